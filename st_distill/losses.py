@@ -1,0 +1,514 @@
+"""The objectives of `functional` as sentence-transformers losses, for SentenceTransformerTrainer and ``model.fit``.
+
+Every loss takes one or several text (or image) columns and a label column that says what the teacher thinks of them:
+
+- vectors: float (batch, dim), one for all columns of a row, or (batch, columns, dim);
+- row numbers of the `TeacherStore` given as ``teacher``: int (batch,) or (batch, columns). This is the fast path: the
+  vectors are read from the store when the batch is there, and need no collator.
+
+Losses of several columns are averaged over the columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input
+from sentence_transformers.base.losses.merged_forward import embed_columns
+from sentence_transformers.util.distributed import all_gather, all_gather_with_grad
+from torch import Tensor, nn
+
+from st_distill import functional
+from st_distill.modules.matryoshka import MatryoshkaProjection
+
+__all__ = ["CosineDistill", "JasperDistill", "SimilarityDistill", "TripletDistill"]
+
+#: Weights of the three terms in arXiv 2412.19048, section 3.
+PAPER_WEIGHTS = {"cosine": 10.0, "similarity": 200.0, "triplet": 20.0}
+#: Margin of the relative-similarity term in arXiv 2412.19048, section 3.
+PAPER_MARGIN = 0.015
+
+
+class TeacherRows(Protocol):
+    """What a loss needs of a `TeacherStore`, or of a view of one."""
+
+    @property
+    def dimension(self) -> int: ...
+
+    def gather(self, ids: Any) -> Tensor: ...
+
+
+class _DistillLoss(nn.Module, CachedLossMixin):
+    """What the losses share: embedding the columns, reading the labels, and the views of every dimension."""
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        teacher: TeacherRows | None,
+        dims: Sequence[int] | None,
+        match_dims: bool,
+        mini_batch_size: int | None,
+        gather_across_devices: bool,
+    ) -> None:
+        super().__init__()
+        if teacher is not None and not hasattr(teacher, "gather"):
+            raise TypeError(
+                f"The 'teacher' of {type(self).__name__} must be a TeacherStore or a view of one. Got "
+                f"{type(teacher).__name__} instead. Embed the texts with TeacherStore.create(path, texts, [teacher]) first."
+            )
+        if mini_batch_size is not None and mini_batch_size < 1:
+            raise ValueError(f"The 'mini_batch_size' must be at least 1, or None. Got {mini_batch_size} instead.")
+        if mini_batch_size is not None and has_static_embedding_input(model):
+            raise ValueError(
+                "A 'mini_batch_size' needs a model whose batches can be cut, which StaticEmbedding's cannot. Leave it out: "
+                "static embeddings need little memory."
+            )
+        self.model = model
+        self.teacher = teacher
+        self.match_dims = match_dims
+        self.gather_across_devices = gather_across_devices
+        self.mini_batch_size = mini_batch_size
+        self.uses_gradient_cache = mini_batch_size is not None
+        self.dims = self._check_dims("dims", dims)
+
+    def _check_dims(self, name: str, dims: Sequence[int] | None) -> list[int] | None:
+        if dims is None:
+            return None
+        dims = [int(dim) for dim in dims]
+        width = self.model.get_embedding_dimension()
+        projection = find_projection(self.model)
+        allowed = projection.dims if projection is not None and projection.heads == "independent" else None
+        if not dims or len(set(dims)) < len(dims) or min(dims) < 1:
+            raise ValueError(f"The '{name}' must be distinct positive dimensions. Got {dims} instead.")
+        if allowed is not None and not set(dims) <= set(allowed):
+            raise ValueError(f"The '{name}' must be among the projection's heads {allowed}. Got {dims} instead.")
+        if width is not None and max(dims) > width:
+            raise ValueError(f"The '{name}' must not exceed the model's {width} dimensions. Got {max(dims)} instead.")
+        return sorted(dims, reverse=True)
+
+    def forward(
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None
+    ) -> Tensor | dict[str, Tensor]:
+        """The loss of one batch; the trainer and ``model.fit`` call it.
+
+        Args:
+            sentence_features: for each column the features of the batch, as ``model.preprocess`` gives them.
+            labels: vectors or row numbers, see the module's description.
+
+        Raises:
+            ValueError: for labels that are missing, of the wrong shape, not finite, or no rows of the store.
+        """
+        features = list(sentence_features)
+        labels = self._check_labels(labels, len(features))
+        projection = find_projection(self.model)
+        if self.is_wrapped and projection is not None and len(projection.linears) > 1:
+            raise TypeError(
+                f"{type(self).__name__} cannot be wrapped in MatryoshkaLoss where the projection has independent heads or a "
+                "teacher's head, which have no common prefix. Give the loss dims=[...] itself."
+            )
+        if self.uses_gradient_cache:
+            return self.forward_cached(features, labels)
+        with self._all_heads():
+            embeddings = embed_columns(self.model, features)
+        return self._loss(embeddings, labels)
+
+    def embed_minibatch(self, *args: Any, **kwargs: Any) -> Any:
+        """GradCache's way to embed some rows of a column: with every head, like ``forward``."""
+        with self._all_heads():
+            return super().embed_minibatch(*args, **kwargs)
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        """GradCache's middle step: the loss of all the mini-batches' embeddings, back-propagated to them."""
+        loss = self._loss([torch.cat(column) for column in reps], labels)
+        if with_backward:
+            loss.backward()
+            loss = loss.detach()
+        return loss
+
+    def _all_heads(self) -> AbstractContextManager[None]:
+        projection = find_projection(self.model)
+        return nullcontext() if projection is None else projection.all_heads()
+
+    def _loss(self, embeddings: list[Tensor], labels: Any) -> Tensor:
+        terms = self._mean_terms(embeddings, labels)
+        return torch.stack(list(terms.values())).sum()
+
+    def _mean_terms(self, embeddings: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
+        if self.gather_across_devices:
+            embeddings = [all_gather_with_grad(embedding) for embedding in embeddings]
+            labels = all_gather(labels)
+        with torch.autocast(device_type=embeddings[0].device.type, enabled=False):
+            columns = [
+                self._terms(_Column(self, embedding, teacher))
+                for embedding, teacher in zip(embeddings, self._teacher_columns(labels, embeddings))
+            ]
+        return {name: torch.stack([column[name] for column in columns]).mean() for name in columns[0]}
+
+    def _terms(self, column: _Column) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether a loss modifier such as MatryoshkaLoss has put its own forward around the model or this loss."""
+        inner = _unwrap(self.model)
+        modifiers = [self.__dict__.get("calculate_loss")]
+        modifiers += [vars(module).get("forward") for module in (self.model, inner, *inner.children())]
+        return any(type(modifier).__module__.startswith("sentence_transformers.") for modifier in modifiers)
+
+    def _check_labels(self, labels: Tensor | None, columns: int) -> Tensor:
+        name = type(self).__name__
+        if labels is None:
+            raise ValueError(
+                f"{name} needs a 'label' column with the teacher's vectors or row numbers of a TeacherStore. Got none instead. "
+                "TeacherStore.add_labels adds one."
+            )
+        if labels.is_floating_point():
+            if labels.ndim not in (2, 3) or (labels.ndim == 3 and labels.shape[1] != columns):
+                raise ValueError(
+                    f"Vectors as labels must have the shape (batch, dim) or (batch, {columns}, dim) for {columns} columns. "
+                    f"Got {tuple(labels.shape)} instead."
+                )
+            functional.check_finite(labels.flatten(end_dim=-2))
+        elif self.teacher is None:
+            raise ValueError(
+                f"{name} got labels of {labels.dtype} and shape {tuple(labels.shape)}, which can only be row numbers of a "
+                "TeacherStore, but it has none. Pass teacher=TeacherStore.open(path), or vectors as labels."
+            )
+        elif labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] != columns):
+            raise ValueError(
+                f"Row numbers as labels must have the shape (batch,) or (batch, {columns}) for {columns} columns. "
+                f"Got {tuple(labels.shape)} instead."
+            )
+        return labels
+
+    def _teacher_columns(self, labels: Tensor, embeddings: list[Tensor]) -> list[Tensor]:
+        per_column = labels.ndim == (3 if labels.is_floating_point() else 2)
+        columns = labels.unbind(1) if per_column else [labels] * len(embeddings)
+        if not labels.is_floating_point() and self.teacher is not None:
+            gathered: dict[int, Tensor] = {}
+            for column in columns:
+                if id(column) not in gathered:
+                    gathered[id(column)] = self.teacher.gather(column.cpu())
+            columns = [gathered[id(column)] for column in columns]
+        for column, embedding in zip(columns, embeddings):
+            if column.shape[0] != embedding.shape[0]:
+                raise ValueError(
+                    f"There must be a label for every row of the batch. Got {column.shape[0]} labels and "
+                    f"{embedding.shape[0]} rows instead."
+                )
+            if column.shape[0] == 0:
+                raise ValueError("The batch must have at least one row. Got an empty one instead.")
+        return [column.detach() for column in columns]
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What the model card says of the loss."""
+        config = {
+            "dims": self.dims,
+            "match_dims": self.match_dims,
+            "mini_batch_size": self.mini_batch_size,
+            "gather_across_devices": self.gather_across_devices,
+        }
+        return {key: value for key, value in config.items() if value not in (None, False)}
+
+    @property
+    def citation(self) -> str:
+        return """
+@misc{zhang2025jasperstelladistillationsota,
+    title={Jasper and Stella: distillation of SOTA embedding models},
+    author={Dun Zhang and Jiacheng Li and Ziyang Zeng and Fulong Wang},
+    year={2025},
+    eprint={2412.19048},
+    archivePrefix={arXiv},
+    primaryClass={cs.IR}
+}
+"""
+
+
+class CosineDistill(_DistillLoss):
+    """1 - cos(student, teacher), the mean over the batch; arXiv 2412.19048, equation 1.
+
+    Where the model's projection has a rotation, the teacher is rotated first; where it has a head of the teacher's width,
+    that head is compared. Inside MatryoshkaLoss every prefix is compared with the teacher's prefix of that width.
+
+    Args:
+        model: the student.
+        teacher: the store (or a view of it) whose row numbers the labels are; not needed where the labels are vectors.
+        dims: compare the student's prefixes (or heads) of these dimensions, each with as many of the teacher's axes, and
+            average; default: the full width.
+        match_dims: compare with the teacher's vector of the same head instead, unrotated: for a teacher that is the
+            student itself (stage 4).
+        mini_batch_size: texts embedded at a time, with GradCache, so that memory does not grow with the batch.
+        gather_across_devices: take the loss over the joint batch of all processes.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        teacher: TeacherRows | None = None,
+        dims: Sequence[int] | None = None,
+        match_dims: bool = False,
+        mini_batch_size: int | None = None,
+        gather_across_devices: bool = False,
+    ) -> None:
+        super().__init__(
+            model,
+            teacher=teacher,
+            dims=dims,
+            match_dims=match_dims,
+            mini_batch_size=mini_batch_size,
+            gather_across_devices=gather_across_devices,
+        )
+
+    def _terms(self, column: _Column) -> dict[str, Tensor]:
+        return {"cosine": column.cosine(self.dims)}
+
+
+class SimilarityDistill(_DistillLoss):
+    """Mean squared difference of the student's and the teacher's cosine matrices; arXiv 2412.19048, equation 2.
+
+    Student and teacher may have any two widths. Args: as `CosineDistill`; ``dims`` are the student's prefixes (or heads),
+    each compared with the whole teacher and averaged.
+    """
+
+    __init__ = CosineDistill.__init__
+
+    def _terms(self, column: _Column) -> dict[str, Tensor]:
+        return {"similarity": column.similarity(self.dims)}
+
+
+class TripletDistill(_DistillLoss):
+    """Mean hinge over all pairs of pairs that the teacher ranks strictly; arXiv 2412.19048, equation 3, exact.
+
+    Student and teacher may have any two widths. Args: as `SimilarityDistill`, and ``margin``: the least distance wanted
+    between the student's two similarities, at least 0.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        teacher: TeacherRows | None = None,
+        dims: Sequence[int] | None = None,
+        margin: float = PAPER_MARGIN,
+        match_dims: bool = False,
+        mini_batch_size: int | None = None,
+        gather_across_devices: bool = False,
+    ) -> None:
+        super().__init__(
+            model,
+            teacher=teacher,
+            dims=dims,
+            match_dims=match_dims,
+            mini_batch_size=mini_batch_size,
+            gather_across_devices=gather_across_devices,
+        )
+        functional.check_margin(margin)
+        self.margin = margin
+
+    def _terms(self, column: _Column) -> dict[str, Tensor]:
+        return {"triplet": column.triplet(self.dims, self.margin)}
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return {"margin": self.margin, **super().get_config_dict()}
+
+
+class JasperDistill(_DistillLoss):
+    """The three terms, weighted, from one run of the model: ``{"cosine": ..., "similarity": ..., "triplet": ...}``.
+
+    The trainer logs each term and trains on their sum. The weighted terms are those of arXiv 2412.19048, section 3.
+
+    Args:
+        model: the student.
+        teacher: the store (or a view of it) whose row numbers the labels are; not needed where the labels are vectors.
+        dims: Matryoshka dimensions: similarity and triplet are averaged over them. Default: the full width.
+        cosine_dims: dimensions of the cosine term. Default: the full width, or ``dims`` with ``match_dims``.
+        weights: weight of each term, at least 0; a term that is left out is not computed.
+        margin: of the triplet term, at least 0.
+        match_dims: compare every head with the teacher's own vector of that head, unrotated: for a teacher that is the
+            student itself (stage 4, where the caption's embedding teaches the image's).
+        mini_batch_size: texts embedded at a time, with GradCache, so that memory does not grow with the batch.
+        gather_across_devices: take the losses over the joint batch of all processes.
+
+    Raises:
+        TypeError: inside MatryoshkaLoss and other loss modifiers, which cannot wrap a loss that returns several terms.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        teacher: TeacherRows | None = None,
+        dims: Sequence[int] | None = None,
+        cosine_dims: Sequence[int] | None = None,
+        weights: Mapping[str, float] | None = None,
+        margin: float = PAPER_MARGIN,
+        match_dims: bool = False,
+        mini_batch_size: int | None = None,
+        gather_across_devices: bool = False,
+    ) -> None:
+        super().__init__(
+            model,
+            teacher=teacher,
+            dims=dims,
+            match_dims=match_dims,
+            mini_batch_size=mini_batch_size,
+            gather_across_devices=gather_across_devices,
+        )
+        weights = dict(PAPER_WEIGHTS if weights is None else weights)
+        if unknown := set(weights) - set(PAPER_WEIGHTS):
+            raise ValueError(
+                f"The 'weights' must be of {', '.join(PAPER_WEIGHTS)}. Got {', '.join(sorted(unknown))} instead."
+            )
+        if not any(weights.values()) or not all(0.0 <= weight < float("inf") for weight in weights.values()):
+            raise ValueError(f"The 'weights' must be at least 0, and one above it. Got {weights} instead.")
+        functional.check_margin(margin)
+        self.weights = {name: float(weights[name]) for name in PAPER_WEIGHTS if weights.get(name)}
+        self.margin = margin
+        self.cosine_dims = self._check_dims("cosine_dims", cosine_dims)
+        if self.cosine_dims is None and match_dims:
+            self.cosine_dims = self.dims
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None) -> dict[str, Tensor]:
+        if self.is_wrapped:
+            raise TypeError(
+                "JasperDistill cannot be wrapped in a loss modifier such as MatryoshkaLoss, because it returns several terms. "
+                "Give it dims=[...] itself: it averages its terms over them."
+            )
+        loss = super().forward(sentence_features, labels)
+        if isinstance(loss, dict):
+            return loss
+        # With GradCache one tensor carries the gradient of all; the first term becomes that one, less the others' values.
+        terms = dict(self._cached_terms)
+        first, *others = terms
+        terms[first] = loss - sum(terms[name] for name in others) if others else loss
+        return terms
+
+    def _loss(self, embeddings: list[Tensor], labels: Any) -> Any:
+        terms = self._mean_terms(embeddings, labels)
+        if not self.uses_gradient_cache:
+            return terms
+        self._cached_terms = {name: term.detach() for name, term in terms.items()}
+        return torch.stack(list(terms.values())).sum()
+
+    def _terms(self, column: _Column) -> dict[str, Tensor]:
+        compute = {
+            "cosine": lambda: column.cosine(self.cosine_dims),
+            "similarity": lambda: column.similarity(self.dims),
+            "triplet": lambda: column.triplet(self.dims, self.margin),
+        }
+        return {name: weight * compute[name]() for name, weight in self.weights.items()}
+
+    def get_config_dict(self) -> dict[str, Any]:
+        config = {"weights": self.weights, "margin": self.margin, **super().get_config_dict()}
+        return config if self.cosine_dims is None else {**config, "cosine_dims": self.cosine_dims}
+
+
+def find_projection(model: nn.Module) -> MatryoshkaProjection | None:
+    """The student's MatryoshkaProjection, also where the model is wrapped for distributed training, or None."""
+    return next((module for module in _unwrap(model).children() if isinstance(module, MatryoshkaProjection)), None)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    while not isinstance(model, SentenceTransformer):
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
+class _Relations:
+    """The teacher's similarities within a batch, computed once for all terms and dimensions."""
+
+    def __init__(self, unit: Tensor) -> None:
+        self.unit = unit
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        return functional.similarities(self.unit, exact_ties=True)
+
+    @cached_property
+    def ranking(self) -> functional.PairRanking:
+        return functional.PairRanking(functional.pairs(self.matrix))
+
+
+class _Column:
+    """One column of a batch: the student's embeddings and the teacher's vectors of the same rows.
+
+    A head is named by its dimension; None is the full width: the teacher's head where there is one, else the widest.
+    """
+
+    def __init__(self, loss: _DistillLoss, embedding: Tensor, vectors: Tensor) -> None:
+        self.projection = find_projection(loss.model)
+        self.match_dims = loss.match_dims
+        self.is_wrapped = loss.is_wrapped
+        self.embedding = embedding
+        self.teacher = _Relations(functional.normalize(vectors.to(embedding.device)))
+        self._teacher_heads: dict[int | None, _Relations] = {}
+        self._student_similarities: dict[int | None, Tensor] = {}
+
+    def cosine(self, dims: list[int] | None) -> Tensor:
+        heads = [None] if dims is None else dims
+        terms = [functional.cosine_term(self._cut(self.embedding, head), self._coordinates(head)) for head in heads]
+        return torch.stack(terms).mean()
+
+    def similarity(self, dims: list[int] | None) -> Tensor:
+        terms = [
+            functional.similarity_term(self._similarities(head), self._relations(head).matrix)
+            for head in self._relation_heads(dims)
+        ]
+        return torch.stack(terms).mean()
+
+    def triplet(self, dims: list[int] | None, margin: float) -> Tensor:
+        terms = [
+            functional.triplet_term(functional.pairs(self._similarities(head)), self._relations(head).ranking, margin)
+            for head in self._relation_heads(dims)
+        ]
+        return torch.stack(terms).mean()
+
+    def _relation_heads(self, dims: list[int] | None) -> list[int | None]:
+        if dims is None:
+            return [None]
+        has_teacher_head = self.projection is not None and self.projection.teacher_head is not None
+        return [None, *dims] if has_teacher_head else [*dims]
+
+    def _cut(self, vectors: Tensor, head: int | None) -> Tensor:
+        if self.projection is None:
+            return vectors[..., :head]
+        if head is None:
+            head = self.projection.out_features
+            if (view := self.projection.teacher_view()) is not None:
+                return vectors[..., view]
+        return vectors[..., self.projection.views().get(head, slice(0, head))]
+
+    def _similarities(self, head: int | None) -> Tensor:
+        if head not in self._student_similarities:
+            self._student_similarities[head] = functional.similarities(self._cut(self.embedding, head))
+        return self._student_similarities[head]
+
+    def _relations(self, head: int | None) -> _Relations:
+        if not self.match_dims:
+            return self.teacher
+        if head not in self._teacher_heads:
+            self._teacher_heads[head] = _Relations(functional.normalize(self._cut(self.teacher.unit, head)))
+        return self._teacher_heads[head]
+
+    def _coordinates(self, head: int | None) -> Tensor:
+        """Unit vectors that the student's head should point to."""
+        if self.match_dims:
+            return self._relations(head).unit
+        if head is None and self.projection is not None and self.projection.teacher_head is not None:
+            return self.teacher.unit
+        aligned = self.teacher.unit if self.projection is None else self.projection.align(self.teacher.unit)
+        # Inside MatryoshkaLoss the embedding has been cut already, and the teacher follows.
+        width = self.embedding.shape[-1] if head is None and self.is_wrapped else head
+        return functional.normalize(aligned[..., :width])

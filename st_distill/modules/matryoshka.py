@@ -1,0 +1,296 @@
+"""The student's projection: one linear map whose every prefix is an embedding, or the paper's independent heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Self
+
+import torch
+from sentence_transformers.sentence_transformer.modules import Dense, Module
+from torch import Tensor, nn
+
+from st_distill.functional import normalize
+
+Heads = Literal["nested", "independent"]
+
+
+class MatryoshkaProjection(Module):
+    """Projects the pooled vector so that it is a good embedding at every dimension in ``dims``.
+
+    ``nested`` heads are one linear map to the largest dimension, whose prefixes are the smaller embeddings
+    (``encode(..., truncate_dim=d)``). ``independent`` heads are one linear map for each dimension, as in the paper (arXiv
+    2412.19048, section 3: FC2 to FC4); ``sentence_embedding`` is then the largest head's, and the others are exported one
+    by one.
+
+    The cosine loss compares coordinates, so it needs to know which of the teacher's axes the student's coordinates
+    follow. ``rotation`` says it: its columns are orthonormal directions of the teacher's space, and the losses compare
+    the student with ``align(teacher)``. Cosines between teacher vectors do not change under a rotation, but it decides
+    how good the prefixes are: a random one spreads the teacher's information evenly over the axes. With
+    ``teacher_head`` a further head of the teacher's full width exists in training alone (the paper's FC1), and the
+    cosine loss looks at that one instead.
+
+    Args:
+        in_features: width of the pooled vector, at least 1.
+        dims: dimensions of the embeddings, each at least 1, no two equal.
+        heads: ``"nested"`` or ``"independent"``.
+        bias: whether the linear maps have one.
+        rotation: (teacher_features, max(dims)) with orthonormal columns, or None where the teacher is compared as it is.
+        teacher_head: width of the training head in the teacher's space, or None for no such head.
+
+    Raises:
+        ValueError: for dimensions that are not positive or are repeated, unknown heads, or a rotation of another shape
+            or without orthonormal columns.
+    """
+
+    config_keys = ["in_features", "dims", "heads", "bias", "teacher_features", "teacher_head"]
+    rotation: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        dims: Sequence[int],
+        *,
+        heads: Heads = "nested",
+        bias: bool = True,
+        rotation: Tensor | None = None,
+        teacher_head: int | None = None,
+    ) -> None:
+        super().__init__()
+        dims = list(dims)
+        if (
+            not dims
+            or any(isinstance(d, bool) or not isinstance(d, int) or d < 1 for d in dims)
+            or len(set(dims)) < len(dims)
+        ):
+            raise ValueError(
+                f"The 'dims' of MatryoshkaProjection must be distinct positive whole numbers. Got {dims} instead."
+            )
+        if heads not in ("nested", "independent"):
+            raise ValueError(
+                f"The 'heads' of MatryoshkaProjection must be 'nested' or 'independent'. Got {heads!r} instead."
+            )
+        self.in_features = in_features
+        self.dims = sorted(dims, reverse=True)
+        self.out_features = self.dims[0]
+        self.heads = heads
+        self.bias = bias
+        self.teacher_head = teacher_head
+        widths = [self.out_features] if heads == "nested" else list(self.dims)
+        if teacher_head is not None:
+            widths.append(teacher_head)
+        self.linears = nn.ModuleList(nn.Linear(in_features, width, bias=bias) for width in widths)
+        self._all_heads = False
+        self.register_buffer("rotation", None)
+        if rotation is not None:
+            self.rotate(rotation)
+
+    @property
+    def teacher_features(self) -> int | None:
+        """Width of the teacher that ``align`` takes, or None where there is no rotation."""
+        return None if self.rotation is None else self.rotation.shape[0]
+
+    def rotate(self, rotation: Tensor | None) -> None:
+        """Set the teacher's rotation, (teacher_features, max(dims)) with orthonormal columns, or remove it (None)."""
+        if rotation is not None:
+            if rotation.ndim != 2 or rotation.shape[1] != self.out_features or rotation.shape[0] < rotation.shape[1]:
+                raise ValueError(
+                    f"The 'rotation' must have the shape (teacher_features, {self.out_features}), with teacher_features at "
+                    f"least {self.out_features}. Got {tuple(rotation.shape)} instead. Dimensions above the teacher's need a "
+                    "'teacher_head'."
+                )
+            rotation = rotation.detach().double()
+            error = (
+                (rotation.mT @ rotation - torch.eye(self.out_features, dtype=torch.float64, device=rotation.device))
+                .abs()
+                .max()
+            )
+            if not error < 1e-4:
+                raise ValueError(
+                    f"The 'rotation' must have orthonormal columns. Got columns whose products are off by {error:.2g} instead."
+                )
+            rotation = rotation.float().to(self.linears[0].weight.device)
+        self.rotation = rotation
+
+    def align(self, teacher: Tensor) -> Tensor:
+        """The teacher's vectors (batch, teacher_features) on the student's axes, (batch, max(dims)); same norm or less.
+
+        Raises:
+            ValueError: where the teacher's width is not the rotation's.
+        """
+        if self.rotation is None:
+            return teacher
+        if teacher.shape[-1] != self.rotation.shape[0]:
+            raise ValueError(
+                f"The projection's rotation is for teacher vectors of {self.rotation.shape[0]} dimensions. Got "
+                f"{teacher.shape[-1]} instead. Give the whole vectors (MatryoshkaLoss cuts vectors given as labels before "
+                "they can be rotated: give row numbers of a TeacherStore instead, or use the loss's own 'dims')."
+            )
+        return teacher @ self.rotation.to(teacher.dtype)
+
+    def views(self) -> dict[int, slice]:
+        """Where the head of each dimension lies in the vector that ``all_heads`` gives."""
+        if self.heads == "nested":
+            return {dim: slice(0, dim) for dim in self.dims}
+        starts = [sum(self.dims[:index]) for index in range(len(self.dims))]
+        return {dim: slice(start, start + dim) for dim, start in zip(self.dims, starts)}
+
+    def teacher_view(self) -> slice | None:
+        """Where the teacher's head lies in the vector that ``all_heads`` gives, or None."""
+        return None if self.teacher_head is None else slice(-self.teacher_head, None)
+
+    @contextmanager
+    def all_heads(self) -> Iterator[None]:
+        """Within this, ``sentence_embedding`` is every head side by side, which is what the losses look at."""
+        before, self._all_heads = self._all_heads, True
+        try:
+            yield
+        finally:
+            self._all_heads = before
+
+    def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
+        """Replace ``sentence_embedding`` (batch, in_features) by the widest head's (batch, max(dims))."""
+        pooled = features["sentence_embedding"]
+        if self._all_heads:
+            features["sentence_embedding"] = torch.cat([linear(pooled) for linear in self.linears], dim=-1)
+        else:
+            features["sentence_embedding"] = self.linears[0](pooled)
+        return features
+
+    def get_embedding_dimension(self) -> int:
+        return self.out_features
+
+    @torch.no_grad()
+    def start_identity(self) -> None:
+        """Start every head as the first coordinates of the pooled vector itself.
+
+        Raises:
+            ValueError: where a head is wider than the pooled vector.
+        """
+        for linear in self.linears:
+            if linear.out_features > self.in_features:
+                raise ValueError(
+                    f"An identity start needs heads no wider than the pooled vector of {self.in_features} dimensions. Got "
+                    f"one of {linear.out_features} instead. Leave that dimension out, or start by ridge regression."
+                )
+            nn.init.eye_(linear.weight)
+            if self.bias:
+                nn.init.zeros_(linear.bias)
+
+    @torch.no_grad()
+    def start_ridge(self, batches: Iterable[tuple[Tensor, Tensor]], *, penalty: float = 1e-3) -> None:
+        """Start every head as the ridge regression of the teacher's aligned unit vectors on the pooled vectors.
+
+        One pass over the batches; memory is that of the normal equations, in_features times the teacher's width in float64.
+
+        Args:
+            batches: (pooled, teacher) pairs of shapes (batch, in_features) and (batch, teacher_features).
+            penalty: ridge penalty in units of the mean variance of a pooled coordinate, at least 0. The bias is free.
+
+        Raises:
+            ValueError: for no batches, or a head wider than the teacher.
+        """
+        moments = _Moments()
+        for pooled, teacher in batches:
+            moments.add(pooled, normalize(teacher))
+        weight, bias = moments.regress(penalty)  # of the whole teacher, (in_features, teacher_features)
+        aligned_weight, aligned_bias = self.align(weight), self.align(bias)
+        for index, linear in enumerate(self.linears):
+            is_teacher = self.teacher_head is not None and index == len(self.linears) - 1
+            head_weight, head_bias = (weight, bias) if is_teacher else (aligned_weight, aligned_bias)
+            width = linear.out_features
+            if width > head_weight.shape[1]:
+                raise ValueError(
+                    f"A ridge start needs heads no wider than the teacher's {head_weight.shape[1]} dimensions. Got one of "
+                    f"{width} instead. Leave that dimension out, or start at random."
+                )
+            linear.weight.copy_(head_weight[:, :width].mT)
+            if self.bias:
+                linear.bias.copy_(head_bias[:width])
+
+    def to_standard(self, dim: int | None = None) -> list[Module]:
+        """The projection as sentence-transformers modules: a Dense of the widest head, or of the head ``dim``.
+
+        Raises:
+            ValueError: for a ``dim`` that is no head.
+        """
+        view = {**{d: self.linears[0 if self.heads == "nested" else i] for i, d in enumerate(self.dims)}}
+        if self.teacher_head is not None:
+            view.setdefault(self.teacher_head, self.linears[-1])
+        wanted = self.out_features if dim is None else dim
+        if wanted not in view:
+            raise ValueError(
+                f"The 'dim' must be one of the projection's dimensions {sorted(view, reverse=True)}. Got {dim} instead."
+            )
+        linear = view[wanted]
+        dense = Dense(
+            self.in_features,
+            wanted,
+            bias=self.bias,
+            activation_function=None,
+            init_weight=linear.weight.detach()[:wanted].clone(),
+            init_bias=linear.bias.detach()[:wanted].clone() if self.bias else None,
+        )
+        return [dense]
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        self.save_config(output_path)
+        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Self:
+        hub = {key: kwargs[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in kwargs}
+        config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
+        teacher_features = config.pop("teacher_features")
+        module = cls(**config)
+        if teacher_features is not None:
+            module.rotation = torch.empty(teacher_features, module.out_features)
+        cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=module, **hub)
+        return module
+
+
+def random_rotation(teacher_features: int, features: int, *, seed: int = 0) -> Tensor:
+    """(teacher_features, features) random orthonormal columns, uniformly distributed, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    gaussian = torch.randn(teacher_features, features, generator=generator, dtype=torch.float64)
+    orthonormal, triangle = torch.linalg.qr(gaussian)
+    return (orthonormal * triangle.diagonal().sign()).float()
+
+
+def principal_rotation(batches: Iterable[Tensor], features: int) -> Tensor:
+    """(teacher_features, features) principal axes of the teacher's unit vectors (batch, teacher_features), largest first."""
+    second_moment: Tensor | None = None
+    for batch in batches:
+        unit = normalize(batch).double()
+        product = unit.mT @ unit
+        second_moment = product if second_moment is None else second_moment + product
+    if second_moment is None:
+        raise ValueError("The principal axes need at least one batch of teacher vectors. Got none instead.")
+    return torch.linalg.eigh(second_moment).eigenvectors.flip(-1)[:, :features].float()
+
+
+class _Moments:
+    """Streaming first and second moments of (pooled, teacher), in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, pooled: Tensor, teacher: Tensor) -> None:
+        pooled, teacher = pooled.double(), teacher.double()
+        parts = (pooled.sum(0), teacher.sum(0), pooled.mT @ pooled, pooled.mT @ teacher)
+        self.sums = parts if self.count == 0 else tuple(total + part for total, part in zip(self.sums, parts))
+        self.count += pooled.shape[0]
+
+    def regress(self, penalty: float) -> tuple[Tensor, Tensor]:
+        """Weight (in, out) and bias (out,) of the ridge regression of the teacher on the pooled vector."""
+        if self.count == 0:
+            raise ValueError("A ridge start needs at least one batch of pooled and teacher vectors. Got none instead.")
+        mean_in, mean_out = self.sums[0] / self.count, self.sums[1] / self.count
+        covariance = self.sums[2] / self.count - torch.outer(mean_in, mean_in)
+        cross = self.sums[3] / self.count - torch.outer(mean_in, mean_out)
+        # A floor keeps the system solvable where a coordinate never varies (a corpus of one text, say).
+        strength = max(penalty, 1e-9) * covariance.diagonal().mean().clamp(min=1e-12)
+        weight = torch.linalg.solve(
+            covariance + strength * torch.eye(len(mean_in), dtype=torch.float64, device=mean_in.device), cross
+        )
+        return weight, mean_out - mean_in @ weight

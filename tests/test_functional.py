@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import doctest
+import itertools
+import math
+
+import pytest
+import torch
+
+from st_distill import functional
+
+OBJECTIVES = [functional.cosine_distill, functional.similarity_distill, functional.triplet_distill]
+
+
+def random_batch(batch: int, dim: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(batch, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def hinges(student: torch.Tensor, teacher: torch.Tensor, margin: float) -> list[torch.Tensor]:
+    """Every strict comparison, written out one by one for a few pairs."""
+    numbers = range(len(teacher))
+    return [
+        (student[low] - student[high] + margin).clamp(min=0)
+        for low, high in itertools.permutations(numbers, 2)
+        if teacher[low] < teacher[high]
+    ]
+
+
+def test_doctests():
+    assert doctest.testmod(functional).failed == 0
+
+
+class TestKnownValues:
+    def test_cosine_of_right_angle_and_opposite(self):
+        student = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 5.0]])
+        teacher = torch.tensor([[0.0, 2.0], [-3.0, -3.0], [0.0, 1.0]])
+        assert functional.cosine_distill(student, teacher).item() == pytest.approx((1 + 2 + 0) / 3)
+
+    def test_similarity_of_orthogonal_student_and_parallel_teacher(self):
+        loss = functional.similarity_distill(torch.eye(3), torch.ones(3, 5))
+        assert loss.item() == pytest.approx(6 / 9)
+
+    def test_triplet_by_hand(self):
+        # Teacher: texts 0 and 1 are alike (cos 0.8), 2 is apart from both (0.6 and 0). Student: 0.6, 0.8, 0, so that only
+        # the pairs (0, 1) and (0, 2) are in the wrong order, by 0.2.
+        teacher = torch.tensor([[0.8, 0.6], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        student = torch.tensor([[0.8, 0.6], [0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+        assert functional.triplet_distill(student, teacher, margin=0.0).item() == pytest.approx(0.2 / 3)
+        assert functional.triplet_distill(student, teacher).item() == pytest.approx(0.215 / 3)
+        assert functional.triplet_distill(student, teacher, margin=1.0).item() == pytest.approx((1.2 + 0.4 + 0.2) / 3)
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_teacher_itself_is_best(self, objective):
+        teacher = random_batch(12, 6)
+        assert objective(teacher.clone(), teacher).item() < objective(random_batch(12, 6, seed=1), teacher).item()
+
+    def test_teacher_itself_has_no_cosine_and_similarity_loss(self):
+        teacher = random_batch(12, 6)
+        assert functional.cosine_distill(teacher, teacher).item() == pytest.approx(0, abs=1e-12)
+        assert functional.similarity_distill(teacher, teacher).item() == pytest.approx(0, abs=1e-12)
+        assert functional.triplet_distill(teacher, teacher, margin=0.0).item() == 0
+
+
+class TestTripletIsExact:
+    @pytest.mark.parametrize("margin", [0.0, 0.015, 0.7])
+    @pytest.mark.parametrize("levels", [None, 7, 2])
+    @pytest.mark.parametrize("count", [1, 2, 3, 10, 45])
+    def test_every_comparison_is_counted(self, count, levels, margin):
+        generator = torch.Generator().manual_seed(count)
+        student = torch.rand(count, generator=generator, dtype=torch.float64) * 2 - 1
+        teacher = torch.rand(count, generator=generator, dtype=torch.float64)
+        if levels:  # ties on the teacher's and the student's side
+            teacher, student = (teacher * levels).floor(), (student * levels).floor() / levels
+        student.requires_grad_()
+        terms = hinges(student, teacher, margin)
+        loss = functional.triplet_term(student, functional.PairRanking(teacher), margin)
+        gradient = torch.autograd.grad(loss, student)[0]
+        if not terms:
+            assert loss.item() == 0
+            assert not gradient.any()
+            return
+        expected = torch.stack(terms).mean()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-12, abs=1e-15)
+        # Where a hinge is exactly at zero, either side's derivative is right; those of the oracle are at or above it.
+        if margin or not levels:
+            torch.testing.assert_close(gradient, torch.autograd.grad(expected, student)[0], rtol=1e-10, atol=1e-14)
+
+    def test_identical_texts_tie_to_the_last_bit(self):
+        teacher = torch.randn(40, 96, generator=torch.Generator().manual_seed(3))
+        teacher[20:] = teacher[:20]
+        matrix = functional.similarities(teacher, exact_ties=True)
+        assert torch.equal(matrix, matrix.mT)
+        assert torch.equal(matrix[:20], matrix[20:])
+        assert torch.equal(matrix[:20, 20:].diagonal(), torch.ones(20))
+
+    def test_only_identical_texts_gives_zero(self):
+        student = torch.randn(8, 4, requires_grad=True)
+        loss = functional.triplet_distill(student, torch.randn(1, 5).repeat(8, 1))
+        loss.backward()
+        assert loss.item() == 0
+        assert not student.grad.any()
+
+    def test_gradient_agrees_with_differences(self):
+        student, teacher = random_batch(9, 4).requires_grad_(), random_batch(9, 7, seed=1)
+        assert torch.autograd.gradcheck(lambda s: functional.triplet_distill(s, teacher, 0.1), (student,))
+
+    def test_second_backward_is_an_error(self):
+        student = random_batch(6, 4).requires_grad_()
+        loss = functional.triplet_distill(student, random_batch(6, 4, seed=1))
+        loss.backward()
+        with pytest.raises(RuntimeError, match="second time"):
+            loss.backward()
+
+
+class TestProperties:
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_norms_and_order_of_the_batch_do_not_count(self, objective):
+        student, teacher = random_batch(10, 6), random_batch(10, 6, seed=1)
+        scale, order = random_batch(10, 1, seed=2).abs() + 0.1, torch.randperm(10, generator=torch.Generator().manual_seed(0))
+        expected = objective(student, teacher).item()
+        assert objective(student * scale, teacher / scale).item() == pytest.approx(expected)
+        assert objective(student[order], teacher[order]).item() == pytest.approx(expected)
+
+    @pytest.mark.parametrize("objective", [functional.similarity_distill, functional.triplet_distill])
+    def test_a_rotation_of_either_side_does_not_count(self, objective):
+        student, teacher = random_batch(10, 6), random_batch(10, 12, seed=1)
+        rotation = torch.linalg.qr(random_batch(6, 6, seed=2)).Q
+        assert objective(student @ rotation, teacher).item() == pytest.approx(objective(student, teacher).item())
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e30])
+    def test_extreme_norms(self, scale):
+        student, teacher = random_batch(5, 4).float(), random_batch(5, 4, seed=1).float()
+        expected = functional.cosine_distill(student, teacher).item()
+        assert functional.cosine_distill(student * scale, teacher * scale).item() == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_a_student_row_of_zeros(self, objective):
+        student = random_batch(6, 4)
+        student[2] = 0
+        student.requires_grad_()
+        loss = objective(student, random_batch(6, 4, seed=1))
+        loss.backward()
+        assert math.isfinite(loss.item())
+        assert torch.isfinite(student.grad).all()
+        assert not student.grad[2].any()
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_a_teacher_row_of_zeros(self, objective):
+        teacher = random_batch(6, 4)
+        teacher[2] = 0
+        assert math.isfinite(objective(random_batch(6, 4, seed=1), teacher).item())
+
+    def test_a_zero_vector_is_at_similarity_zero_with_itself_too(self):
+        matrix = functional.similarities(torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]), exact_ties=True)
+        assert torch.equal(matrix, torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_a_batch_of_one(self, objective):
+        student = torch.tensor([[1.0, 0.0]], requires_grad=True)
+        loss = objective(student, torch.tensor([[2.0, 0.0]]))
+        loss.backward()
+        assert loss.item() == 0
+        assert torch.isfinite(student.grad).all()
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_half_precision_is_computed_in_single(self, objective):
+        student, teacher = random_batch(8, 6).half(), random_batch(8, 6, seed=1).half()
+        loss = objective(student, teacher)
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(objective(student.float(), teacher.float()).item())
+
+    def test_similarities_stay_single_inside_autocast(self):
+        vectors = random_batch(8, 64).float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = functional.similarities(vectors)
+        assert torch.equal(inside, functional.similarities(vectors))
+
+
+class TestErrors:
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    @pytest.mark.parametrize(
+        ("student", "teacher", "error", "message"),
+        [
+            (torch.ones(3, 2), torch.ones(4, 2), ValueError, "same batch. Got 3 and 4 rows"),
+            (torch.ones(0, 2), torch.ones(0, 2), ValueError, "at least one row"),
+            (torch.ones(2), torch.ones(2, 2), ValueError, r"'student' vectors must have the shape \(batch, dim\)"),
+            (torch.ones(2, 2), torch.ones(2, 2, 2), ValueError, r"'teacher' vectors must have the shape"),
+            (torch.ones(2, 2), torch.ones(2, 2).long(), TypeError, "'teacher' vectors must be floating point. Got torch.int64"),
+            (torch.ones(2, 2), torch.tensor([[0.0, 1.0], [math.nan, 1.0]]), ValueError, "1 of 2 rows.*first being row 1"),
+            (torch.ones(2, 2), torch.tensor([[math.inf, 1.0], [1.0, 1.0]]), ValueError, "first being row 0"),
+        ],
+    )
+    def test_bad_input(self, objective, student, teacher, error, message):
+        with pytest.raises(error, match=message):
+            objective(student, teacher)
+
+    def test_cosine_of_two_widths(self):
+        with pytest.raises(ValueError, match="Got 3 for 'student' and 5 for 'teacher'.*projection to 5"):
+            functional.cosine_distill(torch.ones(2, 3), torch.ones(2, 5))
+
+    @pytest.mark.parametrize("margin", [-0.1, math.nan, math.inf])
+    def test_margin(self, margin):
+        with pytest.raises(ValueError, match="'margin' must be a finite number of at least 0"):
+            functional.triplet_distill(torch.ones(2, 3), torch.ones(2, 3), margin)
