@@ -50,11 +50,11 @@ class _DistillLoss(nn.Module, CachedLossMixin):
         self,
         model: SentenceTransformer,
         *,
-        teacher: TeacherRows | None,
-        dims: Sequence[int] | None,
-        match_dims: bool,
-        mini_batch_size: int | None,
-        gather_across_devices: bool,
+        teacher: TeacherRows | None = None,
+        dims: Sequence[int] | None = None,
+        match_dims: bool = False,
+        mini_batch_size: int | None = None,
+        gather_across_devices: bool = False,
     ) -> None:
         super().__init__()
         if teacher is not None and not hasattr(teacher, "gather"):
@@ -249,25 +249,6 @@ class CosineDistill(_DistillLoss):
         gather_across_devices: take the loss over the joint batch of all processes.
     """
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        *,
-        teacher: TeacherRows | None = None,
-        dims: Sequence[int] | None = None,
-        match_dims: bool = False,
-        mini_batch_size: int | None = None,
-        gather_across_devices: bool = False,
-    ) -> None:
-        super().__init__(
-            model,
-            teacher=teacher,
-            dims=dims,
-            match_dims=match_dims,
-            mini_batch_size=mini_batch_size,
-            gather_across_devices=gather_across_devices,
-        )
-
     def _terms(self, column: _Column) -> dict[str, Tensor]:
         return {"cosine": column.cosine(self.dims)}
 
@@ -278,8 +259,6 @@ class SimilarityDistill(_DistillLoss):
     Student and teacher may have any two widths. Args: as `CosineDistill`; ``dims`` are the student's prefixes (or heads),
     each compared with the whole teacher and averaged.
     """
-
-    __init__ = CosineDistill.__init__
 
     def _terms(self, column: _Column) -> dict[str, Tensor]:
         return {"similarity": column.similarity(self.dims)}
