@@ -1,0 +1,162 @@
+"""From a student in training to a standard sentence-transformers model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers.util import fullname
+from torch import nn
+
+from st_distill.files import write_json
+from st_distill.modules import MatryoshkaProjection, Transformer
+
+#: What an exported folder says of itself, beside the files that sentence-transformers reads.
+DESCRIPTION = "st_distill.json"
+
+
+def export(
+    model: SentenceTransformer | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    dim: int | None = None,
+    *,
+    normalize: bool = True,
+) -> SentenceTransformer:
+    """Write ``model`` as a folder that plain ``SentenceTransformer(path)`` loads, without st-distill and without flags.
+
+    Args:
+        model: a student, or the folder of one.
+        path: the folder to write; a model that st-distill or sentence-transformers wrote there is replaced, once the new
+            one is complete.
+        dim: export one dimension: a prefix of a nested projection, or one of several independent heads. Default: the
+            largest (whose prefixes are the smaller ones, where they are nested).
+        normalize: end the model in a Normalize module, so that its full vectors have unit length. A vector that is
+            truncated afterwards has a shorter one, as with every sentence-transformers model.
+
+    Returns:
+        The exported model.
+
+    Raises:
+        ValueError: for a ``dim`` that is none of the projection's, a module that has no standard form, or a folder that
+            holds something else than a model.
+    """
+    if not isinstance(model, SentenceTransformer):
+        model = load_student(model)
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / "modules.json").is_file())):
+        raise ValueError(f"The 'path' must be a new folder, or that of a model to replace. Got {path} instead.")
+    standard = to_standard(model, dim, normalize=normalize)
+    description = describe(standard, dims=_dims(model, dim))
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    standard.save(str(partial))
+    write_json(partial / DESCRIPTION, description)
+    with (partial / "README.md").open("a", encoding="utf-8") as card:
+        card.write(_card_section(description))
+    _replace_folder(partial, path)
+    return standard
+
+
+def to_standard(model: SentenceTransformer, dim: int | None = None, *, normalize: bool = True) -> SentenceTransformer:
+    """The same model in sentence-transformers' own modules; see `export` for the arguments."""
+    projection = next((module for module in model.children() if isinstance(module, MatryoshkaProjection)), None)
+    if dim is not None and projection is None:
+        raise ValueError(
+            f"The 'dim' can only be chosen for a model with a MatryoshkaProjection. Got {dim} for one without."
+        )
+    modules: list[nn.Module] = []
+    for module in model.children():
+        if isinstance(module, MatryoshkaProjection):
+            modules += module.to_standard(dim)
+        elif hasattr(module, "to_standard"):
+            modules += module.to_standard()
+        else:
+            modules.append(module)
+    if foreign := [fullname(module) for module in modules if not fullname(module).startswith("sentence_transformers.")]:
+        raise ValueError(
+            f"The model must consist of modules with a standard form. Got {', '.join(foreign)} instead; a model that holds "
+            "them cannot be loaded without its code."
+        )
+    if normalize and not isinstance(modules[-1], Normalize):
+        modules.append(Normalize())
+    standard = SentenceTransformer(
+        modules=modules,
+        device=str(model.device),
+        prompts=model.prompts,
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=model.similarity_fn_name,
+    )
+    standard.model_card_data = model.model_card_data
+    standard.model_card_data.register_model(standard)
+    return standard.eval()
+
+
+def load_student(path: str | os.PathLike[str], *, device: str | None = None) -> SentenceTransformer:
+    """Load a student that was saved in training, with st-distill's own modules in it. No code from the folder is run."""
+    classes = {fullname(module): module for module in (MatryoshkaProjection, Transformer)}
+    return SentenceTransformer._load_with_module_classes(str(path), classes, device=device)
+
+
+def describe(model: SentenceTransformer, *, dims: list[int] | None = None) -> dict[str, Any]:
+    """What ``st-distill info`` says of a model: dimensions, whether vectors have unit length, modalities, size.
+
+    Args:
+        model: any sentence-transformers model.
+        dims: the dimensions it was trained for; default: what its folder says, else the full width alone.
+    """
+    width = model.get_embedding_dimension()
+    unit = isinstance(list(model.children())[-1], Normalize)
+    return {
+        "dims": dims or [width],
+        "unit_length": {"full": unit, "truncated": False},
+        "modalities": sorted(str(modality) for modality in model.modalities),
+        "max_seq_length": model.max_seq_length,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def info(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """`describe` for a folder, with the dimensions that the export noted there."""
+    path = Path(path)
+    if not (path / "modules.json").is_file():
+        raise ValueError(f"The 'path' must be a model's folder. Got {path} instead, which has no modules.json.")
+    noted = path / DESCRIPTION
+    dims = json.loads(noted.read_text(encoding="utf-8"))["dims"] if noted.is_file() else None
+    return describe(load_student(path, device="cpu"), dims=dims)
+
+
+def _dims(model: SentenceTransformer, dim: int | None) -> list[int]:
+    projection = next((module for module in model.children() if isinstance(module, MatryoshkaProjection)), None)
+    if dim is not None:
+        return [dim]
+    if projection is None:
+        return [model.get_embedding_dimension()]
+    return list(projection.dims) if projection.heads == "nested" else [projection.out_features]
+
+
+def _card_section(description: dict[str, Any]) -> str:
+    full = "have unit length" if description["unit_length"]["full"] else "do not have unit length"
+    dims = description["dims"]
+    lines = ["", "## Dimensions", "", f"Full vectors have {dims[0]} dimensions and {full}."]
+    if len(dims) > 1:
+        shorter = ", ".join(map(str, dims[1:]))
+        lines += [
+            f"The model was also trained at {shorter} dimensions: `model.encode(texts, truncate_dim={dims[1]})`.",
+            "Truncated vectors do not have unit length: compare them by cosine similarity, or pass `normalize_embeddings=True`",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,216 @@
+"""One stage of a recipe: its data, its loss, and one SentenceTransformerTrainer."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sentence_transformers.sentence_transformer.losses as library_losses
+import torch
+from datasets import Dataset, DatasetDict, concatenate_datasets
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.evaluation import BaseEvaluator
+from torch import nn
+
+from st_distill.losses import JasperDistill, TeacherRows
+from st_distill.recipe.data import load_texts
+from st_distill.recipe.schema import Projection, Stage, Texts
+from st_distill.recipe.student import trained_parameters, training_only
+from st_distill.store import TeacherStore
+
+#: What the trainer is given where neither the recipe nor sentence-transformers says better.
+_ARGUMENT_DEFAULTS: dict[str, Any] = {
+    "report_to": "none",
+    "logging_steps": 10,
+    "logging_first_step": True,
+    "save_strategy": "steps",
+    "save_steps": 500,
+    "save_total_limit": 1,
+}
+
+
+@dataclass
+class StageData:
+    """What a stage trains on: datasets by name, the loss of each, and the student's prompts for each one's columns."""
+
+    datasets: dict[str, Dataset]
+    losses: dict[str, nn.Module]
+    prompts: dict[str, dict[str, str]]
+
+
+def distill_loss(
+    stage: Stage, projection: Projection, model: SentenceTransformer, teacher: TeacherRows, *, match_dims: bool
+) -> JasperDistill:
+    """The stage's distillation loss; ``match_dims`` where the teacher is the student itself."""
+    dims = projection.dims if stage.dims is None else stage.dims
+    cosine_dims = stage.cosine_dims if stage.cosine_dims is not None or not match_dims else projection.dims
+    return JasperDistill(
+        model,
+        teacher=teacher,
+        dims=None if dims == "full" else dims,
+        cosine_dims=None if cosine_dims == "full" else cosine_dims,
+        weights=stage.weights,
+        margin=stage.margin,
+        match_dims=match_dims,
+    )
+
+
+def label_texts(sources: list[Texts], store: TeacherStore) -> list[tuple[Dataset, Texts]]:
+    """Each source's texts with the store's row numbers as labels."""
+    labelled = []
+    for source in sources:
+        dataset = load_texts(source)
+        labelled.append((store.add_labels(dataset, dataset.column_names, roles=source.roles or None), source))
+    return labelled
+
+
+def text_data(
+    stage: Stage, labelled: list[tuple[Dataset, Texts]], loss: JasperDistill, model: SentenceTransformer
+) -> StageData:
+    """The stage's texts. Sources of as many columns and the same prompts are mixed; others stay datasets of their own."""
+    groups: dict[str, list[Dataset]] = {}
+    prompts: dict[str, dict[str, str]] = {}
+    for dataset, source in labelled:
+        columns = [column for column in dataset.column_names if column != "label"]
+        key = json.dumps([len(columns), [source.prompts.get(column) for column in columns]])
+        first = groups.setdefault(key, [])
+        if first:
+            dataset = dataset.rename_columns(
+                {old: new for old, new in zip(dataset.column_names, first[0].column_names) if old != new}
+            )
+            dataset = dataset.cast(first[0].features)
+        else:
+            prompts[key] = {column: source.prompts[column] for column in columns if column in source.prompts}
+        first.append(dataset)
+    data = StageData({}, {}, {})
+    for index, (key, datasets) in enumerate(groups.items()):
+        name = "texts" if index == 0 else f"texts-{index + 1}"
+        data.datasets[name] = concatenate_datasets(datasets) if len(datasets) > 1 else datasets[0]
+        data.losses[name] = loss
+        data.prompts[name] = prompts[key]
+    for index, objective in enumerate(stage.also):
+        name = f"also-{index + 1}"
+        data.datasets[name] = load_texts(objective.texts)
+        data.losses[name] = getattr(library_losses, objective.loss)(model, **objective.options)
+        data.prompts[name] = dict(objective.texts.prompts)
+    return data
+
+
+def run_stage(
+    stage: Stage,
+    model: SentenceTransformer,
+    data: StageData,
+    *,
+    folder: Path,
+    base: Path,
+    seed: int,
+    evaluator: BaseEvaluator | None,
+) -> dict[str, Any]:
+    """Train ``model`` in place, from the folder's last checkpoint where there is one, and save it as ``folder/model``.
+
+    Args:
+        stage: the stage.
+        model: the student.
+        data: what it trains on.
+        folder: of the stage.
+        base: where the student is saved as it was before the stage.
+        seed: of the trainer.
+        evaluator: for stages that evaluate while they train.
+
+    Returns:
+        The trainer's own metrics.
+    """
+    checkpoints = folder / "checkpoints"
+    _drop_broken_checkpoints(checkpoints)
+    several = len(data.datasets) > 1
+    arguments = {**_ARGUMENT_DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available(), **stage.training_arguments()}
+    if arguments.get("load_best_model_at_end"):
+        # The best checkpoint may be older than the last one, from which a killed run continues.
+        arguments["save_total_limit"] = max(2, arguments["save_total_limit"] or 2)
+    prompts = data.prompts if several else next(iter(data.prompts.values()))
+    if any(data.prompts.values()):
+        arguments.setdefault("prompts", prompts)
+    args = SentenceTransformerTrainingArguments(output_dir=str(checkpoints), seed=seed, **arguments)
+    with (
+        _adapters(model, stage, base) if stage.lora is not None else nullcontext(),
+        training_only(model, _trained(model, stage)),
+    ):
+        trainer = SentenceTransformerTrainer(
+            model=model,
+            args=args,
+            train_dataset=DatasetDict(data.datasets) if several else next(iter(data.datasets.values())),
+            loss=data.losses if several else next(iter(data.losses.values())),
+            evaluator=evaluator if args.eval_strategy != "no" else None,
+        )
+        last = _last_checkpoint(checkpoints)
+        metrics = trainer.train(resume_from_checkpoint=None if last is None else str(last)).metrics
+        metrics["history"] = [
+            entry for entry in trainer.state.log_history if "loss" in entry or "eval_runtime" in entry
+        ]
+    model.eval()
+    save_model(model, folder / "model")
+    return metrics
+
+
+def save_model(model: SentenceTransformer, folder: Path) -> None:
+    """Save a student in training, whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    model.save(str(partial))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no NaN. The trainer logs one for the terms of a loss that no step since the last log has used.
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _trained(model: SentenceTransformer, stage: Stage) -> set[str]:
+    trained = trained_parameters(model, stage.train)
+    if stage.lora is None:
+        return trained
+    # The adapters stand in for the encoder layers they are in; what has none (the projection) is trained itself.
+    adapters = {name for name, _ in model.named_parameters() if "lora_" in name}
+    return {name for name in trained if not name.startswith("0.")} | adapters
+
+
+@contextmanager
+def _adapters(model: SentenceTransformer, stage: Stage, base: Path) -> Iterator[None]:
+    """Within this, the encoder has LoRA adapters; afterwards they are merged into its weights."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    encoder = model.transformers_model
+    # A checkpoint holds the adapters alone and names the model that they belong to.
+    encoder.name_or_path = str(base.resolve())
+    encoder.add_adapter(LoraConfig(**{"lora_alpha": 16, **(stage.lora or {})}))
+    yield
+    for name, module in list(encoder.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(encoder.get_submodule(parent), child, module.get_base_layer())
+    encoder._hf_peft_config_loaded = False
+    del encoder.peft_config
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return found[-1] if found else None
+
+
+def _drop_broken_checkpoints(folder: Path) -> None:
+    """Remove checkpoints that a killed run left half-written: the trainer's state is the last file of each."""
+    for path in folder.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path)

@@ -1,0 +1,187 @@
+"""What a run remembers of itself, so that it can be continued: which stages are done, and what determined them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from st_distill.files import read_json, write_json
+from st_distill.recipe.schema import Recipe, Stage, as_mapping
+
+_FORMAT = "st-distill/run"
+_VERSION = 1
+
+#: Training arguments that may change between two starts of one run, because the result does not depend on them.
+_FREE_ARGUMENTS = {
+    "disable_tqdm",
+    "fsdp",
+    "fsdp_config",
+    "deepspeed",
+    "full_determinism",
+    "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
+    "local_rank",
+    "per_device_eval_batch_size",
+    "report_to",
+    "restore_callback_states_from_checkpoint",
+    "run_name",
+    "torch_compile",
+    "use_cpu",
+}
+_FREE_PREFIXES = (
+    "dataloader_num",
+    "dataloader_p",
+    "ddp_",
+    "hub_",
+    "log",
+    "project",
+    "push_to_hub",
+    "save_",
+    "torch_empty",
+)
+#: Further ones that only matter where the best checkpoint is kept.
+_BEST_PREFIXES = ("eval_", "metric_for_best", "greater_is_better")
+
+
+class RunState:
+    """The ``run.json`` of a work folder.
+
+    A stage is known by its determining fields: data, model, losses, optimiser and effective batch, and those of the
+    stages before it. Device, logging and worker fields are not among them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "run.json"
+        self.stages: list[dict[str, Any]] = []
+        if self.path.is_file():
+            stored = read_json(self.path)
+            if not isinstance(stored, dict) or stored.get("format") != _FORMAT or stored.get("version") != _VERSION:
+                raise ValueError(
+                    f"The file {self.path} must describe a run of version {_VERSION} of this format. It does not: choose "
+                    "another work folder, or remove this one."
+                )
+            self.stages = stored["stages"]
+
+    @property
+    def exists(self) -> bool:
+        return self.path.is_file()
+
+    def write(self) -> None:
+        write_json(self.path, {"format": _FORMAT, "version": _VERSION, "stages": self.stages})
+
+    def stage_folder(self, index: int) -> Path:
+        return self.folder / "stages" / f"{index + 1}-{self.stages[index]['name']}"
+
+    def plan(self, wanted: list[dict[str, Any]], *, from_stage: int | None) -> None:
+        """Take over the stages of the recipe: keep what is done and unchanged, drop what comes after ``from_stage``.
+
+        Args:
+            wanted: for each stage its name and its determining fields, as `stage_fields` gives them.
+            from_stage: number (from 1) of the first stage to do again.
+
+        Raises:
+            ValueError: where a stage that is kept has changed, naming the fields and the remedy.
+        """
+        keep = len(self.stages) if from_stage is None else from_stage - 1
+        for index, (old, new) in enumerate(zip(self.stages[:keep], wanted)):
+            changed = sorted(
+                key for key in {*old["fields"], *new["fields"]} if old["fields"].get(key) != new["fields"].get(key)
+            )
+            if changed:
+                shown = ", ".join(
+                    f"{key} (was {_short(old['fields'].get(key))}, is {_short(new['fields'].get(key))})"
+                    for key in changed[:5]
+                )
+                more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+                raise ValueError(
+                    f"The run in {self.folder} was started with other fields for stage {index + 1} ('{old['name']}'): "
+                    f"{shown}{more}. Continue it as it was, do it again from there with --from-stage {index + 1}, or "
+                    "choose a new output or work folder."
+                )
+        for index in range(min(keep, len(wanted)), len(self.stages)):
+            shutil.rmtree(self.stage_folder(index), ignore_errors=True)
+        kept = self.stages[: min(keep, len(wanted))]
+        self.stages = kept + [{**stage, "done": False} for stage in wanted[len(kept) :]]
+        self.write()
+
+    def finish(self, index: int, metrics: dict[str, Any]) -> None:
+        self.stages[index] |= {"done": True, "metrics": metrics}
+        self.write()
+
+
+def stage_fields(recipe: Recipe, index: int, data: dict[str, str]) -> dict[str, Any]:
+    """The fields that determine the result of a stage by itself, flat, as JSON values.
+
+    Args:
+        recipe: the recipe.
+        index: of the stage.
+        data: name and fingerprint of each source of texts or images that the stage reads.
+    """
+    stage = recipe.stages[index]
+    parts: dict[str, Any] = {"stage": _stage_part(stage), "data": data}
+    if index == 0:
+        teachers = [
+            {key: value for key, value in as_mapping(teacher).items() if key not in ("device", "batch_size")}
+            for teacher in recipe.teachers
+        ]
+        parts |= {
+            "student": as_mapping(recipe.student),
+            "teachers": teachers,
+            "texts": [_source_part(source) for source in recipe.texts],
+            "projection": as_mapping(recipe.projection),
+            "seed": recipe.seed,
+        }
+    if stage.trains_vision and recipe.images is not None:
+        parts["images"] = _source_part(recipe.images)
+    return _flatten(json.loads(json.dumps(parts, default=str)))
+
+
+def fields_digest(stages: list[dict[str, Any]]) -> str:
+    """Names what the first stages made: a digest of all their determining fields."""
+    return hashlib.sha256(json.dumps([stage["fields"] for stage in stages], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _stage_part(stage: Stage) -> dict[str, Any]:
+    part = as_mapping(stage)
+    arguments = stage.training_arguments()
+    for key in ("name", "arguments", "batch", "learning_rate", "steps", "epochs"):
+        part.pop(key, None)
+    keeps_best = bool(arguments.get("load_best_model_at_end"))
+    batch = arguments.pop("per_device_train_batch_size") * arguments.pop("gradient_accumulation_steps", 1)
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    part["effective_batch"] = batch * processes
+    part["arguments"] = {
+        key: value
+        for key, value in arguments.items()
+        if key not in _FREE_ARGUMENTS
+        and not key.startswith(_FREE_PREFIXES)
+        and (keeps_best or not key.startswith(_BEST_PREFIXES))
+    }
+    return part
+
+
+def _source_part(source: Any) -> dict[str, Any]:
+    return {key: value for key, value in as_mapping(source).items() if key != "data"}
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {
+            k: v
+            for key, inner in value.items()
+            for k, v in _flatten(inner, f"{prefix}.{key}" if prefix else key).items()
+        }
+    if isinstance(value, list) and any(isinstance(entry, (dict, list)) for entry in value):
+        return {k: v for i, inner in enumerate(value) for k, v in _flatten(inner, f"{prefix}[{i}]").items()}
+    return {prefix: value}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+import st_distill
+from st_distill.errors import RecipeError
+from st_distill.exporting import load_student
+from st_distill.recipe import Recipe, Stage, evaluate_model, runner, stages
+
+FAST = {"use_cpu": True, "disable_tqdm": True}
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_bert, tiny_qwen2, sentences, images):
+    """A folder with two teachers, texts, held-out texts and pictures."""
+    for name, source in (("first", tiny_bert), ("second", tiny_qwen2)):
+        transformer = Transformer(source, max_seq_length=32)
+        pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
+        SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(tmp_path / name))
+    texts = [f"{a} and {b}" for a in sentences[:8] for b in sentences[8:]]
+    Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "texts.parquet")
+    Dataset.from_dict({"text": sentences}).to_parquet(tmp_path / "held-out.parquet")
+    Dataset.from_dict({"query": sentences[:6], "document": texts[:6]}).to_parquet(tmp_path / "pairs.parquet")
+    colours, places = ("red", "green", "blue", "yellow"), ("one", "two", "three", "four")
+    captions = [f"{colour} square {place}" for colour in colours for place in places]
+    Dataset.from_dict(
+        {"image": images, "caption": captions}, features=Features({"image": Image(), "caption": Value("string")})
+    ).to_parquet(tmp_path / "images.parquet")
+    return tmp_path
+
+
+@pytest.fixture
+def make_recipe(folder, tiny_bert):
+    def make(**changes) -> Recipe:
+        fields = {
+            "output": str(folder / "out"),
+            "student": {"model": tiny_bert, "layers": [0, 3], "max_seq_length": 16, "pooling": "mean"},
+            "teachers": [{"model": str(folder / "first")}, {"model": str(folder / "second"), "weight": 0.5}],
+            "texts": [{"path": str(folder / "texts.parquet")}],
+            "images": {
+                "path": str(folder / "images.parquet"),
+                "vision": {
+                    "model_type": "siglip_vision_model",
+                    "hidden_size": 16,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "intermediate_size": 32,
+                    "image_size": 32,
+                    "patch_size": 16,
+                },
+            },
+            "projection": {"dims": [24, 8]},
+            "stages": [
+                {"train": "projection", "steps": 3, "batch": 8, "arguments": FAST},
+                {"train": {"last_layers": 1}, "steps": 3, "batch": 8, "arguments": FAST},
+                {"train": "all", "steps": 6, "batch": 8, "learning_rate": 1e-3, "arguments": FAST},
+                {"train": "vision", "steps": 3, "batch": 8, "learning_rate": 1e-3, "arguments": FAST},
+            ],
+            "evaluation": {
+                "texts": str(folder / "held-out.parquet"),
+                "retrieval": str(folder / "pairs.parquet"),
+                "images": str(folder / "images.parquet"),
+            },
+        }
+        return Recipe(**{**fields, **changes})
+
+    return make
+
+
+def texts_only(make_recipe, *kept, **changes) -> Recipe:
+    recipe = make_recipe()
+    return make_recipe(stages=[recipe.stages[index] for index in kept], images=None, evaluation=None, **changes)
+
+
+def run(recipe, **options):
+    return runner.run(recipe, show_progress=False, **options)
+
+
+def test_the_four_stages(make_recipe, folder, sentences, images, monkeypatch):
+    result = run(make_recipe())
+    assert result.output == folder / "out"
+    model = SentenceTransformer(str(folder / "out"), device="cpu")
+    assert model.encode(sentences, truncate_dim=8).shape == (16, 8)
+    assert model.encode(images[:2]).shape == (2, 24)
+    assert set(result.results["fidelity"]["spearman"]) == {"24", "8"}
+    assert set(result.results["models"]) == {"student", "first", "second"}
+    assert 0 <= result.results["images"]["recall@1"]["24"] <= 1
+
+    # Text does not move in stage 4.
+    texts = [*sentences, "", "cat " * 15, "cat " * 40]
+    before = load_student(folder / "out-run" / "stages" / "3-all" / "model", device="cpu")
+    after = load_student(folder / "out-run" / "stages" / "4-vision" / "model", device="cpu")
+    texts.append(f"a {after.processor.image_token} cat")
+    assert torch.equal(before.encode(texts, convert_to_tensor=True), after.encode(texts, convert_to_tensor=True))
+
+    # Each stage changed what it trains, and nothing else.
+    saved = ["start", "stages/1-projection/model", "stages/2-last-1-layers/model", "stages/3-all/model"]
+    states = [load_student(folder / "out-run" / part, device="cpu").state_dict() for part in saved]
+    changed = [
+        {name for name in new if not torch.equal(old[name], new[name])} for old, new in itertools.pairwise(states)
+    ]
+    assert changed[0] == {"2.linears.0.weight", "2.linears.0.bias"}
+    assert changed[0] < changed[1] < changed[2]
+    assert not any(".layer.0." in name or "embeddings" in name for name in changed[1])
+
+    # A second start with resume does nothing again, and gives the same figures.
+    monkeypatch.setattr(runner, "run_stage", None)
+    monkeypatch.setattr(runner, "evaluate", None)
+    assert run(make_recipe(), resume=True) == result
+
+
+def test_a_recipe_file_by_the_public_name(make_recipe, folder):
+    recipe = texts_only(make_recipe, 0)
+    (folder / "recipe.yaml").write_text(st_distill.recipe.dump_recipe(recipe))
+    result = st_distill.run(folder / "recipe.yaml", overrides=["stages.0.steps=1"], show_progress=False)
+    state = json.loads((folder / "out-run" / "run.json").read_text())
+    assert state["stages"][0]["done"]
+    assert state["stages"][0]["fields"]["stage.arguments.max_steps"] == 1
+    assert (result.output / "modules.json").is_file()
+
+
+def run_and_interrupt(recipe, step: int, monkeypatch):
+    """Stop a run as Ctrl-C would, before a training step (counted from 0 over all stages)."""
+    original, count = SentenceTransformerTrainer.training_step, iter(range(1000))
+
+    def training_step(self, *args, **kwargs):
+        if next(count) == step:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SentenceTransformerTrainer, "training_step", training_step)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
+
+
+@pytest.mark.parametrize("step", [1, 4, 8])
+def test_a_killed_run_ends_where_an_undisturbed_one_ends(step, make_recipe, folder, sentences, monkeypatch):
+    arguments = {**FAST, "save_steps": 2}
+    options = {"work": str(folder / "whole")}
+    part = {
+        "stages": [
+            {"train": "projection", "steps": 3, "batch": 8, "arguments": arguments},
+            {"train": "all", "steps": 6, "batch": 8, "arguments": arguments},
+        ],
+        "images": None,
+        "evaluation": None,
+    }
+    run(make_recipe(**part, **options))
+    whole = SentenceTransformer(str(folder / "out"), device="cpu").encode(sentences)
+    run_and_interrupt(make_recipe(**part, work=str(folder / "cut")), step, monkeypatch)
+    steps: list[int] = []
+    original = SentenceTransformerTrainer.training_step
+    monkeypatch.setattr(
+        SentenceTransformerTrainer, "training_step", lambda self, *a, **k: (steps.append(1), original(self, *a, **k))[1]
+    )
+    run(make_recipe(**part, work=str(folder / "cut")), resume=True)
+    assert len(steps) == {1: 9, 4: 6, 8: 2}[step]  # 3 + 6 in all, less what the last checkpoint or stage has
+    np.testing.assert_allclose(
+        SentenceTransformer(str(folder / "out"), device="cpu").encode(sentences), whole, atol=1e-5
+    )
+
+
+def test_a_checkpoint_cut_short_is_left_out(tmp_path):
+    for name, content in (("checkpoint-2", "{}"), ("checkpoint-10", '{"global_')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(content)
+    (tmp_path / "checkpoint-12").mkdir()
+    stages._drop_broken_checkpoints(tmp_path)
+    assert stages._last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def note_stages(monkeypatch) -> list[str]:
+    """The names of the stages that are trained from here on."""
+    trained, original = [], runner.run_stage
+
+    def run_stage(stage, *args, **options):
+        trained.append(stage.name)
+        return original(stage, *args, **options)
+
+    monkeypatch.setattr(runner, "run_stage", run_stage)
+    return trained
+
+
+class TestContinuing:
+    @pytest.fixture
+    def done(self, make_recipe):
+        recipe = texts_only(make_recipe, 0, 1)
+        run(recipe)
+        return recipe
+
+    def changed(self, make_recipe, **stage_changes) -> Recipe:
+        recipe = texts_only(make_recipe, 0, 1)
+        for name, value in stage_changes.items():
+            setattr(recipe.stages[1], name, value)
+        return recipe
+
+    def test_not_without_resume(self, done):
+        with pytest.raises(ValueError, match="already holds a run. Continue it with --resume"):
+            run(done)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                {"learning_rate": 0.5},
+                r"stage 2 \('last-1-layers'\): stage.arguments.learning_rate \(was 0.0001, is 0.5\)",
+            ),
+            ({"batch": 4}, r"stage.effective_batch \(was 8, is 4\)"),
+            ({"margin": 0.5}, r"stage.margin \(was null, is 0.5\)"),
+            ({"losses": {"cosine": 1.0}}, "stage.losses"),
+        ],
+    )
+    def test_determining_fields_may_not_change(self, change, message, done, make_recipe):
+        recipe = self.changed(make_recipe, **change)
+        with pytest.raises(ValueError, match=message) as error:
+            run(recipe, resume=True)
+        assert "--from-stage 2" in str(error.value)
+        assert "new output or work folder" in str(error.value)
+
+    def test_first_stage_answers_for_teachers_and_texts(self, done, make_recipe, folder):
+        recipe = texts_only(make_recipe, 0, 1, seed=7)
+        recipe.teachers[1].weight = 0.25
+        Dataset.from_dict({"text": ["another corpus"] * 3}).to_parquet(folder / "texts.parquet")
+        with pytest.raises(ValueError, match=r"(?s)stage 1.*data.texts\[0\].*seed.*teachers\[1\].weight"):
+            run(recipe, resume=True)
+
+    def test_logging_and_device_fields_may_change(self, done, make_recipe, monkeypatch):
+        recipe = self.changed(make_recipe, arguments={**FAST, "logging_steps": 1, "dataloader_num_workers": 1})
+        recipe.stages[1].batch = 4
+        recipe.stages[1].arguments["gradient_accumulation_steps"] = 2
+        recipe.teachers[0].device = "cpu"
+        monkeypatch.setattr(runner, "run_stage", None)
+        run(recipe, resume=True)
+
+    def test_from_stage(self, done, make_recipe, folder, monkeypatch):
+        trained = []
+        original = runner.run_stage
+        monkeypatch.setattr(
+            runner, "run_stage", lambda stage, *a, **k: (trained.append(stage.name), original(stage, *a, **k))[1]
+        )
+        run(self.changed(make_recipe, learning_rate=0.5), resume=True, from_stage=2)
+        assert trained == ["last-1-layers"]
+        with pytest.raises(ValueError, match="from 1 to 2. Got 3"):
+            run(done, resume=True, from_stage=3)
+
+    def test_more_stages_may_follow(self, done, make_recipe, monkeypatch):
+        trained = []
+        original = runner.run_stage
+        monkeypatch.setattr(
+            runner, "run_stage", lambda stage, *a, **k: (trained.append(stage.name), original(stage, *a, **k))[1]
+        )
+        run(texts_only(make_recipe, 0, 1, 2), resume=True)
+        assert trained == ["all"]
+
+    def test_one_run_at_a_time(self, make_recipe, monkeypatch):
+        recipe = texts_only(make_recipe, 0)
+        monkeypatch.setattr(runner, "run_stage", lambda *args, **kwargs: run(recipe, resume=True))
+        with pytest.raises(BlockingIOError, match="a recipe is running there"):
+            run(recipe)
+
+
+class TestStages:
+    def test_lora_is_merged(self, make_recipe, folder, sentences):
+        stage = {"train": "all", "lora": {"r": 4}, "steps": 4, "batch": 8, "learning_rate": 1e-2, "arguments": FAST}
+        run(make_recipe(stages=[stage], images=None, evaluation=None))
+        start = load_student(folder / "out-run" / "start", device="cpu").state_dict()
+        trained = load_student(folder / "out-run" / "stages" / "1-all" / "model", device="cpu").state_dict()
+        assert start.keys() == trained.keys()
+        changed = {name for name in start if not torch.equal(start[name], trained[name])}
+        assert any("query.weight" in name for name in changed)
+        assert not any("embeddings" in name for name in changed)
+
+    def test_lora_resumes(self, make_recipe, folder, sentences, monkeypatch):
+        arguments = {**FAST, "save_steps": 2}
+        stage = {
+            "train": "all",
+            "lora": {"r": 4},
+            "steps": 4,
+            "batch": 8,
+            "learning_rate": 1e-2,
+            "arguments": arguments,
+        }
+        part = {"stages": [stage], "images": None, "evaluation": None}
+        run(make_recipe(**part, work=str(folder / "whole")))
+        whole = SentenceTransformer(str(folder / "out"), device="cpu").encode(sentences)
+        run_and_interrupt(make_recipe(**part, work=str(folder / "cut")), 3, monkeypatch)
+        run(make_recipe(**part, work=str(folder / "cut")), resume=True)
+        cut = SentenceTransformer(str(folder / "out"), device="cpu").encode(sentences)
+        np.testing.assert_allclose(cut, whole, atol=1e-5)
+
+    def test_with_a_loss_of_the_library(self, make_recipe, folder):
+        recipe = texts_only(make_recipe, 2)
+        recipe.stages[0] = Stage(
+            train="all",
+            steps=4,
+            batch=4,
+            arguments={**FAST, "multi_dataset_batch_sampler": "round_robin", "logging_steps": 1},
+            also=[
+                {
+                    "loss": "MultipleNegativesRankingLoss",
+                    "texts": str(folder / "pairs.parquet"),
+                    "options": {"scale": 10},
+                }
+            ],
+        )
+        run(recipe)
+        history = json.loads((folder / "out-run" / "run.json").read_text())["stages"][0]["metrics"]["history"]
+        assert len(history) == 4
+
+    def test_evaluates_while_training_and_keeps_the_best(self, make_recipe, folder):
+        arguments = {
+            **FAST,
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "save_steps": 1,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "spearman_24",
+        }
+        recipe = make_recipe(
+            stages=[{"train": "all", "steps": 3, "batch": 8, "learning_rate": 0.1, "arguments": arguments}], images=None
+        )
+        run(recipe)
+        history = json.loads((folder / "out-run" / "run.json").read_text())["stages"][0]["metrics"]["history"]
+        scores = [entry["eval_spearman_24"] for entry in history if "eval_spearman_24" in entry]
+        assert len(scores) == 3
+        best = evaluate_model(SentenceTransformer(str(folder / "out"), device="cpu"), recipe, show_progress=False)
+        assert best["fidelity"]["spearman"]["24"] == pytest.approx(max(scores), abs=1e-4)
+
+    def test_independent_heads_and_the_teachers_head(self, make_recipe, folder):
+        recipe = texts_only(
+            make_recipe,
+            0,
+            2,
+            projection={"dims": [24, 8], "heads": "independent", "teacher_head": True, "rotation": "principal"},
+        )
+        run(recipe)
+        for name, width in (("out", 24), ("out-24", 24), ("out-8", 8)):
+            assert SentenceTransformer(str(folder / name), device="cpu").get_embedding_dimension() == width
+
+    def test_columns_with_roles_and_prompts(self, make_recipe, folder):
+        recipe = texts_only(make_recipe, 0)
+        recipe.texts[0].path = str(folder / "pairs.parquet")
+        recipe.texts[0].roles = {"query": "query", "document": "document"}
+        recipe.texts[0].prompts = {"query": "a "}
+        recipe.teachers[0].prompts = {"query": "one ", "document": "two "}
+        recipe.stages[0].batch = 4
+        run(recipe)
+        description = json.loads((folder / "out-run" / "teachers" / "store.json").read_text())
+        assert set(description["roles"]) >= {"query", "document"}
+
+    def test_unreadable_pictures(self, make_recipe, folder):
+        rows = Dataset.from_parquet(str(folder / "images.parquet")).cast_column("image", Image(decode=False)).to_list()
+        rows[3]["image"]["bytes"] = b"no picture"
+        Dataset.from_list(rows, features=Features({"image": Image(), "caption": Value("string")})).to_parquet(
+            folder / "images.parquet"
+        )
+        recipe = make_recipe(evaluation=None)
+        recipe.stages = [recipe.stages[0], recipe.stages[3]]
+        with pytest.raises(ValueError, match="row 3"):
+            run(recipe)
+        recipe.images.on_error = "skip"
+        run(recipe, resume=True, from_stage=2)
+        assert (folder / "out" / "modules.json").is_file()
+
+
+def test_mistakes_come_all_at_once_and_before_any_work(make_recipe, folder):
+    recipe = make_recipe(texts=[{"path": str(folder / "nothing.parquet")}])
+    recipe.stages[2].train = {"last_layers": 9}
+    with pytest.raises(RecipeError) as error:
+        run(recipe)
+    assert len(error.value.problems) >= 2
+    assert not (folder / "out-run").exists()

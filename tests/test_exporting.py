@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from st_distill.exporting import describe, export, info, load_student
+from st_distill.modules import MatryoshkaProjection, Transformer
+from st_distill.modules.matryoshka import random_rotation
+
+LOAD_ELSEWHERE = """
+import json, sys
+import numpy as np
+from PIL import Image
+try:
+    import st_distill
+except ImportError:
+    pass
+else:
+    sys.exit("st_distill can be imported here")
+from sentence_transformers import SentenceTransformer
+folder, texts = sys.argv[1], json.loads(sys.argv[2])
+for name in ("text", "seeing"):
+    model = SentenceTransformer(f"{folder}/{name}", device="cpu")
+    np.save(f"{folder}/{name}-texts.npy", model.encode(texts))
+    np.save(f"{folder}/{name}-cut.npy", model.encode(texts, truncate_dim=8))
+    if name == "seeing":
+        np.save(f"{folder}/images.npy", model.encode([Image.open(f"{folder}/{i}.png") for i in range(4)]))
+"""
+
+
+@pytest.fixture
+def student(make_student):
+    return make_student(MatryoshkaProjection(32, [24, 8], rotation=random_rotation(48, 24), teacher_head=48)).eval()
+
+
+def modules_of(folder: Path) -> list[str]:
+    return [module["type"] for module in json.loads((folder / "modules.json").read_text())]
+
+
+def test_only_standard_classes_are_named(student, tmp_path, sentences):
+    exported = export(student, tmp_path / "model")
+    types = modules_of(tmp_path / "model")
+    assert all(name.startswith("sentence_transformers.") for name in types)
+    assert [name.rpartition(".")[2] for name in types] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    loaded = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    assert np.array_equal(loaded.encode(sentences), exported.encode(sentences))
+    before = torch.nn.functional.normalize(student.encode(sentences, convert_to_tensor=True), dim=-1)
+    assert torch.equal(torch.from_numpy(loaded.encode(sentences)), before)
+
+
+def test_every_prefix_is_truncated_by_the_library(student, tmp_path, sentences):
+    loaded = export(student, tmp_path / "model")
+    for dim in (24, 8):
+        assert np.array_equal(loaded.encode(sentences, truncate_dim=dim), loaded.encode(sentences)[:, :dim])
+
+
+def test_one_dimension_of_nested_and_of_independent_heads(make_student, tmp_path, sentences):
+    nested = make_student(MatryoshkaProjection(32, [24, 8])).eval()
+    cut = export(nested, tmp_path / "nested-8", dim=8, normalize=False)
+    np.testing.assert_allclose(cut.encode(sentences), nested.encode(sentences)[:, :8], atol=1e-6)
+
+    several = make_student(MatryoshkaProjection(32, [24, 8], heads="independent")).eval()
+    with several[2].all_heads():
+        heads = several.encode(sentences)
+    for dim, view in several[2].views().items():
+        single = export(several, tmp_path / f"head-{dim}", dim=dim, normalize=False)
+        assert np.array_equal(
+            SentenceTransformer(str(tmp_path / f"head-{dim}"), device="cpu").encode(sentences), heads[:, view]
+        )
+        assert single.get_embedding_dimension() == dim
+
+
+def test_another_environment_without_st_distill(make_student, tiny_siglip, images, sentences, tmp_path):
+    """Text-only and text-and-image models load there without trust_remote_code, with equal vectors."""
+    text = make_student(MatryoshkaProjection(32, [24, 8], rotation=random_rotation(48, 24))).eval()
+    seeing = SentenceTransformer(
+        modules=[Transformer.from_encoders(text, tiny_siglip), *list(text.children())[1:]], device="cpu"
+    ).eval()
+    texts = [*sentences, "", "a cat " * 60]
+    exported = {"text": export(text, tmp_path / "text"), "seeing": export(seeing, tmp_path / "seeing")}
+    for index in range(4):
+        images[index].save(tmp_path / f"{index}.png")
+
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for entry in Path(np.__file__).parents[1].iterdir():
+        if "st_distill" not in entry.name and not entry.name.startswith("__editable__"):
+            (packages / entry.name).symlink_to(entry)
+    venv.create(tmp_path / "environment", with_pip=False)
+    python = tmp_path / "environment" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    environment = {**os.environ, "PYTHONPATH": str(packages), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [str(python), "-c", LOAD_ELSEWHERE, str(tmp_path), json.dumps(texts)],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name, model in exported.items():
+        found = torch.from_numpy(np.load(tmp_path / f"{name}-texts.npy"))
+        assert torch.equal(found, torch.from_numpy(model.encode(texts)))
+        assert torch.equal(torch.from_numpy(np.load(tmp_path / f"{name}-cut.npy")), found[:, :8])
+    assert torch.equal(
+        torch.from_numpy(np.load(tmp_path / "images.npy")), torch.from_numpy(exported["seeing"].encode(images[:4]))
+    )
+    assert np.array_equal(np.load(tmp_path / "text-texts.npy"), np.load(tmp_path / "seeing-texts.npy"))
+
+
+class OnnxEncoder(nn.Module):
+    def __init__(self, model: SentenceTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.model({"input_ids": input_ids, "attention_mask": attention_mask})["sentence_embedding"]
+
+
+@pytest.mark.parametrize("eyes", [False, True], ids=["text", "seeing"])
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)  # the exporter's own
+def test_onnx(eyes, make_student, tiny_siglip, sentences, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    student = make_student(MatryoshkaProjection(32, [24, 8])).eval()
+    if eyes:
+        student = SentenceTransformer(
+            modules=[Transformer.from_encoders(student, tiny_siglip), *list(student.children())[1:]], device="cpu"
+        )
+    model = export(student, tmp_path / "model")
+    features = model.preprocess(sentences[:3])
+    inputs = (features["input_ids"], features["attention_mask"])
+    batch, length = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("length", min=2, max=32)
+    torch.onnx.export(
+        OnnxEncoder(model).eval(),
+        inputs,
+        str(tmp_path / "model.onnx"),
+        input_names=["input_ids", "attention_mask"],
+        output_names=["sentence_embedding"],
+        dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length}),
+        dynamo=True,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    for texts in (sentences[:3], sentences[4:9]):
+        features = model.preprocess(texts)
+        (vectors,) = session.run(None, {key: features[key].numpy() for key in ("input_ids", "attention_mask")})
+        np.testing.assert_allclose(vectors, model.encode(texts), atol=1e-5)
+
+
+def test_card_and_info_tell_the_lengths(student, tmp_path, sentences):
+    model = export(student, tmp_path / "model")
+    lengths = np.linalg.norm(model.encode(sentences), axis=1)
+    np.testing.assert_allclose(lengths, 1, atol=1e-6)
+    assert np.linalg.norm(model.encode(sentences, truncate_dim=8), axis=1).max() < 0.999
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Full vectors have 24 dimensions and have unit length." in card
+    assert "Truncated vectors do not have unit length" in card
+    told = info(tmp_path / "model")
+    assert told["dims"] == [24, 8]
+    assert told["unit_length"] == {"full": True, "truncated": False}
+    assert told["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+
+    export(student, tmp_path / "raw", normalize=False)
+    assert info(tmp_path / "raw")["unit_length"]["full"] is False
+    assert "do not have unit length." in (tmp_path / "raw" / "README.md").read_text()
+
+
+def test_a_student_in_training_loads_and_exports_from_its_folder(student, tmp_path, sentences):
+    student.save(str(tmp_path / "student"))
+    loaded = load_student(tmp_path / "student", device="cpu")
+    assert isinstance(loaded[2], MatryoshkaProjection)
+    assert np.array_equal(loaded.encode(sentences), student.encode(sentences))
+    from_folder, from_memory = export(tmp_path / "student", tmp_path / "a"), export(student, tmp_path / "b")
+    assert np.array_equal(from_folder.encode(sentences), from_memory.encode(sentences))
+    assert describe(loaded)["unit_length"]["full"] is False
+
+
+def test_an_older_model_is_replaced_whole(student, tmp_path, sentences):
+    export(student, tmp_path / "model", dim=8)
+    export(student, tmp_path / "model")
+    assert SentenceTransformer(str(tmp_path / "model"), device="cpu").get_embedding_dimension() == 24
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_folder_of_something_else_is_left_alone(student, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="must be a new folder, or that of a model to replace"):
+        export(student, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_dimensions_that_are_none(student, make_student, tmp_path):
+    with pytest.raises(ValueError, match=r"one of the projection's dimensions \[48, 24, 8\]. Got 16"):
+        export(student, tmp_path / "model", dim=16)
+    with pytest.raises(ValueError, match="only be chosen for a model with a MatryoshkaProjection"):
+        export(make_student(), tmp_path / "model", dim=16)
+    assert not list(tmp_path.iterdir())
+
+
+def test_modules_without_standard_form(make_student, tmp_path):
+    class Foreign(nn.Module):
+        def forward(self, features):
+            return features
+
+    with pytest.raises(ValueError, match="standard form. Got .*Foreign instead"):
+        export(make_student(Foreign()), tmp_path / "model")
+
+
+def test_info_of_no_model(tmp_path):
+    with pytest.raises(ValueError, match="has no modules.json"):
+        info(tmp_path)
