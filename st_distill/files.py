@@ -1,0 +1,309 @@
+"""Files that are either there and whole, or not there.
+
+Everything is written to a temporary name in the target's own folder, flushed to the disk, renamed, and the folder is
+flushed too: after a crash or a power cut a reader finds the old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import types
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows has no fcntl; its own lock is used there
+    fcntl = None  # type: ignore[assignment]
+
+TEMPORARY = ".tmp"
+"""How the name of an unfinished file ends."""
+
+
+class Written(NamedTuple):
+    """What a description keeps of a file: its size in ``bytes`` and the ``sha256`` of its content, as hex digits."""
+
+    bytes: int
+    sha256: str
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content as 64 hex digits, what the ``sha256sum`` command prints."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(path: str | os.PathLike[str]) -> Written:
+    """Size and checksum of a file that exists."""
+    return Written(os.stat(path).st_size, sha256(path))
+
+
+def flush_folder(path: str | os.PathLike[str]) -> None:
+    """Make the names in a folder (new files, renamed files) survive a power cut."""
+    if os.name == "nt":  # a folder cannot be opened there, and renames are journalled
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _temporary(path: Path) -> Path:
+    # The process number keeps two processes that write the same file from writing into each other's half.
+    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A binary file to write to; it takes the place of ``path`` when the block ends, and is removed when it fails."""
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write or replace a file, whole or not at all."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def write_text(path: str | os.PathLike[str], content: str) -> None:
+    """Write or replace a UTF-8 file, whole or not at all."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write or replace a JSON file, whole or not at all.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not know.
+    """
+    # ASCII escapes, because a prompt may hold an unpaired surrogate, which UTF-8 cannot carry.
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON; the sentence names the file and the place.
+    """
+    content = Path(path).read_bytes()
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{os.fspath(path)} is not a JSON file ({error}); restore it or build it again.") from error
+
+
+def write_array(path: str | os.PathLike[str], array: np.ndarray) -> Written:
+    """Write or replace an npy file, whole or not at all, and return its size and checksum."""
+    with replacing(path) as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return describe(path)
+
+
+class ArrayHeader(NamedTuple):
+    """What an npy file says about itself: ``shape``, ``dtype``, and the ``offset`` of its first element in bytes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+
+
+def read_array_header(path: str | os.PathLike[str]) -> ArrayHeader:
+    """Shape and dtype of an npy file, without its content.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not an npy file in C order, or holds Python objects.
+    """
+    with open(path, "rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran_order, dtype = read(file)
+        except Exception as error:  # numpy's parser raises whatever the broken bytes lead it to
+            raise ValueError(f"{os.fspath(path)} is not an npy file ({error}).") from error
+        if fortran_order or dtype.hasobject:
+            raise ValueError(f"{os.fspath(path)} must hold plain numbers in C order.")
+        return ArrayHeader(shape, dtype, file.tell())
+
+
+class ArrayWriter:
+    """An npy file of ``columns`` wide rows that grows by blocks, of which none need stay in memory.
+
+    Nothing stands under the final name before `close`. A writer whose `append` failed can only be discarded.
+
+    Args:
+        path: the final name.
+        dtype: of the rows.
+        columns: width of a row.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], dtype: np.dtype[Any], columns: int) -> None:
+        self.path = Path(path)
+        self.dtype = np.dtype(dtype)
+        self.columns = columns
+        self.rows = 0
+        self._broken = False
+        self._temporary = _temporary(self.path)
+        self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by close() and discard()
+        self._file.write(self._header())
+
+    def _header(self) -> bytes:
+        header = io.BytesIO()
+        # numpy leaves room in the header for the row count to grow, so that its length does not depend on it.
+        np.lib.format.write_array_header_1_0(
+            header,
+            {
+                "descr": np.lib.format.dtype_to_descr(self.dtype),
+                "fortran_order": False,
+                "shape": (self.rows, self.columns),
+            },
+        )
+        return header.getvalue()
+
+    def append(self, block: np.ndarray) -> None:
+        """Add rows ``(rows, columns)``, converted to the writer's dtype.
+
+        Raises:
+            OSError: the disk is full, say.
+        """
+        self._broken = True
+        self._file.write(np.ascontiguousarray(block, dtype=self.dtype).data)
+        self.rows += len(block)
+        self._broken = False
+
+    def close(self) -> Written:
+        """Give the file its final name, flushed to the disk, and return its size and checksum."""
+        if self._broken:
+            raise ValueError(f"{self.path} was not written to its end, so it can only be discarded.")
+        self._file.seek(0)
+        self._file.write(self._header())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        written = describe(self._temporary)
+        os.replace(self._temporary, self.path)
+        flush_folder(self.path.parent)
+        return written
+
+    def discard(self) -> None:
+        """Remove the unfinished file; nothing happens after `close`."""
+        with contextlib.suppress(OSError):  # what a full disk did not take is not wanted any more
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+class FolderLock:
+    """The right to write in a folder, held by one process at a time.
+
+    The lock belongs to the operating system, on the file ``lock`` in the folder: it ends with the process, however that
+    ends, so that a crash leaves nothing behind to be cleaned. The file stays, because removing it would let a second
+    process lock a file that a third can no longer see.
+
+    Args:
+        folder: an existing folder.
+        purpose: what the holder does, for the sentence a second process gets: "a store is being written", say.
+
+    Raises:
+        BlockingIOError: another process (or another part of this one) holds the lock.
+    """
+
+    NAME = "lock"
+
+    def __init__(self, folder: str | os.PathLike[str], *, purpose: str = "it is in use") -> None:
+        self.folder = Path(folder)
+        self.purpose = purpose
+        self._handle: int | None = None
+
+    def __enter__(self) -> FolderLock:
+        path = self.folder / self.NAME
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            locked = _lock(handle)
+            if not locked:
+                holder = os.read(handle, 200).decode("utf-8", "replace").strip() or "another process"
+                raise BlockingIOError(
+                    f"{self.folder} is locked by {holder} ({self.purpose}); wait until it has finished, or end it."
+                )
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()}\n".encode())
+        except BaseException:
+            os.close(handle)
+            raise
+        self._handle = handle
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file without waiting; False when somebody else holds it."""
+    if fcntl is None:
+        return _lock_on_windows(handle)
+    # Some network file systems know only the second kind.
+    for lock in (fcntl.flock, fcntl.lockf):
+        try:
+            lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                return False
+        else:
+            return True
+    warnings.warn(
+        "This file system has no locks, so nothing keeps a second process from writing in the same folder.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return True
+
+
+def _lock_on_windows(handle: int) -> bool:
+    import msvcrt
+
+    try:
+        # A byte far behind the content, so that the holder's name stays readable.
+        os.lseek(handle, 1 << 20, os.SEEK_SET)
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except OSError:
+        return False
+    finally:
+        os.lseek(handle, 0, os.SEEK_SET)
+    return True
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
+    """Remove the unfinished files that a killed process left in a folder, and return their names.
+
+    Only for the holder of the folder's lock: the files of a living writer end alike.
+    """
+    leftovers = sorted(Path(folder).glob(f"*{TEMPORARY}"))
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return leftovers

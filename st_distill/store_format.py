@@ -1,0 +1,392 @@
+"""The format of a `TeacherStore` (its description is in `st_distill.store`): read, checked, and looked up in."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from st_distill import files
+from st_distill.teacher import Variant, check_name
+from st_distill.vectors import shorten
+
+FORMAT = "st-distill teacher store"
+VERSION = 1
+DESCRIPTION = "store.json"
+HASH_BYTES = 16
+DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+
+
+@dataclass(frozen=True)
+class File:
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class IndexShard:
+    texts: int
+    rows: int
+    hashes: File
+    pairs: File
+
+
+@dataclass(frozen=True)
+class TeacherShard:
+    rows: int
+    prompt: str
+    task: str | None
+    vectors: File
+    texts: File
+
+    @property
+    def variant(self) -> Variant:
+        return Variant(self.prompt, self.task)
+
+
+@dataclass
+class Entry:
+    """A teacher, as the description has it."""
+
+    label: str
+    revision: str
+    settings: dict[str, Any]
+    dimension: int | None
+    dtype: str
+    roles: dict[str, Variant] = field(default_factory=dict)
+    shards: list[TeacherShard] = field(default_factory=list)
+
+    def starts(self) -> np.ndarray:
+        """Number of the first vector of each shard, when the vectors of all shards are counted through."""
+        return np.cumsum([0] + [shard.rows for shard in self.shards], dtype=np.int64)[:-1]
+
+
+@dataclass
+class Description:
+    roles: list[str] = field(default_factory=list)
+    index: list[IndexShard] = field(default_factory=list)
+    teachers: dict[str, Entry] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        teachers = {}
+        for name, entry in self.teachers.items():
+            described = asdict(entry)
+            described["roles"] = {role: variant._asdict() for role, variant in entry.roles.items()}
+            shards = described.pop("shards")
+            teachers[name] = described | {"normalized": True, "shards": shards}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "roles": self.roles,
+            "index": [asdict(shard) for shard in self.index],
+            "teachers": teachers,
+        }
+
+
+class _Reader:
+    """Takes fields out of a description that anybody may have written, with a sentence for each that is wrong."""
+
+    def __init__(self, path: Path, value: Any, where: str = "") -> None:
+        self.path, self.value, self.where = path, value, where
+        if not isinstance(value, dict):
+            raise self.error("must be an object", value)
+
+    def error(self, expected: str, got: Any) -> ValueError:
+        return _damaged(self.path, f"{self.where or 'the file'} {expected}, but is {shorten(repr(got))}")
+
+    def inner(self, key: str) -> _Reader:
+        return _Reader(self.path, self.value.get(key), self._name(key))
+
+    def each(self, key: str) -> Iterator[_Reader]:
+        items = self.value.get(key)
+        if not isinstance(items, list):
+            raise _Reader(self.path, {}, self._name(key)).error("must be a list", items)
+        for number, item in enumerate(items):
+            yield _Reader(self.path, item, f"{self._name(key)}[{number}]")
+
+    def text(self, key: str) -> str:
+        return self._typed(key, str, "must be a string")
+
+    def optional_text(self, key: str) -> str | None:
+        return None if self.value.get(key) is None else self.text(key)
+
+    def count(self, key: str, least: int = 0) -> int:
+        number: int = self._typed(key, int, "must be a whole number")
+        if number < least or isinstance(number, bool):
+            raise _Reader(self.path, {}, self._name(key)).error(f"must be a whole number from {least}", number)
+        return number
+
+    def file(self, key: str, folder: str) -> File:
+        inner = self.inner(key)
+        name = inner.text("file")
+        # A store may come from a stranger: its description must not lead to files elsewhere.
+        if not re.fullmatch(re.escape(folder) + r"/[A-Za-z0-9_-][A-Za-z0-9._-]*\.npy", name):
+            raise inner.error(f"must name an npy file in {folder}", name)
+        return File(name, inner.count("bytes"), inner.text("sha256"))
+
+    def variant(self) -> Variant:
+        return Variant(self.text("prompt"), self.optional_text("task"))
+
+    def _name(self, key: str) -> str:
+        return f"{self.where}.{key}" if self.where else key
+
+    def _typed(self, key: str, kind: type, expected: str) -> Any:
+        value = self.value.get(key)
+        if not isinstance(value, kind):
+            raise _Reader(self.path, {}, self._name(key)).error(expected, value)
+        return value
+
+
+def read_description(folder: Path) -> Description:
+    path = folder / DESCRIPTION
+    try:
+        content = files.read_json(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(
+            f"{folder} is no teacher store, because it has no {DESCRIPTION}. Make one with TeacherStore.create."
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} does not describe a teacher store. Give the folder that TeacherStore.create made.")
+    reader = _Reader(path, content)
+    if reader.count("version", 1) > VERSION:
+        raise ValueError(
+            f"{path} has version {content['version']} of the format, and this st-distill reads version {VERSION}. Install a "
+            "later one: pip install -U st-distill."
+        )
+    roles = content.get("roles")
+    if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles) or len(set(roles)) < len(roles):
+        raise _Reader(path, {}, "roles").error("must be a list of distinct strings", roles)
+    index = [
+        IndexShard(
+            shard.count("texts"), shard.count("rows"), shard.file("hashes", "index"), shard.file("pairs", "index")
+        )
+        for shard in reader.each("index")
+    ]
+    teachers = {}
+    for name in reader.inner("teachers").value:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise _damaged(path, f"teachers has the name {shorten(name)}, which cannot be a folder's") from error
+        teachers[name] = _read_entry(reader.inner("teachers").inner(name), name)
+    return Description(list(roles), index, teachers)
+
+
+def _read_entry(reader: _Reader, name: str) -> Entry:
+    folder = f"teachers/{name}"
+    dtype = reader.text("dtype")
+    if dtype not in DTYPES:
+        raise reader.error(f"must have a dtype of {', '.join(DTYPES)} (or needs a later st-distill)", dtype)
+    if reader.value.get("normalized") is not True:
+        raise reader.error("must be normalized (or needs a later st-distill)", reader.value.get("normalized"))
+    shards = [
+        TeacherShard(
+            shard.count("rows", 1), *shard.variant(), shard.file("vectors", folder), shard.file("texts", folder)
+        )
+        for shard in reader.each("shards")
+    ]
+    dimension = None if reader.value.get("dimension") is None else reader.count("dimension", 1)
+    if dimension is None and shards:
+        raise reader.error("must have a dimension, because it has shards", None)
+    roles = reader.inner("roles")
+    return Entry(
+        label=reader.text("label"),
+        revision=reader.text("revision"),
+        settings=dict(reader.inner("settings").value),
+        dimension=dimension,
+        dtype=dtype,
+        roles={role: roles.inner(role).variant() for role in roles.value},
+        shards=shards,
+    )
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"The store is damaged: in {path}, {what}. Restore this file from a copy, or make the store again in a new folder."
+    )
+
+
+# --- what is in memory -----------------------------------------------------------------------------------------------
+
+
+class Column:
+    """Whole numbers by place, -1 where none was set, which grows as far as places are set."""
+
+    def __init__(self, size: int = 0) -> None:
+        self._values = np.full(size, -1, dtype=np.int64)
+
+    def get(self, places: np.ndarray) -> np.ndarray:
+        if not len(places) or places.max() < len(self._values):
+            return self._values[places]
+        found = np.full(len(places), -1, dtype=np.int64)
+        known = places < len(self._values)
+        found[known] = self._values[places[known]]
+        return found
+
+    def set(self, places: np.ndarray, values: np.ndarray | int) -> None:
+        if not len(places):
+            return
+        if (needed := int(places.max()) + 1) > len(self._values):
+            grown = np.full(max(needed, 2 * len(self._values)), -1, dtype=np.int64)
+            grown[: len(self._values)] = self._values
+            self._values = grown
+        self._values[places] = values
+
+
+class Hashes:
+    """Numbers of 16-byte hashes: 32 bytes of memory each, where a dictionary takes 200.
+
+    Sorted runs of the first 8 bytes, searched one after another; runs of like size are merged, so that there are few.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, hashes: np.ndarray, first: int) -> None:
+        """Give the ``hashes`` (n, 16), none of which is known, the numbers from ``first``."""
+        if not len(hashes):
+            return
+        high, low = self._halves(hashes)
+        run = (high, low, np.arange(first, first + len(hashes), dtype=np.int64))
+        order = np.argsort(high, kind="stable")
+        self._runs.append(tuple(part[order] for part in run))  # type: ignore[arg-type]
+        while len(self._runs) > 1 and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0]):
+            later, earlier = self._runs.pop(), self._runs.pop()
+            run = tuple(np.concatenate(parts) for parts in zip(earlier, later))  # type: ignore[assignment]
+            order = np.argsort(run[0], kind="stable")  # the stable sort merges two sorted halves in linear time
+            self._runs.append(tuple(part[order] for part in run))  # type: ignore[arg-type]
+
+    def find(self, hashes: np.ndarray) -> np.ndarray:
+        """Number of each of the ``hashes`` (n, 16), -1 for one that is not known."""
+        found = np.full(len(hashes), -1, dtype=np.int64)
+        high, low = self._halves(hashes)
+        for run_high, run_low, numbers in self._runs:
+            wanted = np.flatnonzero(found < 0)
+            places = np.searchsorted(run_high, high[wanted])
+            # One step nearly always: two texts that agree in 8 bytes but not in 16 are rare, yet they may come.
+            while len(wanted):
+                inside = places < len(run_high)
+                wanted, places = wanted[inside], places[inside]
+                alike = run_high[places] == high[wanted]
+                wanted, places = wanted[alike], places[alike]
+                same = run_low[places] == low[wanted]
+                found[wanted[same]] = numbers[places[same]]
+                wanted, places = wanted[~same], places[~same] + 1
+        return found
+
+    @staticmethod
+    def _halves(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        halves = np.ascontiguousarray(hashes).view(np.uint64).reshape(-1, 2)
+        return halves[:, 0].copy(), halves[:, 1].copy()
+
+
+def hash_texts(texts: Iterable[str]) -> np.ndarray:
+    """The texts' hashes, uint8 (texts, 16)."""
+    blake2b = hashlib.blake2b
+    digests = b"".join(
+        [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=HASH_BYTES).digest() for text in texts]
+    )
+    return np.frombuffer(digests, dtype=np.uint8).reshape(-1, HASH_BYTES)
+
+
+class Contents:
+    """A description, checked against its files, and what all uses of a store share: its index in memory."""
+
+    def __init__(self, folder: Path, description: Description) -> None:
+        self.folder = folder
+        self.description = description
+        self._root = os.path.realpath(folder)
+        hashes = [np.empty((0, HASH_BYTES), dtype=np.uint8)]
+        pairs = [np.empty((0, 2), dtype=np.int64)]
+        for shard in description.index:
+            hashes.append(self._read(shard.hashes, (shard.texts, HASH_BYTES), np.uint8))
+            pairs.append(self._read(shard.pairs, (shard.rows, 2), np.int64))
+        self.hashes = np.concatenate(hashes)
+        self.pairs = np.concatenate(pairs)
+        self._check_pairs()
+        self.positions = {name: self._read_positions(name) for name in description.teachers}
+
+    @functools.cached_property
+    def table(self) -> Hashes:
+        """Text numbers by hash; made when the first text is looked up, which training never does."""
+        table = Hashes()
+        table.add(self.hashes, 0)
+        return table
+
+    @functools.cached_property
+    def rows_by_role(self) -> list[Column]:
+        """For each role, the row number of each text."""
+        columns = []
+        for role in range(len(self.description.roles)):
+            column = Column()
+            rows = np.flatnonzero(self.pairs[:, 1] == role)
+            column.set(self.pairs[rows, 0], rows)
+            columns.append(column)
+        return columns
+
+    def path(self, file: File) -> Path:
+        path = self.folder / file.file
+        if not os.path.realpath(path).startswith(self._root + os.sep):
+            raise _damaged(path, "a link leads out of the store")
+        return path
+
+    def _read(self, file: File, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        """A small file, its checksum verified: a flipped bit here would give a text another text's vector."""
+        path = self.path(file)
+        self._check_size(path, file)
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise _damaged(path, f"the content has not the sha256 that {DESCRIPTION} says")
+        self._check_header(path, shape, np.dtype(dtype))
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+
+    def _check_size(self, path: Path, file: File) -> None:
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise _damaged(path, "there is no such file") from None
+        if size != file.bytes:
+            raise _damaged(path, f"there are {size} bytes, where {DESCRIPTION} says {file.bytes}")
+
+    def _check_header(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        try:
+            header = files.read_array_header(path)
+        except ValueError as error:
+            raise _damaged(path, "there is no array") from error
+        if header.shape != shape or header.dtype != dtype:
+            raise _damaged(
+                path,
+                f"there is {header.dtype} of shape {header.shape}, where {DESCRIPTION} says {dtype} of shape {shape}",
+            )
+
+    def _check_pairs(self) -> None:
+        limits = (len(self.hashes), len(self.description.roles))
+        if len(self.pairs) and (self.pairs.min() < 0 or (self.pairs.max(axis=0) >= limits).any()):
+            raise _damaged(
+                self.folder / DESCRIPTION,
+                f"a row names a text or a role outside the {limits[0]} texts and {limits[1]} roles",
+            )
+
+    def _read_positions(self, name: str) -> dict[Variant, Column]:
+        """For each prompt and task, the place of each text's vector among all vectors of the teacher."""
+        entry = self.description.teachers[name]
+        columns: dict[Variant, Column] = {}
+        for shard, start in zip(entry.shards, entry.starts()):
+            vectors = self.path(shard.vectors)
+            self._check_size(vectors, shard.vectors)
+            self._check_header(vectors, (shard.rows, entry.dimension or 0), DTYPES[entry.dtype])
+            texts = self._read(shard.texts, (shard.rows,), np.int64)
+            if texts.min() < 0 or texts.max() >= len(self.hashes):
+                raise _damaged(self.path(shard.texts), f"a text number is outside the {len(self.hashes)} texts")
+            column = columns.setdefault(shard.variant, Column(len(self.hashes)))
+            column.set(texts, np.arange(start, start + shard.rows))
+        return columns

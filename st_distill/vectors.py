@@ -1,0 +1,346 @@
+"""Vectors that exist already, with their texts: npy files, parquet files, datasets, read a block at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from st_distill.teacher import Variant
+
+# datasets and pyarrow are imported where they are needed, because opening a store needs neither.
+
+BLOCK = 1024  # rows of a table or a file that are in memory at a time
+
+
+def shorten(text: str, width: int = 60) -> str:
+    """The text as Python writes it, cut to about ``width`` characters, for a sentence about it."""
+    return repr(text if len(text) <= width else text[:width] + "…")
+
+
+def missing_sentence(label: str, count: int, example: str) -> str:
+    """What to say of texts that are not among those of ``label``'s vectors."""
+    return (
+        f"The vectors of {label} must have one for every text. Got none for {count} of the texts, such as "
+        f"{shorten(example)}; add their vectors, or leave these texts out."
+    )
+
+
+class Vectors:
+    """Vectors on disk, with their texts beside them or in the same table."""
+
+    def __init__(
+        self,
+        vectors: Any,
+        *,
+        texts: Iterable[str] | str | os.PathLike[str] | None,
+        column: str | None,
+        text_column: str | None,
+        revision: str | None,
+    ) -> None:
+        self._revision = revision
+        self.default_name: str | None = None
+        self.label = type(vectors).__name__
+        if isinstance(vectors, str | os.PathLike):
+            path = Path(vectors)
+            if not path.exists():
+                raise FileNotFoundError(f"The 'vectors' of Teacher.from_vectors must exist. There is no '{path}'.")
+            self.default_name, self.label = path.stem, path.name
+            vectors = path
+        self._text_column = text_column
+        self._column = column
+        self._vectors = _open_vectors(vectors)
+        if texts is None and not self._is_table():
+            raise ValueError(
+                f"The 'texts' of Teacher.from_vectors must be given for {self.label}, which has vectors alone: a list or a "
+                "file of texts in the same order."
+            )
+        self._texts = _open_texts(texts, text_column)
+        if self._is_table():
+            self._choose_columns()
+
+    def _is_table(self) -> bool:
+        return hasattr(self._vectors, "with_format") or isinstance(self._vectors, _ParquetFiles)
+
+    def _choose_columns(self) -> None:
+        import pyarrow as pa
+
+        schema = _schema(self._vectors)
+        vectors, texts = [], []
+        for field in schema:
+            if _is_list(field.type):
+                vectors.append(field.name)
+            elif pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+                texts.append(field.name)
+        self._column = _chosen("column", self._column, vectors, "lists of numbers", schema.names)
+        if self._texts is None:
+            self._text_column = _chosen("text_column", self._text_column, texts, "texts", schema.names)
+
+    def revision(self) -> str:
+        if self._revision is not None:
+            return self._revision
+        for texts, vectors in self.blocks():
+            vector = np.asarray(vectors[0], dtype=np.float32)
+            digest = hashlib.sha256(texts[0].encode("utf-8", "surrogatepass"))
+            digest.update(vector.tobytes())
+            return f"first-row:{digest.hexdigest()[:40]}"
+        raise ValueError(f"The vectors of {self.label} must be at least one. Got none.")
+
+    def prompts(self) -> tuple[Mapping[str, str], str]:
+        return {}, ""
+
+    def task(self, role: str) -> str | None:
+        return None
+
+    def release(self) -> None:
+        """Nothing is kept."""
+
+    def encode(self, texts: list[str], variant: Variant, batch_size: int) -> Iterator[tuple[list[str], Any]]:
+        wanted = dict.fromkeys(texts)
+        found: dict[str, np.ndarray] = {}
+        for block_texts, vectors in self.blocks():
+            for text, vector in zip(block_texts, vectors):
+                if text in wanted and text not in found:
+                    found[text] = np.asarray(vector)
+            if len(found) == len(wanted):
+                break
+        if absent := [text for text in wanted if text not in found]:
+            raise ValueError(missing_sentence(self.label, len(absent), absent[0]))
+        yield texts, np.stack([found[text] for text in texts])
+
+    def blocks(self) -> Iterator[tuple[list[str], np.ndarray]]:
+        texts = None if self._texts is None else iter(self._texts())
+        row = 0
+        for block_texts, vectors in self._rows():
+            if texts is not None:
+                block_texts = list(itertools.islice(texts, len(vectors)))
+                if len(block_texts) < len(vectors):
+                    raise ValueError(
+                        f"The 'texts' of Teacher.from_vectors must be as many as the vectors of {self.label}. Got "
+                        f"{row + len(block_texts)} texts for at least {row + len(vectors)} vectors."
+                    )
+            for place, text in enumerate(block_texts):
+                if not isinstance(text, str):
+                    raise TypeError(
+                        f"The texts of {self.label} must be strings. Got {type(text).__name__} in row {row + place}."
+                    )
+            yield block_texts, vectors
+            row += len(vectors)
+        if texts is not None and (left := sum(1 for _ in texts)):
+            raise ValueError(
+                f"The 'texts' of Teacher.from_vectors must be as many as the vectors of {self.label}. Got {row + left} "
+                f"texts for {row} vectors."
+            )
+
+    def _rows(self) -> Iterator[tuple[list[Any], Any]]:
+        if not self._is_table():
+            for start in range(0, len(self._vectors), BLOCK):
+                yield [], self._vectors[start : start + BLOCK]
+            return
+        columns = [self._column] if self._texts is not None else [self._column, self._text_column]
+        row = 0
+        for table in _tables(self._vectors, [column for column in columns if column is not None]):
+            block_texts = [] if self._texts is not None else table.column(self._text_column).to_pylist()
+            yield block_texts, _matrix(table.column(self._column), f"column '{self._column}' of {self.label}", row)
+            row += table.num_rows
+
+
+class _ParquetFiles(NamedTuple):
+    """The parquet files of one table, in the order of their names."""
+
+    paths: list[Path]
+
+
+def _open_vectors(vectors: Any) -> Any:
+    """An array, a sequence of vectors, parquet files, or a datasets.Dataset."""
+    if isinstance(vectors, Path):
+        if vectors.is_dir():
+            if found := sorted(vectors.rglob("*.parquet")):
+                return _ParquetFiles(found)
+            from datasets import DatasetDict, load_from_disk
+
+            try:
+                dataset = load_from_disk(str(vectors))
+            except (FileNotFoundError, ValueError) as error:
+                raise ValueError(
+                    f"The 'vectors' of Teacher.from_vectors must be an npy or parquet file, a folder of parquet files, or "
+                    f"of Dataset.save_to_disk. Got '{vectors}' instead."
+                ) from error
+            if isinstance(dataset, DatasetDict):
+                raise ValueError(
+                    f"The 'vectors' of Teacher.from_vectors must be one split of the dataset in '{vectors}'. It has "
+                    f"{', '.join(dataset)}: give the folder of one."
+                )
+            return dataset
+        if vectors.suffix == ".npy":
+            try:
+                return _as_matrix(np.load(vectors, mmap_mode="r", allow_pickle=False), str(vectors))
+            except (OSError, EOFError, ValueError) as error:
+                raise ValueError(
+                    f"The vectors in '{vectors}' cannot be read as an npy file of numbers ({error})."
+                ) from error
+        if vectors.suffix == ".parquet":
+            return _ParquetFiles([vectors])
+        raise ValueError(
+            f"The 'vectors' of Teacher.from_vectors must be an npy or parquet file, or a folder. Got '{vectors}' instead."
+        )
+    if isinstance(vectors, torch.Tensor):
+        return _as_matrix(vectors.detach().cpu().float().numpy(), "the tensor")
+    if isinstance(vectors, np.ndarray):
+        return _as_matrix(vectors, "the array")
+    if hasattr(vectors, "with_format"):  # a Dataset, or an IterableDataset
+        return vectors
+    if isinstance(vectors, Sequence) and not isinstance(vectors, str | bytes):  # a list, or a column of a Dataset
+        return vectors
+    raise TypeError(
+        "The 'vectors' of Teacher.from_vectors must be a file, a folder, a datasets.Dataset, one of its columns, or an array. "
+        f"Got {type(vectors).__name__} instead."
+    )
+
+
+def _as_matrix(vectors: np.ndarray, what: str) -> np.ndarray:
+    if vectors.ndim != 2 or not (np.issubdtype(vectors.dtype, np.number) and np.isrealobj(vectors)):
+        raise ValueError(
+            f"The vectors in {what} must be numbers of shape (texts, dimension). Got {vectors.dtype} of shape "
+            f"{vectors.shape} instead."
+        )
+    return vectors
+
+
+def _open_texts(texts: Any, text_column: str | None) -> Callable[[], Iterable[Any]] | None:
+    """A function that starts the texts anew, or None where a column of the table has them."""
+    if texts is None:
+        return None
+    if isinstance(texts, str | os.PathLike):
+        path = Path(texts)
+        if not path.exists():
+            raise FileNotFoundError(f"The 'texts' of Teacher.from_vectors must exist. There is no '{path}'.")
+        readers: dict[str, Callable[[], Iterable[Any]]] = {
+            ".txt": lambda: _lines(path),
+            ".jsonl": lambda: _json_lines(path, text_column),
+            ".parquet": lambda: _parquet_texts(path, text_column),
+        }
+        if path.suffix not in readers:
+            raise ValueError(
+                f"The 'texts' of Teacher.from_vectors must be a list, or a txt, jsonl or parquet file. Got '{path}' instead."
+            )
+        return readers[path.suffix]
+    if not isinstance(texts, Iterable):
+        raise TypeError(
+            f"The 'texts' of Teacher.from_vectors must be a list or a file of texts. Got {type(texts).__name__} instead."
+        )
+    # An iterator ends once; the store goes over the texts twice (identity, vectors).
+    kept = list(texts) if iter(texts) is texts else texts
+    return lambda: kept
+
+
+def _lines(path: Path) -> Iterator[str]:
+    # Only a line feed ends a text: a text may hold the other characters that Unicode counts as line ends.
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for line in file:
+            yield line.removesuffix("\n").removesuffix("\r")
+
+
+def _json_lines(path: Path, text_column: str | None) -> Iterator[Any]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            if isinstance(value, dict):
+                value = value[text_column or "text"]
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"Line {number} of {path} must be a string, or an object with '{text_column or 'text'}'. Got "
+                f"{shorten(line)} instead."
+            ) from error
+        yield value
+
+
+def _parquet_texts(path: Path, text_column: str | None) -> Iterator[Any]:
+    import pyarrow as pa
+
+    found = _ParquetFiles([path])
+    schema = _schema(found)
+    strings = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    column = _chosen("text_column", text_column, strings, "texts", schema.names)
+    for table in _tables(found, [column]):
+        yield from table.column(column).to_pylist()
+
+
+def _schema(table: Any) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if isinstance(table, _ParquetFiles):
+        try:
+            return pq.read_schema(table.paths[0])
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"'{table.paths[0]}' cannot be read as a parquet file ({error}).") from error
+    if table.features is None:
+        return next(iter(table.with_format("arrow").iter(batch_size=1))).schema
+    return table.features.arrow_schema
+
+
+def _tables(table: Any, columns: list[str]) -> Iterator[Any]:
+    """The table's columns, a block of rows at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if isinstance(table, _ParquetFiles):
+        for path in table.paths:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=BLOCK, columns=columns):
+                    yield pa.Table.from_batches([batch])
+        return
+    yield from table.select_columns(columns).with_format("arrow").iter(batch_size=BLOCK)
+
+
+def _is_list(arrow_type: Any) -> bool:
+    import pyarrow as pa
+
+    is_list = (
+        pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type)
+    )
+    return is_list and (pa.types.is_floating(arrow_type.value_type) or pa.types.is_integer(arrow_type.value_type))
+
+
+def _matrix(column: Any, what: str, first: int) -> np.ndarray:
+    """An arrow column of lists as an array (rows, dimension)."""
+    import pyarrow.compute as pc
+
+    lengths = pc.list_value_length(column).to_numpy().astype(np.float64)  # NaN where there is no list
+    flat = pc.list_flatten(column)
+    if np.isnan(lengths).any() or flat.null_count:
+        if not np.isnan(lengths).any():
+            lengths = np.array([np.nan if None in (row or []) else 1.0 for row in column.to_pylist()])
+        raise ValueError(
+            f"The {what} must have a vector of numbers in every row. Got an empty value in row "
+            f"{first + int(np.argmax(np.isnan(lengths)))}."
+        )
+    if (lengths != lengths[0]).any():
+        place = int(np.argmax(lengths != lengths[0]))
+        raise ValueError(
+            f"The {what} must have vectors of one dimension. Got {int(lengths[place])} in row {first + place}, and "
+            f"{int(lengths[0])} in row {first}."
+        )
+    return flat.to_numpy().reshape(len(column), int(lengths[0]))
+
+
+def _chosen(option: str, column: str | None, candidates: list[str], what: str, columns: list[str]) -> str:
+    if column is None and len(candidates) == 1:
+        return candidates[0]
+    if column is None or column not in candidates:
+        raise ValueError(
+            f"The '{option}' of Teacher.from_vectors must be a column of {what}. Got {column!r}; such columns are "
+            f"{candidates or 'none'}, of {columns}."
+        )
+    return column

@@ -1,0 +1,150 @@
+"""Files that are whole or absent, and a lock that one process holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from st_distill import files
+
+
+def test_json_round_trip_keeps_unpaired_surrogates(tmp_path):
+    value = {"prompt": "naïve \ud800", "rows": [1, 2.5, None, True]}
+    files.write_json(tmp_path / "a.json", value)
+    assert files.read_json(tmp_path / "a.json") == value
+
+
+def test_json_has_no_not_a_number(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000], ids=["empty", "cut", "not utf-8", "deep"])
+def test_broken_json_is_a_sentence_with_the_file(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json is not a JSON file"):
+        files.read_json(tmp_path / "a.json")
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+
+    def fail() -> None:
+        with files.replacing(path) as file:
+            file.write(b"half of the new")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_the_new_content_has_the_name_only_after_the_flush(tmp_path, monkeypatch):
+    order = []
+    flush, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("flush"), flush(handle)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (order.append("rename"), replace(old, new)))
+    files.write_bytes(tmp_path / "a", b"x")
+    assert order == ["flush", "rename", "flush"]  # content, name, folder
+
+
+def test_written_array_is_described(tmp_path):
+    array = np.arange(6, dtype=np.int64).reshape(3, 2)
+    written = files.write_array(tmp_path / "a.npy", array)
+    content = (tmp_path / "a.npy").read_bytes()
+    assert written == (len(content), hashlib.sha256(content).hexdigest())
+    assert np.array_equal(np.load(tmp_path / "a.npy"), array)
+    header = files.read_array_header(tmp_path / "a.npy")
+    assert (header.shape, header.dtype) == ((3, 2), np.int64)
+    assert content[header.offset :] == array.tobytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", b"hello" * 40], ids=["empty", "cut", "other"])
+def test_header_of_what_is_no_array(tmp_path, content):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(ValueError, match="is not an npy file"):
+        files.read_array_header(tmp_path / "a.npy")
+
+
+def test_header_of_python_objects_and_of_fortran_order(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "columns.npy", np.asfortranarray(np.zeros((2, 3))))
+    for name in ("objects", "columns"):
+        with pytest.raises(ValueError, match="plain numbers in C order"):
+            files.read_array_header(tmp_path / f"{name}.npy")
+
+
+def test_array_writer_makes_what_numpy_saves(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((1000, 3)).astype(np.float16)
+    writer = files.ArrayWriter(tmp_path / "a.npy", np.dtype(np.float16), 3)
+    for start in range(0, 1000, 300):
+        writer.append(rows[start : start + 300].astype(np.float32))
+        assert not (tmp_path / "a.npy").exists()
+    written = writer.close()
+    np.save(tmp_path / "b.npy", rows)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    assert written.bytes == (tmp_path / "a.npy").stat().st_size
+
+
+def test_array_writer_that_failed_can_only_be_discarded(tmp_path):
+    writer = files.ArrayWriter(tmp_path / "a.npy", np.dtype(np.float32), 2)
+    writer.append(np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="could not convert"):
+        writer.append(np.array([["x", "y"]]))
+    with pytest.raises(ValueError, match="only be discarded"):
+        writer.close()
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_are_removed(tmp_path):
+    (tmp_path / "a.npy.17.tmp").touch()
+    (tmp_path / "a.npy").touch()
+    assert [path.name for path in files.remove_leftovers(tmp_path)] == ["a.npy.17.tmp"]
+    assert os.listdir(tmp_path) == ["a.npy"]
+
+
+def test_lock_is_for_one_and_ends_with_its_block(tmp_path):
+    with (
+        files.FolderLock(tmp_path),
+        pytest.raises(BlockingIOError, match=rf"locked by process {os.getpid()} \(a test is running\); wait"),
+    ):
+        files.FolderLock(tmp_path, purpose="a test is running").__enter__()
+    with files.FolderLock(tmp_path):
+        pass
+
+
+def test_lock_ends_with_a_killed_process(tmp_path):
+    script = (
+        "import os, signal, sys; from st_distill.files import FolderLock\n"
+        "FolderLock(sys.argv[1]).__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -9
+    assert "process" in (tmp_path / "lock").read_text()
+    with files.FolderLock(tmp_path):
+        pass
+
+
+def test_without_locks_there_is_a_warning(tmp_path, monkeypatch):
+    def unsupported(handle, operation):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
+    monkeypatch.setattr(files.fcntl, "lockf", unsupported)
+    with pytest.warns(RuntimeWarning, match="has no locks"), files.FolderLock(tmp_path):
+        pass
+
+
+def test_json_is_readable_text(tmp_path):
+    files.write_json(tmp_path / "a.json", {"version": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"version": 1}
+    assert (tmp_path / "a.json").read_text().endswith("}\n")
