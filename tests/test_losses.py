@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -7,7 +10,7 @@ from sentence_transformers import InputExample, SentenceTransformerTrainer, Sent
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from torch.utils.data import DataLoader
 
-from st_distill import functional, losses
+from st_distill import Teacher, TeacherStore, functional, losses
 from st_distill.modules import MatryoshkaProjection
 from st_distill.modules.matryoshka import random_rotation
 
@@ -138,6 +141,46 @@ class TestValues:
             sum(terms.values()).backward()
             assert terms["triplet"].item() == 0
             assert all(torch.isfinite(g).all() for g in gradients(student).values())
+
+
+class TestStore:
+    """The losses read a TeacherStore's rows themselves: by the trainer, by model.fit, and with columns in roles."""
+
+    @pytest.fixture
+    def store(self, tmp_path, sentences, rows) -> TeacherStore:
+        vectors = dict(zip(sentences, rows.vectors.numpy()))
+
+        def embed(texts):
+            return np.stack([vectors[text] for text in texts])
+
+        return TeacherStore.create(
+            tmp_path / "store",
+            sentences,
+            Teacher(embed, name="teacher", revision="1"),
+            dtype="float32",
+            show_progress=False,
+        )
+
+    def test_rows_of_the_store_are_its_vectors(self, store, student, rows, sentences):
+        texts = [sentences[index] for index in (5, 0, 5, 9)]
+        loss = losses.JasperDistill(student, teacher=store, dims=[24, 8])
+        by_row = loss(features(student, texts), torch.from_numpy(store.ids(texts)))
+        by_vector = loss(features(student, texts), rows.vectors[[5, 0, 5, 9]])
+        for name, term in by_row.items():
+            assert term.item() == pytest.approx(by_vector[name].item(), rel=1e-4)
+
+    def test_labels_that_are_no_rows(self, store, student, sentences):
+        loss = losses.CosineDistill(student, teacher=store.view(teachers=["teacher"]))
+        with pytest.raises(ValueError, match="16"):
+            loss(features(student, sentences[:2]), torch.tensor([3, 16]))
+
+    def test_trains_in_the_trainer(self, store, student, sentences, tmp_path):
+        dataset = store.add_labels(Dataset.from_dict({"text": sentences, "other": sentences[::-1]}), ["text", "other"])
+        loss = losses.JasperDistill(student, teacher=store, dims=[24, 8], mini_batch_size=4)
+        arguments = TestTraining().arguments(tmp_path, max_steps=2)
+        trainer = SentenceTransformerTrainer(model=student, args=arguments, train_dataset=dataset, loss=loss)
+        trainer.train()
+        assert all(math.isfinite(entry["cosine"]) for entry in trainer.state.log_history if "cosine" in entry)
 
 
 class TestHeads:

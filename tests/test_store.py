@@ -19,7 +19,7 @@ import torch
 
 from st_distill import Teacher, TeacherStore
 from st_distill.files import FolderLock
-from st_distill.store_format import Hashes
+from st_distill.store.format import Hashes
 
 
 @pytest.fixture(autouse=True)
@@ -738,7 +738,7 @@ def test_an_open_store_is_a_snapshot(tmp_path):
 
 
 def test_open_shards_are_few(tmp_path, monkeypatch):
-    monkeypatch.setattr("st_distill.store._OPEN_SHARDS", 2)
+    monkeypatch.setattr("st_distill.store.store._OPEN_SHARDS", 2)
     store = create(tmp_path / "s", TEXTS, Counting(), shard_rows=1)
     assert store.gather(range(10)).shape == (10, 4)
     assert store._map.cache_info().currsize == 2

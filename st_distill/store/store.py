@@ -41,8 +41,8 @@ import numpy as np
 import torch
 
 from st_distill import files
-from st_distill.store_build import CHUNK, Builder, check_create, prepare_folder
-from st_distill.store_format import DTYPES, Contents, hash_texts, read_description
+from st_distill.store.build import CHUNK, Builder, check_create, prepare_folder
+from st_distill.store.format import DTYPES, Contents, hash_texts, read_description
 from st_distill.teacher import Teacher
 from st_distill.vectors import shorten
 

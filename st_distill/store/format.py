@@ -1,4 +1,4 @@
-"""The format of a `TeacherStore` (its description is in `st_distill.store`): read, checked, and looked up in."""
+"""The format of a `TeacherStore` (described in `st_distill.store.store`): read, checked, and looked up in."""
 
 from __future__ import annotations
 

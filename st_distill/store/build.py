@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from st_distill import files
-from st_distill.store_format import (
+from st_distill.store.format import (
     DESCRIPTION,
     DTYPES,
     HASH_BYTES,

@@ -1,0 +1,7 @@
+"""The teachers' vectors on disk."""
+
+from __future__ import annotations
+
+from st_distill.store.store import StoreView, TeacherStore
+
+__all__ = ["StoreView", "TeacherStore"]
