@@ -1,0 +1,93 @@
+"""What a three-layer student keeps of its teacher on STS-B, at every dimension, after a quarter of an hour on two cores.
+
+    python benchmarks/stsb.py --data DATA --teacher sentence-transformers/all-MiniLM-L6-v2
+
+DATA holds parquet files: stsb/{train,dev,test} (sentence1, sentence2, score), wikisplit/{tune,validation,test} (complex,
+split) and snli_devtest/dev (premise, hypothesis). The student is the teacher's layers 0, 2 and 5; it learns from the
+teacher's vectors of these sentences alone, without labels, and without any sentence of the STS-B test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas
+from datasets import Dataset
+
+from st_distill.evaluation import evaluate
+from st_distill.recipe import Recipe, run
+from st_distill.recipe.data import load_scored_pairs
+from st_distill.recipe.schema import Texts
+from st_distill.recipe.student import build_student
+
+DIMS = [384, 256, 128, 64, 32]
+
+
+def training_texts(data: Path) -> list[str]:
+    """The distinct sentences of the training data that do not occur in the STS-B test."""
+    columns = [("stsb/train", "sentence1", "sentence2"), ("stsb/dev", "sentence1", "sentence2")]
+    columns += [(f"wikisplit/{part}", "complex", "split") for part in ("tune", "validation", "test")]
+    columns += [("snli_devtest/dev", "premise", "hypothesis")]
+    texts: dict[str, None] = {}
+    for file, *names in columns:
+        frame = pandas.read_parquet(data / f"{file}.parquet", columns=names)
+        for name in names:
+            texts |= dict.fromkeys(frame[name])
+    test = pandas.read_parquet(data / "stsb/test.parquet")
+    tested = {*test["sentence1"], *test["sentence2"]}
+    print(f"{len(texts)} distinct sentences, {len(tested & texts.keys())} of the STS-B test left out")
+    return [text for text in texts if text not in tested]
+
+
+def text_recipe(data: Path, teacher: str, output: Path) -> Recipe:
+    """The recipe of the text stages; the training texts are written beside the output."""
+    file = output.with_name(output.name + "-texts.parquet")
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Dataset.from_dict({"text": training_texts(data)}).to_parquet(file)
+    return Recipe(
+        output=str(output),
+        student={"model": teacher, "layers": [0, 2, 5], "max_seq_length": 64},
+        teachers=[{"model": teacher, "name": "teacher"}],
+        texts=[{"path": str(file)}],
+        projection={"dims": DIMS},
+        stages=[
+            {"train": "projection", "steps": 50, "batch": 128, "learning_rate": 1e-4},
+            {"train": {"last_layers": 1}, "steps": 150, "batch": 128, "learning_rate": 2e-4},
+            {"train": "all", "steps": 600, "batch": 128, "learning_rate": 2e-4, "arguments": {"warmup_steps": 0.1}},
+        ],
+        evaluation={
+            "similarity": {"path": str(data / "stsb/test.parquet"), "columns": ["sentence1", "sentence2", "score"]},
+        },
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data")
+    parser.add_argument("--teacher", required=True, help="name or folder of all-MiniLM-L6-v2")
+    parser.add_argument("--output", type=Path, default=Path("out/stsb"))
+    parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
+    options = parser.parse_args()
+
+    recipe = text_recipe(options.data, options.teacher, options.output)
+    scores = run(recipe, resume=options.resume).results["similarity"]["scores"]
+    untrained = build_student(recipe.student)
+    assert recipe.evaluation is not None
+    assert isinstance(recipe.evaluation.similarity, Texts)
+    pairs = load_scored_pairs(recipe.evaluation.similarity)
+    scores["untrained"] = evaluate(untrained, dims=DIMS, similarity=pairs)["similarity"]["scores"]["student"]
+    state = json.loads((recipe.work_folder / "run.json").read_text(encoding="utf-8"))
+    seconds = sum(stage["metrics"]["train_runtime"] for stage in state["stages"])
+
+    print("STS-B test, Spearman x 100")
+    print("dimensions ", *(f"{dim:>6}" for dim in DIMS))
+    for name in ("teacher", "student", "untrained"):
+        print(f"{name:<11}", *(f"{100 * scores[name]['spearman'][str(dim)]:6.2f}" for dim in DIMS))
+    print(f"training, all stages together: {seconds / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()

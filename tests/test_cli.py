@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from st_distill import __version__
+from st_distill.cli import main
+from st_distill.exporting import export
+from st_distill.modules import MatryoshkaProjection
+
+RECIPE = """\
+output: {folder}/out
+student: {{model: {student}, layers: [0, 3], pooling: mean, max_seq_length: 16}}
+teachers: [{{model: {teacher}, name: teacher}}]
+texts: {folder}/texts.parquet
+projection: {{dims: [24, 8]}}
+stages:
+  - train: projection
+    steps: 2
+    batch: 8
+    arguments: {{use_cpu: true, disable_tqdm: true}}
+evaluation:
+  texts: {folder}/texts.parquet
+  teachers: false
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, make_student, tiny_bert, sentences):
+    make_student().save(str(tmp_path / "teacher"))
+    Dataset.from_dict({"text": sentences}).to_parquet(tmp_path / "texts.parquet")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(folder=tmp_path, student=tiny_bert, teacher=tmp_path / "teacher"))
+    return path
+
+
+def test_check_of_a_good_recipe(recipe, capsys):
+    assert main(["check", str(recipe)]) == 0
+    assert "is ready to run" in capsys.readouterr().out
+
+
+def test_check_prints_every_mistake_with_its_line(recipe, capsys):
+    recipe.write_text(recipe.read_text().replace("steps: 2", "step: 2").replace("layers: [0, 3]", "layers: [0, 9]"))
+    assert main(["check", str(recipe)]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert any(f"{recipe}:2: student.layers" in line for line in lines)
+    assert any(f"{recipe}:8: stages[0].step: unknown field; did you mean 'steps'?" in line for line in lines)
+    assert lines[-1] == f"2 mistakes in {recipe}."
+
+
+def test_run_embed_eval_export_info(recipe, tmp_path, capsys):
+    assert main(["embed", str(recipe)]) == 0
+    assert "16 rows by teacher, together 32 dimensions." in capsys.readouterr().out
+    assert main(["run", str(recipe), "--set", "stages.0.steps=1"]) == 0
+    out = capsys.readouterr().out
+    assert "spearman" in out
+    assert out.splitlines()[-1] == f"The model is in {tmp_path}/out."
+    assert main(["eval", str(tmp_path / "out"), str(recipe), "--json", str(tmp_path / "results.json")]) == 0
+    assert set(json.loads((tmp_path / "results.json").read_text())["fidelity"]["spearman"]) == {"24", "8"}
+    capsys.readouterr()
+    trained = tmp_path / "out-run" / "stages" / "1-projection" / "model"
+    assert main(["export", str(trained), str(tmp_path / "small"), "--dim", "8"]) == 0
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "small")]) == 0
+    assert json.loads(capsys.readouterr().out)["dims"] == [8]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "{recipe}", "--from-stage", "1"], "--from-stage continues a run, so it needs --resume"),
+        (["info", "{folder}"], "has no modules.json"),
+        (["export", "{model}", "{folder}", "--dim", "8"], "must be a new folder"),
+        (["export", "{model}", "{folder}/new", "--dim", "9"], "must be one of the projection's dimensions"),
+        (["run", "{folder}/nothing.yaml"], "nothing.yaml"),
+    ],
+)
+def test_mistakes_are_a_sentence_and_exit_code_2(arguments, message, recipe, tmp_path, make_student, capsys):
+    make_student(MatryoshkaProjection(32, [8])).save(str(tmp_path / "model"))
+    places = {"recipe": recipe, "folder": tmp_path, "model": tmp_path / "model"}
+    capsys.readouterr()
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(ValueError, match=r"modules\.json"):
+        main(["info", str(tmp_path), "--debug"])
+
+
+def test_every_command_has_an_example(capsys):
+    for command in ("check", "embed", "run", "eval", "export", "info"):
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        assert f"example: st-distill {command} " in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_unit_length_is_told(make_student, tmp_path, capsys):
+    export(make_student(MatryoshkaProjection(32, [8, 4])), tmp_path / "model")
+    assert main(["info", str(tmp_path / "model")]) == 0
+    assert json.loads(capsys.readouterr().out)["unit_length"] == {"full": True, "truncated": False}
