@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 from sentence_transformers.util import fullname
 from torch import nn
 
+from st_distill.alignment import align_files, align_weights
 from st_distill.files import write_json
 from st_distill.modules import MatryoshkaProjection, Transformer
 
@@ -56,6 +57,7 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     standard.save(str(partial))
+    align_files(partial)
     write_json(partial / DESCRIPTION, description)
     with (partial / "README.md").open("a", encoding="utf-8") as card:
         card.write(_card_section(description))
@@ -100,7 +102,7 @@ def to_standard(model: SentenceTransformer, dim: int | None = None, *, normalize
 def load_student(path: str | os.PathLike[str], *, device: str | None = None) -> SentenceTransformer:
     """Load a student that was saved in training, with st-distill's own modules in it. No code from the folder is run."""
     classes = {fullname(module): module for module in (MatryoshkaProjection, Transformer)}
-    return SentenceTransformer._load_with_module_classes(str(path), classes, device=device)
+    return align_weights(SentenceTransformer._load_with_module_classes(str(path), classes, device=device))
 
 
 def describe(model: SentenceTransformer, *, dims: list[int] | None = None) -> dict[str, Any]:

@@ -180,7 +180,7 @@ class _TripletTerm(torch.autograd.Function):
         return (total / comparisons).to(student.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_outputs[0], None, None
 

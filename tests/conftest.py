@@ -12,10 +12,51 @@ import pytest
 import torch
 from PIL import Image
 
-WORDS = (
-    "a an the of to in on and is are red green blue yellow square circle triangle cat dog bird fish house river "
-    "mountain runs sleeps eats sees quick slow small large happy sad one two three four five music plays woman man"
-).split()
+WORDS = [
+    "a",
+    "an",
+    "the",
+    "of",
+    "to",
+    "in",
+    "on",
+    "and",
+    "is",
+    "are",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "square",
+    "circle",
+    "triangle",
+    "cat",
+    "dog",
+    "bird",
+    "fish",
+    "house",
+    "river",
+    "mountain",
+    "runs",
+    "sleeps",
+    "eats",
+    "sees",
+    "quick",
+    "slow",
+    "small",
+    "large",
+    "happy",
+    "sad",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "music",
+    "plays",
+    "woman",
+    "man",
+]
 
 SENTENCES = [
     "a cat sleeps in the house",

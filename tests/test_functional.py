@@ -116,7 +116,10 @@ class TestProperties:
     @pytest.mark.parametrize("objective", OBJECTIVES)
     def test_norms_and_order_of_the_batch_do_not_count(self, objective):
         student, teacher = random_batch(10, 6), random_batch(10, 6, seed=1)
-        scale, order = random_batch(10, 1, seed=2).abs() + 0.1, torch.randperm(10, generator=torch.Generator().manual_seed(0))
+        scale, order = (
+            random_batch(10, 1, seed=2).abs() + 0.1,
+            torch.randperm(10, generator=torch.Generator().manual_seed(0)),
+        )
         expected = objective(student, teacher).item()
         assert objective(student * scale, teacher / scale).item() == pytest.approx(expected)
         assert objective(student[order], teacher[order]).item() == pytest.approx(expected)
@@ -185,8 +188,18 @@ class TestErrors:
             (torch.ones(0, 2), torch.ones(0, 2), ValueError, "at least one row"),
             (torch.ones(2), torch.ones(2, 2), ValueError, r"'student' vectors must have the shape \(batch, dim\)"),
             (torch.ones(2, 2), torch.ones(2, 2, 2), ValueError, r"'teacher' vectors must have the shape"),
-            (torch.ones(2, 2), torch.ones(2, 2).long(), TypeError, "'teacher' vectors must be floating point. Got torch.int64"),
-            (torch.ones(2, 2), torch.tensor([[0.0, 1.0], [math.nan, 1.0]]), ValueError, "1 of 2 rows.*first being row 1"),
+            (
+                torch.ones(2, 2),
+                torch.ones(2, 2).long(),
+                TypeError,
+                "'teacher' vectors must be floating point. Got torch.int64",
+            ),
+            (
+                torch.ones(2, 2),
+                torch.tensor([[0.0, 1.0], [math.nan, 1.0]]),
+                ValueError,
+                "1 of 2 rows.*first being row 1",
+            ),
             (torch.ones(2, 2), torch.tensor([[math.inf, 1.0], [1.0, 1.0]]), ValueError, "first being row 0"),
         ],
     )

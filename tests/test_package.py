@@ -19,6 +19,7 @@ LAYERS = [
     "errors",
     "files",
     "functional",
+    "alignment",
     "modules",
     "vectors",
     "teacher",

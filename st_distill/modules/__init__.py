@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from st_distill.modules.image import Transformer
 from st_distill.modules.matryoshka import MatryoshkaProjection
 
-__all__ = ["MatryoshkaProjection"]
+__all__ = ["MatryoshkaProjection", "Transformer"]

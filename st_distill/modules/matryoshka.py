@@ -274,6 +274,7 @@ class _Moments:
 
     def __init__(self) -> None:
         self.count = 0
+        self.sums: tuple[Tensor, ...] = ()
 
     def add(self, pooled: Tensor, teacher: Tensor) -> None:
         pooled, teacher = pooled.double(), teacher.double()

@@ -77,12 +77,12 @@ def run(
         ValueError: for a work folder that holds a run that cannot or may not be continued.
         BlockingIOError: where another process runs in the same work folder.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(os.fspath(recipe), overrides)
-    elif overrides:
+    if isinstance(recipe, Recipe) and overrides:
         raise ValueError("The 'overrides' are for a recipe from a file. Got a Recipe: change its fields instead.")
-    if errors := [problem for problem in check(recipe) if problem.level == "error"]:
+    if errors := [problem for problem in check(recipe, overrides) if problem.level == "error"]:
         raise RecipeError(errors)
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
     return _Run(recipe, show_progress).run(resume=resume, from_stage=from_stage)
 
 
@@ -187,10 +187,10 @@ class _Run:
         texts_wanted = any(not stage.trains_vision for stage in self.recipe.stages[first:])
         labelled: list[tuple[Dataset, Texts]] = []
         teacher: StoreView | None = None
-        if texts_wanted or self._evaluates_fidelity(first):
+        if self.recipe.teachers and (texts_wanted or first == 0 or self._evaluates_fidelity(first)):
             store = _embed(self.recipe, [*self.recipe.texts, *_fidelity_texts(self.recipe)], self.show_progress)
             teacher = _view(self.recipe, store)
-            labelled = label_texts(self.recipe.texts, store) if texts_wanted else []
+            labelled = label_texts(self.recipe.texts, store)
         start = self.folder / "start"
         if first > 0:
             model = load_student(state.stage_folder(first - 1) / "model")
@@ -207,6 +207,10 @@ class _Run:
             set_seed(self.recipe.seed + index)
             if stage.trains_vision:
                 model, data = self._vision_stage(stage, model, fields_digest(state.stages[:index]))
+            elif teacher is None:
+                raise ValueError(
+                    f"Stage {index + 1} learns from texts, so the recipe needs 'teachers'. Got none instead."
+                )
             else:
                 loss = distill_loss(stage, self.recipe.projection, model, teacher, match_dims=False)
                 data = text_data(stage, labelled, loss, model)
@@ -254,6 +258,8 @@ class _Run:
         if spec.start == "identity":
             projection.start_identity()
         elif spec.start == "ridge":
+            if teacher is None:
+                raise ValueError("A ridge start needs the recipe's 'teachers'. Got none instead: start at random.")
             logger.info("Projection: ridge regression of the teachers' vectors.")
             projection.start_ridge(self._ridge_batches(student, labelled, teacher))
         student.append(projection)
@@ -376,9 +382,7 @@ def make_teacher(spec: TeacherSpec) -> Teacher:
 
 
 def _with_eyes(model: SentenceTransformer, vision: Any, tokens: int | None) -> SentenceTransformer:
-    """The text model with a vision encoder in front; its text vectors do not change, which is looked at here."""
-    probe = ["", "a cat", "word " * 2 * (model.max_seq_length or 512)]
-    before = model.encode(probe)
+    """The text model with a vision encoder in front; its text vectors do not change, which `from_encoders` looks at."""
     modules: list[nn.Module] = [Transformer.from_encoders(model, vision, tokens=tokens), *list(model.children())[1:]]
     seeing = SentenceTransformer(
         modules=modules,
@@ -391,11 +395,6 @@ def _with_eyes(model: SentenceTransformer, vision: Any, tokens: int | None) -> S
     seeing.model_card_data.register_model(seeing)
     if (projection := find_projection(seeing)) is not None:
         projection.rotate(None)  # from here on the teacher is the student itself
-    if not np.array_equal(before, seeing.encode(probe)):
-        raise ValueError(
-            "The text vectors would change when the vision encoder is added, so stage 4 was not started. This text encoder "
-            "needs an image token that its tokenizer leaves alone; please report the model's name."
-        )
     return seeing
 
 

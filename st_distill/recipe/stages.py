@@ -21,7 +21,7 @@ from torch import nn
 from st_distill.losses import JasperDistill, TeacherRows
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.schema import Projection, Stage, Texts
-from st_distill.recipe.student import trained_parameters, training_only
+from st_distill.recipe.student import encoder_layers, trained_parameters, training_only
 from st_distill.store import TeacherStore
 
 #: What the trainer is given where neither the recipe nor sentence-transformers says better.
@@ -96,7 +96,7 @@ def text_data(
         data.prompts[name] = prompts[key]
     for index, objective in enumerate(stage.also):
         name = f"also-{index + 1}"
-        data.datasets[name] = load_texts(objective.texts)
+        data.datasets[name] = load_texts(objective.texts, labels=True)
         data.losses[name] = getattr(library_losses, objective.loss)(model, **objective.options)
         data.prompts[name] = dict(objective.texts.prompts)
     return data
@@ -191,7 +191,11 @@ def _adapters(model: SentenceTransformer, stage: Stage, base: Path) -> Iterator[
     encoder = model.transformers_model
     # A checkpoint holds the adapters alone and names the model that they belong to.
     encoder.name_or_path = str(base.resolve())
-    encoder.add_adapter(LoraConfig(**{"lora_alpha": 16, **(stage.lora or {})}))
+    options: dict[str, Any] = {"lora_alpha": 16, **(stage.lora or {})}
+    if isinstance(stage.train, dict):
+        layers = len(encoder_layers(next(iter(model.children()))))
+        options.setdefault("layers_to_transform", list(range(layers - stage.train["last_layers"], layers)))
+    encoder.add_adapter(LoraConfig(**options))
     yield
     for name, module in list(encoder.named_modules()):
         if isinstance(module, BaseTunerLayer):

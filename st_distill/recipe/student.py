@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +12,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from sentence_transformers.sentence_transformer.modules import Transformer as TextTransformer
 from torch import nn
 
+from st_distill.alignment import align_weights
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.recipe.schema import Student
 
@@ -44,7 +45,7 @@ def build_student(spec: Student, *, device: str | None = None) -> SentenceTransf
     student.model_card_data.register_model(student)
     if spec.max_seq_length is not None:
         student.max_seq_length = spec.max_seq_length
-    return student
+    return align_weights(student)
 
 
 def encoder_layers(module: nn.Module) -> nn.ModuleList:
@@ -118,11 +119,11 @@ def trained_parameters(model: SentenceTransformer, train: str | Mapping[str, int
     else:
         patterns = [train] if isinstance(train, str) else list(train)
         for pattern in patterns:
-            if not fnmatch.filter(names, pattern):
+            if not any(re.search(pattern, name) for name in names):
                 raise ValueError(
                     f"The pattern {pattern!r} matches none of the model's parameters, such as {names[0]!r}."
                 )
-        chosen = {name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)}
+        chosen = {name for name in names if any(re.search(pattern, name) for pattern in patterns)}
     if not chosen:
         raise ValueError(f"The stage trains {train!r}, but the model has no such parameters.")
     return chosen

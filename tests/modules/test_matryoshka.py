@@ -106,7 +106,9 @@ def test_ridge_start_is_least_squares(pooled):
     features = torch.cat([target, pooled[:, :2].double()], dim=1)
     projection = MatryoshkaProjection(4, [2]).double()
     projection.start_ridge([(features, target)], penalty=0.0)
-    torch.testing.assert_close(projection({"sentence_embedding": features})["sentence_embedding"], target, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        projection({"sentence_embedding": features})["sentence_embedding"], target, atol=1e-5, rtol=0
+    )
 
 
 def test_ridge_start_of_every_head(pooled, teacher):

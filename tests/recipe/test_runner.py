@@ -279,6 +279,15 @@ class TestStages:
         assert any("query.weight" in name for name in changed)
         assert not any("embeddings" in name for name in changed)
 
+    def test_lora_in_the_last_layers(self, make_recipe, folder):
+        stage = {"train": {"last_layers": 1}, "lora": {"r": 2}, "steps": 2, "batch": 8, "arguments": FAST}
+        run(make_recipe(stages=[stage], images=None, evaluation=None))
+        start = load_student(folder / "out-run" / "start", device="cpu").state_dict()
+        trained = load_student(folder / "out-run" / "stages" / "1-last-1-layers" / "model", device="cpu").state_dict()
+        changed = {name for name in start if not torch.equal(start[name], trained[name])}
+        assert any(".layer.1." in name for name in changed)
+        assert not any(".layer.0." in name for name in changed)
+
     def test_lora_resumes(self, make_recipe, folder, sentences, monkeypatch):
         arguments = {**FAST, "save_steps": 2}
         stage = {

@@ -72,7 +72,7 @@ class TestTrainedParameters:
         assert {id(parameters[name]) for name in chosen} == wanted
 
     def test_patterns(self, student):
-        chosen = trained_parameters(student, ["*layer.3.*", "2.*bias"])
+        chosen = trained_parameters(student, [r"layer\.3\.", r"^2\..*bias"])
         assert "2.linears.0.bias" in chosen
         assert "2.linears.0.weight" not in chosen
         assert any(".layer.3." in name for name in chosen)

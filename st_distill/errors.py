@@ -1,0 +1,93 @@
+"""The exceptions of st-distill. Each is also a built-in one, so that no program needs to know these names.
+
+```
+ValueError
+└── RecipeError         every mistake of a recipe, each with its place
+ImportError
+└── MissingExtraError   an optional dependency, with the line that installs it
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["MissingExtraError", "Problem", "RecipeError", "format_problems"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong, or doubtful, in a recipe.
+
+    Args:
+        message: one sentence: what is wrong and what to do.
+        path: the field, such as ``stages[1].learning_rate``; empty for the recipe as a whole.
+        line: line of the field in its file, from 1; None for what stands in no file.
+        source: the file, preset or command-line option that says it; None for a recipe made in Python.
+        level: ``"error"`` stops a run; a ``"warning"`` may well be right elsewhere (a model that is not on this machine).
+    """
+
+    message: str
+    path: str = ""
+    line: int | None = None
+    source: str | None = None
+    level: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        return format_problems([self])
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot run. ``problems`` has every mistake; the message shows them all, a line each."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__(format_problems(self.problems))
+
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[list[Problem]]]:
+        return type(self), (self.problems,)
+
+
+class MissingExtraError(ImportError):
+    """An optional dependency is not installed.
+
+    Args:
+        package: what cannot be imported.
+        extra: the extra of st-distill that installs it.
+        purpose: what needs it, as the beginning of a sentence (``"Exporting to ONNX"``).
+    """
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        self.package, self.extra, self.purpose = package, extra, purpose
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed. Run: pip install 'st-distill[{extra}]'", name=package
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _missing_extra, (self.package, self.extra, self.purpose)
+
+
+def _missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
+    return MissingExtraError(package, extra=extra, purpose=purpose)
+
+
+def format_problems(problems: Iterable[Problem], source: str | None = None) -> str:
+    """The problems as compilers print theirs, a line each.
+
+    ``source`` stands in for problems that name none.
+
+    >>> print(format_problems([Problem(message="must be above 0", path="stages[1].steps", line=12)], "recipe.yaml"))
+    recipe.yaml:12: stages[1].steps: must be above 0
+    """
+    lines = []
+    for problem in problems:
+        place = problem.source or source
+        if place and problem.line is not None:
+            place = f"{place}:{problem.line}"
+        elif problem.line is not None:
+            place = f"line {problem.line}"
+        level = "warning" if problem.level == "warning" else ""
+        lines.append(": ".join(part for part in (place, level, problem.path, problem.message) if part))
+    return "\n".join(lines)

@@ -1,0 +1,523 @@
+"""Reading the texts and pictures that a recipe names. Nothing is dropped in silence."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from st_distill.files import read_json, sha256
+from st_distill.modules.image import load_image
+from st_distill.recipe.schema import ImageSource, Texts, suggest
+
+__all__ = ["LoadedImages", "columns_of", "fingerprint", "load_images", "load_scored_pairs", "load_texts", "read_images"]
+
+logger = logging.getLogger(__name__)
+
+#: What a column holds, as far as a recipe cares.
+Kind = Literal["text", "number", "image", "other"]
+
+_PAIR_KINDS: tuple[Kind, ...] = ("text", "text", "number")
+#: Rows that the columns of a text format are judged by.
+_SAMPLE = 1000
+_FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
+#: What the trainer calls a column of labels.
+LABEL_COLUMNS = ("label", "labels", "score", "scores")
+_METADATA = ("metadata.parquet", "metadata.jsonl", "metadata.csv")
+
+
+class LoadedImages(NamedTuple):
+    """Pictures with captions, and how many rows were left out because their picture cannot be read."""
+
+    dataset: datasets.Dataset
+    skipped: int
+
+
+def load_texts(source: Texts, *, labels: bool = False) -> datasets.Dataset:
+    """The texts of a source, in its order: the chosen columns, or every column of texts.
+
+    Parquet, save_to_disk folders and hub datasets stay on disk (parquet by way of the cache of `datasets`); jsonl, csv and
+    txt are held in memory. ``limit`` takes the first rows. Texts may be empty, which is logged with their number.
+
+    Args:
+        source: where the texts are.
+        labels: whether columns of numbers may be among the chosen ones; without a choice, those that the trainer knows
+            for labels (`LABEL_COLUMNS`) are taken too.
+
+    Raises:
+        ValueError: for a file that is absent or cannot be read, a column that is absent or holds no texts, a source
+            without rows, and a row whose text is missing (null), which it names.
+    """
+    dataset = _read(source)
+    kinds = _kinds_of_features(dataset.features)
+    default = [name for name, kind in kinds.items() if kind == "text" or (labels and name in LABEL_COLUMNS)]
+    names = _choose(source, kinds, default, "a column of texts")
+    for name in names:
+        if not (labels and kinds.get(name) == "number"):
+            _require(source, kinds, name, "text")
+    return _checked(dataset.select_columns(names), source, [name for name in names if kinds[name] == "text"])
+
+
+def load_scored_pairs(source: Texts) -> tuple[list[str], list[str], list[float]]:
+    """Pairs of texts and the score of each, for an evaluation.
+
+    They are the source's three ``columns``; without, its first two columns of texts and its first column of numbers.
+
+    Raises:
+        ValueError: as `load_texts`, and for a number of columns other than three, or a score that is missing or no number.
+    """
+    dataset = _read(source)
+    kinds = _kinds_of_features(dataset.features)
+    texts = [name for name, kind in kinds.items() if kind == "text"][:2]
+    numbers = [name for name, kind in kinds.items() if kind == "number"][:1]
+    names = _choose(source, kinds, [*texts, *numbers], "columns")
+    if len(names) != 3:
+        wanted = "two columns of texts and one of numbers"
+        raise ValueError(f"{_name(source)} must give {wanted}. Got {', '.join(names)} instead. Name them in 'columns'.")
+    for name, kind in zip(names, _PAIR_KINDS):
+        _require(source, kinds, name, kind)
+    dataset = _checked(dataset.select_columns(names), source, names[:2])
+    first, second, scores = (list(dataset.with_format(None)[name]) for name in names)
+    for row, score in enumerate(scores):
+        if score is None or not math.isfinite(score):
+            raise ValueError(
+                f"Row {row} of {_name(source)} has no number in column '{names[2]}'. Fill it or remove the row."
+            )
+    return first, second, [float(score) for score in scores]
+
+
+def load_images(source: ImageSource) -> datasets.Dataset:
+    """The pictures and captions of a source, as `read_images` reads them."""
+    return read_images(source).dataset
+
+
+def read_images(source: ImageSource) -> LoadedImages:
+    """The pictures (a `datasets.Image` column) and captions of a source, in its order, and how many were left out.
+
+    The columns have the names that the source gives them, also where a folder calls its pictures ``file_name``. Every
+    picture is opened once, so that a bad one is known before the training starts.
+
+    Raises:
+        ValueError: for a file or column that is absent, a caption that is missing (null), a source without rows, and, with
+            ``on_error="stop"``, a picture that cannot be read; the row is named.
+    """
+    dataset = _read(source)
+    image = _image_column(source, list(dataset.features))
+    kinds = _kinds_of_features(dataset.features)
+    if kinds.get(image) != "text":
+        _require(source, kinds, image, "image")
+    _require(source, kinds, source.caption, "text")
+    dataset = dataset.select_columns([image, source.caption])
+    if image != source.image:
+        dataset = dataset.rename_column(image, source.image)
+    folder = _folder_of(source)
+    if kinds[image] == "text":
+        paths = [_picture_path(path, folder) for path in dataset.with_format(None)[source.image]]
+        captions = dataset.with_format("arrow")[:].column(source.caption)
+        table = pa.table({source.image: pa.array(paths, pa.string()), source.caption: captions})
+        dataset = datasets.Dataset(table)
+    dataset = _checked(dataset, source, [source.caption])
+    dataset = dataset.cast_column(source.image, datasets.Image(decode=False))
+    readable = []
+    for row, stored in enumerate(dataset.with_format(None).select_columns(source.image)):
+        try:
+            load_image(stored[source.image], row=row)
+        except ValueError as error:
+            if source.on_error == "stop":
+                raise ValueError(
+                    f"{_name(source)} has a picture that cannot be read: {error} Mend it, or leave such pictures out with "
+                    "on_error: skip."
+                ) from error
+            logger.warning("%s: left out: %s", _name(source), error)
+        else:
+            readable.append(row)
+    skipped = len(dataset) - len(readable)
+    if skipped:
+        logger.warning("%s: %d of %d pictures cannot be read and are left out.", _name(source), skipped, len(dataset))
+        if not readable:
+            raise ValueError(f"None of the {skipped} pictures of {_name(source)} can be read.")
+        dataset = dataset.select(readable)
+    return LoadedImages(dataset.cast_column(source.image, datasets.Image()), skipped)
+
+
+def columns_of(source: Texts | ImageSource) -> dict[str, Kind] | None:
+    """Columns of a source and what each holds, without reading more than the beginning; None for a hub dataset.
+
+    Raises:
+        ValueError: where the file or folder is absent or is of no format that is known here.
+    """
+    if source.data is not None:
+        return {"text": "text"} if isinstance(source.data, list) else _kinds_of_features(source.data.features)
+    if source.path is None:
+        return None
+    path = existing_path(source.path)
+    if _is_saved(path):
+        info = read_json(_saved_split(path, source) / "dataset_info.json")
+        return _kinds_of_features(datasets.Features.from_dict(info["features"]))
+    first = _files(path, source)[0]
+    if first.suffix == ".parquet":
+        return _kinds_of_features(_reading(first, lambda: datasets.Features.from_arrow_schema(pq.read_schema(first))))
+    rows = list(itertools.islice(_rows(first), _SAMPLE))
+    return {name: _kind_of_values([row.get(name) for row in rows]) for name in _names_of(rows)}
+
+
+def fingerprint(source: Texts | ImageSource) -> str:
+    """64 hex digits that change when the content of a source does.
+
+    Files are hashed whole, with the pictures that they name; a hub dataset by its name, configuration, split and revision
+    (give a commit as revision to be sure of its content).
+
+    Raises:
+        ValueError: where the file or folder is absent.
+    """
+    total = hashlib.sha256()
+
+    def add(*parts: str | bytes | None) -> None:
+        for part in parts:
+            content = b"" if part is None else part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+            total.update(f"{'n' if part is None else 'y'}{len(content)}:".encode() + content)
+
+    if isinstance(source.data, list):
+        add("texts", *source.data)
+    elif source.data is not None:
+        for batch in _batches(source.data):
+            stream = io.BytesIO()
+            with pa.ipc.new_stream(stream, batch.schema.remove_metadata()) as writer:
+                writer.write_table(batch.combine_chunks())
+            add(stream.getvalue())
+    elif source.path is None:
+        add("dataset", source.dataset, source.config, source.split, source.revision)
+    else:
+        path = existing_path(source.path)
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in files:
+            add(file.relative_to(path).as_posix() if path.is_dir() else file.suffix, sha256(file))
+        if isinstance(source, ImageSource) and not path.is_dir() and path.suffix != ".parquet":
+            column = _image_column(source, list(columns_of(source) or {}))
+            for row in _rows(path):
+                picture = _picture_path(row.get(column), path.parent)
+                add(str(row.get(column)), sha256(picture) if picture and Path(picture).is_file() else None)
+    return total.hexdigest()
+
+
+# --- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _read(source: Texts | ImageSource) -> datasets.Dataset:
+    """The rows of a source up to its limit, every column."""
+    if source.data is not None:
+        dataset = datasets.Dataset.from_dict({"text": source.data}) if isinstance(source.data, list) else source.data
+    elif source.path is not None:
+        dataset = _read_path(existing_path(source.path), source)
+    else:
+        dataset = datasets.load_dataset(
+            source.dataset, source.config, split=source.split or "train", revision=source.revision
+        )
+    if source.limit is not None and source.limit < len(dataset):
+        dataset = dataset.select(range(source.limit))
+    if len(dataset) == 0:
+        raise ValueError(f"{_name(source)} has no rows.")
+    return dataset
+
+
+def _read_path(path: Path, source: Texts | ImageSource) -> datasets.Dataset:
+    if _is_saved(path):
+        return _reading(path, lambda: datasets.load_from_disk(str(_saved_split(path, source))))
+    files = _files(path, source)
+    if files[0].suffix == ".parquet":
+        return _reading(path, lambda: datasets.Dataset.from_parquet([str(file) for file in files]))
+    kinds = columns_of(source) or {}
+    rows: Iterator[dict[str, Any]] = itertools.chain.from_iterable(_rows(file) for file in files)
+    if source.limit is not None:
+        rows = itertools.islice(rows, source.limit)
+    return datasets.Dataset(_table(rows, kinds, path))
+
+
+def _table(rows: Iterable[dict[str, Any]], kinds: dict[str, Kind], path: Path) -> pa.Table:
+    """Rows of a text format as a table, in chunks; columns that are neither texts nor numbers are left out."""
+    types = {name: {"text": pa.large_string(), "number": pa.float64()}.get(kind) for name, kind in kinds.items()}
+    schema = pa.schema([(name, type) for name, type in types.items() if type is not None])
+    chunks, rows, start = [], iter(rows), 0
+    while chunk := list(itertools.islice(rows, 10_000)):
+        columns = []
+        for field in schema:
+            values = [row.get(field.name) for row in chunk]
+            try:
+                columns.append(pa.array([_typed(value, field.type) for value in values], field.type))
+            except (ValueError, TypeError, pa.ArrowInvalid):
+                row = next(index for index, value in enumerate(values) if not _fits(value, field.type))
+                wanted = "text" if field.type == pa.large_string() else "a number"
+                raise ValueError(
+                    f"Row {start + row} of {path} must hold {wanted} in column '{field.name}', as the rows before it do. "
+                    f"Got {values[row]!r} instead."
+                ) from None
+        chunks.append(pa.record_batch(columns, schema=schema))
+        start += len(chunk)
+    return pa.Table.from_batches(chunks, schema=schema)
+
+
+def _typed(value: Any, type: pa.DataType) -> Any:
+    if value is None or type == pa.large_string():
+        return value
+    if value == "":  # an empty field of a csv file
+        return None
+    return float(value)
+
+
+def _fits(value: Any, type: pa.DataType) -> bool:
+    try:
+        pa.array([_typed(value, type)], type)
+    except (ValueError, TypeError, pa.ArrowInvalid):
+        return False
+    return True
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a jsonl, json, csv, tsv or txt file."""
+    # utf-8-sig takes away the mark that some programs put in front; newline="" keeps line breaks inside quotes.
+    with path.open(encoding="utf-8-sig", newline="" if path.suffix in (".csv", ".tsv") else None) as file:
+        try:
+            if path.suffix == ".txt":
+                for line in file:
+                    yield {"text": line.removesuffix("\n")}
+            elif path.suffix in (".csv", ".tsv"):
+                yield from _csv_rows(file, path)
+            else:
+                yield from _json_rows(file, path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+
+
+def _csv_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
+    # Python's limit of 128 kB a field is less than a long document.
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    try:
+        names = next(reader, [])
+        for row, values in enumerate(reader):
+            if not values and len(names) > 1:
+                continue  # a blank line
+            if len(values) > len(names) or (len(values) < len(names) and values):
+                raise ValueError(
+                    f"Row {row} of {path} (line {reader.line_num}) must have {len(names)} fields, as the first line has. "
+                    f"Got {len(values)} instead. Put texts with commas in double quotes."
+                )
+            yield dict(zip(names, values or [""]))
+    except csv.Error as error:
+        raise ValueError(f"{path} is not valid CSV in line {reader.line_num}: {error}.") from error
+
+
+def _json_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
+    beginning = file.read(1)
+    while beginning.isspace():
+        beginning = file.read(1)
+    file.seek(0)
+    if beginning == "[":
+        try:
+            rows: Iterable[tuple[int, Any]] = enumerate(json.load(file))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not valid JSON: {error}.") from error
+        where = "Entry"
+    else:
+        rows, where = _json_lines(file, path), "Line"
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{where} {number} of {path} must be an object of named values. Got {type(row).__name__} instead."
+            )
+        yield row
+
+
+def _json_lines(file: io.TextIOBase, path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"Line {number} of {path} is not valid JSON: {error}.") from error
+
+
+def existing_path(name: str) -> Path:
+    """The path of a file or folder that exists; ValueError with the nearest name otherwise."""
+    path = Path(name)
+    try:
+        exists = path.exists()
+    except OSError as error:  # a name that is too long, say
+        raise ValueError(f"There can be no file or folder '{name}': {error.strerror}.") from None
+    if not exists:
+        beside = [str(path.parent / entry.name) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ValueError(_sentence(f"There is no file or folder '{name}'{suggest(str(path), beside)}"))
+    return path
+
+
+def _is_saved(path: Path) -> bool:
+    return path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+
+
+def _saved_split(path: Path, source: Texts | ImageSource) -> Path:
+    if not (path / "dataset_dict.json").is_file():
+        return path
+    splits = [str(split) for split in read_json(path / "dataset_dict.json")["splits"]]
+    split = source.split or "train"
+    if split not in splits:
+        raise ValueError(_sentence(f"{path} has no split '{split}'{suggest(split, splits, always=True)}"))
+    return path / split
+
+
+def _files(path: Path, source: Texts | ImageSource) -> list[Path]:
+    """The files of one format that a path stands for."""
+    if isinstance(source, ImageSource) and path.is_dir():
+        metadata = [path / name for name in _METADATA if (path / name).is_file()]
+        if metadata:
+            return metadata[:1]
+    elif path.is_file():
+        if path.suffix not in _FORMATS:
+            raise ValueError(f"{path} must be one of {', '.join(_FORMATS)}. Got '{path.suffix}' instead.")
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix in _FORMATS and not file.name.startswith("."))
+    if isinstance(source, ImageSource):
+        files = [file for file in files if file.suffix == ".parquet"]
+        if not files:
+            raise ValueError(
+                f"{path} must hold metadata.csv, metadata.jsonl or metadata.parquet (columns file_name and "
+                f"{source.caption}), or parquet files of pictures. Found none of them."
+            )
+    formats = sorted({file.suffix for file in files})
+    if len(formats) != 1:
+        found = f"Found {' and '.join(formats)}" if formats else "Found none of them"
+        raise ValueError(
+            f"{path} must hold files of one format ({', '.join(_FORMATS)}). {found}. Name one file, or a pure folder."
+        )
+    return files
+
+
+def _reading(path: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (OSError, ValueError, TypeError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"{path} cannot be read: {str(cause).strip() or type(cause).__name__}") from error
+
+
+# --- columns -----------------------------------------------------------------------------------------------------------
+
+
+def _kinds_of_features(features: datasets.Features) -> dict[str, Kind]:
+    return {name: _kind_of_feature(feature) for name, feature in features.items()}
+
+
+def _kind_of_feature(feature: Any) -> Kind:
+    if isinstance(feature, datasets.Image):
+        return "image"
+    if isinstance(feature, dict) and {"bytes", "path"} <= set(feature):
+        return "image"
+    dtype = getattr(feature, "dtype", "")
+    if isinstance(feature, datasets.Value) and dtype in ("string", "large_string", "string_view"):
+        return "text"
+    if isinstance(feature, datasets.Value) and dtype in ("binary", "large_binary", "binary_view"):
+        return "image"
+    is_number = isinstance(feature, datasets.ClassLabel) or dtype.startswith(("int", "uint", "float", "decimal"))
+    return "number" if is_number else "other"
+
+
+def _kind_of_values(values: list[Any]) -> Kind:
+    """What a column of a text format holds, judged by its first rows."""
+    present = [value for value in values if value is not None]
+    if all(isinstance(value, str) for value in present):
+        filled = [value for value in present if value]
+        # A csv file has no types: a column of digits is one of numbers.
+        return "number" if filled and all(_is_number(value) for value in filled) else "text"
+    is_number = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in present)
+    return "number" if is_number else "other"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _names_of(rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _choose(source: Texts, kinds: dict[str, Kind], default: list[str], what: str) -> list[str]:
+    names = source.columns if source.columns is not None else default
+    if not names:
+        raise ValueError(f"{_name(source)} must have {what}. Got the columns {', '.join(kinds) or 'none'} instead.")
+    return names
+
+
+def _require(source: Texts | ImageSource, kinds: dict[str, Kind], name: str, kind: Kind) -> None:
+    if name not in kinds:
+        raise ValueError(_sentence(f"{_name(source)} has no column '{name}'{suggest(name, kinds, always=True)}"))
+    if kinds[name] != kind:
+        wanted = {"text": "texts", "number": "numbers", "image": "pictures"}.get(kind, kind)
+        raise ValueError(
+            f"The column '{name}' of {_name(source)} must hold {wanted}, and it does not. Name another one."
+        )
+
+
+def _image_column(source: ImageSource, names: list[str]) -> str:
+    # A folder of pictures calls the column file_name, and that is what it must be called for other programs.
+    return "file_name" if source.image not in names and "file_name" in names else source.image
+
+
+def _checked(dataset: datasets.Dataset, source: Texts | ImageSource, names: list[str]) -> datasets.Dataset:
+    """The dataset itself, if no text of these columns is missing."""
+    start, empty = 0, dict.fromkeys(names, 0)
+    for batch in _batches(dataset.select_columns(names)):
+        for name in names:
+            column = batch.column(name)
+            if column.null_count:
+                row = start + pc.index(pc.is_null(column), True).as_py()
+                raise ValueError(
+                    f"Row {row} of {_name(source)} has no text in column '{name}' (null). Fill it or remove the row."
+                )
+            empty[name] += pc.sum(pc.equal(pc.utf8_length(column), 0)).as_py() or 0
+        start += len(batch)
+    for name, count in empty.items():
+        if count:
+            logger.warning("%s: %d of %d texts in column '%s' are empty.", _name(source), count, len(dataset), name)
+    return dataset
+
+
+def _batches(dataset: datasets.Dataset) -> Iterator[pa.Table]:
+    yield from dataset.with_format("arrow").iter(10_000)
+
+
+def _folder_of(source: ImageSource) -> Path | None:
+    if source.path is None:
+        return None
+    path = Path(source.path)
+    return path if path.is_dir() else path.parent
+
+
+def _picture_path(path: str | None, folder: Path | None) -> str | None:
+    """Paths of pictures are relative to the file that names them."""
+    if not path or folder is None or "://" in path:
+        return path
+    return str(folder / path)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith("?") else f"{text}."
+
+
+def _name(source: Texts | ImageSource) -> str:
+    return source.path or source.dataset or "the data given in Python"

@@ -1,0 +1,506 @@
+"""Recipes from YAML and back.
+
+The YAML is the safe subset (mappings, lists, texts, numbers, true and false, null), read by the rules of YAML 1.2:
+``1e-4`` is a number, and ``yes``, ``no``, ``on`` and ``off`` are words. Every value remembers the line it stands in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from st_distill.errors import Problem, RecipeError
+from st_distill.recipe.schema import (
+    FieldPath,
+    Found,
+    Recipe,
+    Stage,
+    TeacherSpec,
+    as_mapping,
+    build,
+    show_path,
+    suggest,
+)
+
+__all__ = ["Document", "dump_recipe", "in_order", "load_recipe", "presets", "read_document"]
+
+#: A recipe is written by hand: anything beyond these is a mistake or an attack (aliases that multiply, say).
+MAX_BYTES = 1_000_000
+MAX_VALUES = 100_000
+MAX_DEPTH = 32
+
+_PRESETS = Path(__file__).parent / "presets"
+#: Fields whose single entry may be written without the list around it.
+_LISTS = ("texts", "teachers")
+
+
+def load_recipe(path_or_preset: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path_or_preset: a YAML file, or the name of a preset (see `presets`).
+        overrides: assignments ``a.b=value`` that replace fields, the value being YAML: ``stages.projection.steps=10``
+            (stages and teachers by name), ``stages.0.steps=10`` (or by number), ``images=null``.
+
+    A recipe may say ``preset: jasper``: its fields are then laid over the preset's. Mappings are merged field by field,
+    and stages by name, either as a list or as a mapping from names to fields; ``null`` takes a field, or a stage, out.
+    Any other list replaces the preset's.
+
+    Raises:
+        RecipeError: a ValueError with every syntax error, unknown field, wrong type and value out of range, each with its
+            line. What needs several fields or the files is found by `st_distill.recipe.check.check`.
+    """
+    document = read_document(path_or_preset, overrides)
+    recipe, problems = document.build()
+    if problems:
+        raise RecipeError(problems)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, fields at their default left out; `load_recipe` reads it back to an equal recipe.
+
+    Raises:
+        TypeError: for a recipe that holds Python objects (a Dataset, a callable teacher).
+    """
+    try:
+        return yaml.dump(as_mapping(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    except yaml.representer.RepresenterError as error:
+        raise TypeError(
+            f"A recipe with Python objects cannot be written as YAML. Got a {type(error.args[-1]).__name__}. Save the data "
+            "or the model to a folder and name that instead."
+        ) from None
+
+
+def presets() -> dict[str, Path]:
+    """Names of the recipes that come with st-distill, and their files."""
+    return {path.stem: path for path in sorted(_PRESETS.glob("*.yaml"))}
+
+
+@dataclass(frozen=True)
+class _Place:
+    source: str | None
+    line: int | None
+
+
+@dataclass
+class _Entry:
+    """A value of the YAML file with its place; lists and mappings hold entries."""
+
+    value: Any
+    place: _Place
+
+    def plain(self) -> Any:
+        if isinstance(self.value, dict):
+            return {key: entry.plain() for key, entry in self.value.items()}
+        if isinstance(self.value, list):
+            return [entry.plain() for entry in self.value]
+        return self.value
+
+    def places(self, path: FieldPath = ()) -> Iterator[tuple[FieldPath, _Place]]:
+        yield path, self.place
+        if isinstance(self.value, dict):
+            for key, entry in self.value.items():
+                yield from entry.places((*path, key))
+        elif isinstance(self.value, list):
+            for index, entry in enumerate(self.value):
+                yield from entry.places((*path, index))
+
+
+class Document:
+    """A recipe before it is a `Recipe`: plain data, and where each value stands."""
+
+    def __init__(self, data: dict[str, Any], places: dict[FieldPath, _Place] | None = None) -> None:
+        self.data = data
+        self._places = places or {}
+        #: Fields that `build` has found wrong, and those that a misspelt one may have been meant for.
+        self.wrong: set[FieldPath] = set()
+
+    def build(self) -> tuple[Recipe, list[Problem]]:
+        """The recipe, and what is wrong with it. Where anything is wrong the recipe has gaps."""
+        found: list[Found] = []
+        recipe = build(Recipe, self.data, found)
+        for path, message in found:
+            self.wrong.add(path)
+            if message.startswith("unknown field") and (meant := re.search("did you mean '(.*)'", message)):
+                self.wrong.add((*path[:-1], meant[1]))
+        return recipe, in_order(self.problem(path, message) for path, message in found)
+
+    def problem(self, path: FieldPath, message: str, *, warning: bool = False) -> Problem:
+        """A problem at a field; its line is that of the field or of the nearest one around it."""
+        around = next((path[:end] for end in range(len(path), -1, -1) if path[:end] in self._places), None)
+        place = _Place(None, None) if around is None else self._places[around]
+        return Problem(
+            path=show_path(path),
+            message=message,
+            line=place.line,
+            source=place.source,
+            level="warning" if warning else "error",
+        )
+
+
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Problems by line, file by file; what stands in no file comes last."""
+    return sorted(problems, key=lambda problem: (problem.line is None, problem.source or "", problem.line or 0))
+
+
+def read_document(path_or_preset: str | Path, overrides: Sequence[str] = ()) -> Document:
+    """The data of a recipe file or preset with its overrides, before any field is looked at.
+
+    Raises:
+        RecipeError: where it cannot be read, or an override does not fit.
+    """
+    root = _read_root(path_or_preset)
+    problems = []
+    for override in overrides:
+        try:
+            _apply(root, override)
+        except _Misfit as misfit:
+            problems.append(Problem(message=str(misfit), source=f"--set {override}"))
+    if problems:
+        raise RecipeError(problems)
+    return Document(root.plain(), dict(root.places()))
+
+
+# --- files and presets -------------------------------------------------------------------------------------------------
+
+
+def _read_root(path_or_preset: str | Path) -> _Entry:
+    path, known = Path(path_or_preset), presets()
+    if str(path_or_preset) in known and not path.is_file():
+        return _read_yaml(known[str(path_or_preset)], f"preset {path_or_preset}")
+    if not path.is_file():
+        beside = [str(file) for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        what = "is a folder" if path.is_dir() else "is no file"
+        offer = suggest(str(path_or_preset), [*beside, *known])
+        offer = offer or f"; give a YAML file or the name of a preset ({', '.join(known)})"
+        raise RecipeError([Problem(message=f"the recipe '{path_or_preset}' {what}{offer}")])
+    root = _read_yaml(path, str(path_or_preset))
+    if "preset" not in root.value:
+        return root
+    chosen = root.value.pop("preset")
+    if not isinstance(chosen.value, str) or chosen.value not in known:
+        message = f"unknown preset '{chosen.plain()}'{suggest(str(chosen.plain()), known, always=True)}"
+        raise RecipeError([_at(chosen.place, "preset", message)])
+    return _merge(_read_yaml(known[chosen.value], f"preset {chosen.value}"), root, ())
+
+
+def _at(place: _Place, path: str, message: str) -> Problem:
+    return Problem(path=path, message=message, line=place.line, source=place.source)
+
+
+def _read_yaml(path: Path, source: str) -> _Entry:
+    top = _Place(source, None)
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise RecipeError([_at(top, "", f"is larger than {MAX_BYTES // 1_000_000} MB, which no recipe needs to be")])
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise RecipeError([_at(_Place(source, line), "", "is not UTF-8 text; save the file as UTF-8")]) from None
+    root = _parse(text, lambda line: _Place(source, line))
+    if root.value is None:
+        raise RecipeError([_at(top, "", "is empty; a recipe has at least output, student, projection and stages")])
+    if not isinstance(root.value, dict):
+        raise RecipeError([_at(root.place, "", "must be a mapping of fields (output: ..., student: ...)")])
+    _unify(root)
+    return root
+
+
+def _unify(root: _Entry) -> None:
+    """Put the list around a single text source or teacher, so that it has one path everywhere."""
+    for name in _LISTS:
+        entry = root.value.get(name)
+        if entry is not None and isinstance(entry.value, (dict, str)):
+            root.value[name] = _Entry([entry], entry.place)
+
+
+def _merge(base: _Entry, over: _Entry, path: FieldPath) -> _Entry:
+    """``over`` laid on ``base``; see `load_recipe`."""
+    if path == ("stages",) and isinstance(base.value, list):
+        return _merge_stages(base, over)
+    if not isinstance(base.value, dict) or not isinstance(over.value, dict):
+        return over
+    merged = dict(base.value)
+    for key, entry in over.value.items():
+        if entry.value is None:
+            merged.pop(key, None)
+        elif path == ("stages", 0) and key == "train":
+            # A choice, not a group of fields: half of the old one would be left in the new.
+            merged[key] = entry
+        else:
+            merged[key] = _merge(merged[key], entry, (*path, key)) if key in merged else entry
+    return _Entry(merged, over.place)
+
+
+def _merge_stages(base: _Entry, over: _Entry) -> _Entry:
+    if isinstance(over.value, dict):
+        changes = [(name, entry) for name, entry in over.value.items()]
+    elif isinstance(over.value, list):
+        changes = [(_name_of(entry, Stage), entry) for entry in over.value]
+    else:
+        return over
+    stages = {_name_of(entry, Stage): entry for entry in base.value}
+    for name, entry in changes:
+        if entry.value is None:
+            if name not in stages:
+                message = (
+                    f"the preset has no stage '{name}' to take out{suggest(str(name), map(str, stages), always=True)}"
+                )
+                raise RecipeError([_at(entry.place, f"stages.{name}", message)])
+            del stages[name]
+        elif name in stages:
+            stages[name] = _merge(stages[name], entry, ("stages", 0))
+        else:
+            if isinstance(over.value, dict) and isinstance(entry.value, dict):
+                entry = _Entry({"name": _Entry(name, entry.place), **entry.value}, entry.place)
+            stages[name] = entry
+    return _Entry(list(stages.values()), over.place)
+
+
+def _name_of(entry: _Entry, cls: type[Stage] | type[TeacherSpec]) -> str | None:
+    part = build(cls, entry.plain(), [])
+    return part.name
+
+
+# --- YAML --------------------------------------------------------------------------------------------------------------
+
+
+#: The plain words of YAML 1.2's core schema, with the underscores in numbers that Python has too.
+_RESOLVERS: list[tuple[str, str, str]] = [
+    ("tag:yaml.org,2002:null", r"^(?:~|null|Null|NULL|)$", "~nN\0"),
+    ("tag:yaml.org,2002:bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("tag:yaml.org,2002:int", r"^[-+]?[0-9]+(?:_[0-9]+)*$", "-+0123456789"),
+    (
+        "tag:yaml.org,2002:float",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        "-+.0123456789",
+    ),
+    ("tag:yaml.org,2002:merge", r"^<<$", "<"),
+]
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    "tag:yaml.org,2002:null": lambda text: None,
+    "tag:yaml.org,2002:bool": lambda text: text.lower() == "true",
+    "tag:yaml.org,2002:int": int,
+    "tag:yaml.org,2002:float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    "tag:yaml.org,2002:str": str,
+    "tag:yaml.org,2002:merge": str,
+}
+
+
+def _resolvers() -> dict[str | None, list[tuple[str, re.Pattern[str]]]]:
+    table: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}
+    for tag, pattern, first_letters in _RESOLVERS:
+        for letter in first_letters:
+            table.setdefault("" if letter == "\0" else letter, []).append((tag, re.compile(pattern)))
+    return table
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = _resolvers()
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.depth >= MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem=f"is nested more than {MAX_DEPTH} deep", problem_mark=mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers = _resolvers()
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+# Short lists on one line, as people write them.
+_Dumper.add_representer(
+    list,
+    lambda dumper, data: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", data, flow_style=not any(isinstance(entry, (dict, list)) for entry in data)
+    ),
+)
+
+
+def _parse(text: str, place: Callable[[int], _Place]) -> _Entry:
+    """The one document of a YAML text, every value with its place."""
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = 1 if mark is None else mark.line + 1
+        parts = [error.context, error.problem] if error.problem_mark is None else [error.problem, error.context]
+        message = "; ".join(part for part in parts if part)
+        raise RecipeError([_at(place(line), "", f"is not valid YAML: {message}")]) from None
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        message = f"has a character that YAML does not allow, {text[error.position]!r}"
+        raise RecipeError([_at(place(line), "", message)]) from None
+    if node is None:
+        return _Entry(None, place(1))
+    reader = _NodeReader(place)
+    entry = reader.read(node, node.start_mark.line + 1, ())
+    if reader.problems:
+        raise RecipeError(reader.problems)
+    return entry
+
+
+class _NodeReader:
+    """Turns YAML nodes into entries, counting every value, aliases included, against the limit."""
+
+    def __init__(self, place: Callable[[int], _Place]) -> None:
+        self.place = place
+        self.count = 0
+        self.open: list[yaml.Node] = []
+        self.problems: list[Problem] = []
+
+    def read(self, node: yaml.Node, line: int, path: FieldPath) -> _Entry:
+        self.count += 1
+        if self.count > MAX_VALUES or any(node is outer for outer in self.open):
+            what = "holds itself" if self.count <= MAX_VALUES else f"has more than {MAX_VALUES:,} values"
+            raise RecipeError([_at(self.place(line), show_path(path), f"{what}, by its aliases; write the values out")])
+        self.open.append(node)
+        try:
+            return _Entry(self._value(node, line, path), self.place(line))
+        finally:
+            self.open.pop()
+
+    def _value(self, node: yaml.Node, line: int, path: FieldPath) -> Any:
+        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+            return [
+                self.read(entry, entry.start_mark.line + 1, (*path, index)) for index, entry in enumerate(node.value)
+            ]
+        if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
+            try:
+                return _SCALARS[node.tag](node.value)
+            except ValueError:
+                pass
+        message = f"the tag {node.tag} is not allowed here; a recipe has plain texts, numbers, lists and mappings"
+        self.problems.append(_at(self.place(line), show_path(path), message))
+        return None
+
+    def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, _Entry]:
+        merged: dict[str, _Entry] = {}
+        values: dict[str, _Entry] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                for entry in self._merged(value_node, line, path):
+                    merged = {**entry, **merged}
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append(_at(self.place(line), show_path(path), "the name of a field must be text"))
+                continue
+            # Names are kept as they are written: a column may be called 1 or true.
+            key = key_node.value
+            if key in values:
+                first = values[key].place.line
+                message = f"is there twice, first in line {first}; remove one"
+                self.problems.append(_at(self.place(line), show_path((*path, key)), message))
+            values[key] = self.read(value_node, line, (*path, key))
+        return {**merged, **values}
+
+    def _merged(self, node: yaml.Node, line: int, path: FieldPath) -> list[dict[str, _Entry]]:
+        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        entries = [self.read(entry, line, path).value for entry in nodes]
+        if not all(isinstance(entry, dict) for entry in entries):
+            self.problems.append(_at(self.place(line), show_path(path), "'<<' must name a mapping"))
+            return []
+        return entries
+
+
+# --- overrides ---------------------------------------------------------------------------------------------------------
+
+
+_NOWHERE: FieldPath = ()
+_NAMED: dict[FieldPath, type[Stage] | type[TeacherSpec]] = {("stages",): Stage, ("teachers",): TeacherSpec}
+
+
+class _Misfit(Exception):
+    """An override that does not fit the recipe."""
+
+
+def _apply(root: _Entry, override: str) -> None:
+    target, equals, text = override.partition("=")
+    keys = target.strip().split(".")
+    if not equals or not all(keys):
+        raise _Misfit("is not of the form field.field=value, such as stages.projection.steps=10")
+    place = _Place(f"--set {override}", None)
+    try:
+        value = _parse(text, lambda line: place)
+    except RecipeError as error:
+        raise _Misfit(f"the value {error.problems[0].message}") from None
+    current, path = root, _NOWHERE
+    for position, key in enumerate(keys):
+        last = position == len(keys) - 1
+        if isinstance(current.value, list):
+            index = _index(current, key, path)
+            if last and value.value is None:
+                del current.value[index]
+            elif last:
+                current.value[index] = value
+            else:
+                current = current.value[index]
+            path = (*path, index)
+            continue
+        if isinstance(current.value, str) and (short := _short_for(path)) is not None:
+            current.value = {short: _Entry(current.value, current.place)}
+        if not isinstance(current.value, dict):
+            raise _Misfit(f"'{show_path(path)}' has no fields, it is {current.plain()!r}")
+        path = (*path, key)
+        if last and value.value is None:
+            current.value.pop(key, None)
+        elif last:
+            current.value[key] = value
+        else:
+            current = current.value.setdefault(key, _Entry({}, place))
+            if current.value is None:
+                current.value = {}
+    _unify(root)
+
+
+def _short_for(path: FieldPath) -> str | None:
+    """The field that a name alone stands for, as in ``student: some/model``."""
+    if path[:1] == ("evaluation",) and len(path) == 2:
+        return "path"
+    names: dict[FieldPath, str] = {("student",): "model", ("images",): "path"}
+    lists = {"teachers": "model", "texts": "path"}
+    return names.get(path) or (lists.get(str(path[0])) if len(path) == 2 else None)
+
+
+def _index(entry: _Entry, key: str, path: FieldPath) -> int:
+    """The position in a list that a number or, for stages and teachers, a name says."""
+    count = len(entry.value)
+    if re.fullmatch(r"\d+", key):
+        if int(key) >= count:
+            raise _Misfit(f"'{show_path(path)}' has {count} entries, so the number must be 0 to {count - 1}, got {key}")
+        return int(key)
+    cls = _NAMED.get(path)
+    if cls is None:
+        raise _Misfit(
+            f"'{show_path(path)}' is a list, so a number must follow it, such as {show_path(path)}.0, got '{key}'"
+        )
+    names = [str(_name_of(part, cls)) for part in entry.value]
+    if names.count(key) > 1:
+        raise _Misfit(f"'{show_path(path)}' has several entries named '{key}'; give the number, from 0")
+    if key not in names:
+        raise _Misfit(f"'{show_path(path)}' has no entry '{key}'{suggest(key, names, always=True)}")
+    return names.index(key)

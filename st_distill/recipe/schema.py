@@ -1,0 +1,850 @@
+"""What a recipe says: dataclasses whose fields are the one place where each option is described.
+
+They are made in Python, ``Recipe(output="out/small", student=Student(model="..."), ...)``, with plain mappings wherever a
+part is expected, or read from YAML by `st_distill.recipe.load`. Both ways go through the same conversion, which finds
+every wrong type and range at once. What needs several fields, files or model configurations is looked at by
+`st_distill.recipe.check`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from st_distill.errors import Problem, RecipeError
+
+__all__ = [
+    "Evaluation",
+    "ImageSource",
+    "Images",
+    "Objective",
+    "Projection",
+    "Recipe",
+    "Stage",
+    "Student",
+    "TeacherSpec",
+    "Texts",
+    "as_mapping",
+    "build",
+    "convert",
+    "default_of",
+    "nearest",
+    "reference",
+    "show_path",
+    "suggest",
+]
+
+#: Where a value stands in a recipe: ``("stages", 1, "learning_rate")``.
+FieldPath = tuple[str | int, ...]
+#: A mistake found on the way, before it is known in which line it stands.
+Found = tuple[FieldPath, str]
+_Rule = Callable[[Any], Iterable[Found]]
+
+#: Terms of the distillation loss, with the paper's weights (arXiv 2412.19048, section 3).
+PAPER_LOSSES = {"cosine": 10.0, "similarity": 200.0, "triplet": 20.0}
+#: What ``train`` may say in one word.
+TRAIN_WORDS = ("projection", "all", "vision")
+#: Stage fields that are short for a training argument, and what a stage uses where neither is given.
+SHORTHAND_ARGUMENTS = {
+    "learning_rate": "learning_rate",
+    "steps": "max_steps",
+    "epochs": "num_train_epochs",
+    "batch": "per_device_train_batch_size",
+}
+STAGE_DEFAULTS = {"learning_rate": 1e-4, "per_device_train_batch_size": 128}
+
+
+# --- rules: each looks at a value of the right type and yields what is wrong with it ----------------------------------
+
+
+def _at_least(lowest: float) -> _Rule:
+    def rule(value: Any) -> Iterator[Found]:
+        if value is not None and not value >= lowest:
+            yield (), f"must be at least {lowest:g}, got {value:g}"
+
+    return rule
+
+
+def _above(limit: float) -> _Rule:
+    def rule(value: Any) -> Iterator[Found]:
+        if value is not None and not value > limit:
+            yield (), f"must be above {limit:g}, got {value:g}"
+
+    return rule
+
+
+def _numbers_list(lowest: int, *, empty: bool = False, ascending: bool = False) -> _Rule:
+    def rule(value: Any) -> Iterator[Found]:
+        if not isinstance(value, list):
+            return
+        if not value and not empty:
+            yield (), "must not be empty"
+        for index, number in enumerate(value):
+            if number < lowest:
+                yield (index,), f"must be at least {lowest}, got {number}"
+            elif number in value[:index]:
+                yield (index,), f"is there twice: {number}"
+            elif ascending and index and number < value[index - 1]:
+                yield (index,), f"must be in ascending order, got {number} after {value[index - 1]}"
+
+    return rule
+
+
+def _names_list(value: Any) -> Iterator[Found]:
+    if value is not None and not value:
+        yield (), "must not be empty"
+    for index, name in enumerate(value or []):
+        if name in value[:index]:
+            yield (index,), f"is there twice: '{name}'"
+
+
+def _not_empty(value: Any) -> Iterator[Found]:
+    if value is not None and not value:
+        yield (), "must not be empty"
+
+
+def _file_name(value: Any) -> Iterator[Found]:
+    allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    if value is not None and (not 0 < len(value) <= 100 or not set(value) <= allowed or "." in (value[0], value[-1])):
+        allowance = "up to 100 letters, digits, '-', '_' and inner '.'"
+        yield (), f"names a folder, so it must be of {allowance}, got '{value}'"
+
+
+def _train_rule(value: Any) -> Iterator[Found]:
+    if isinstance(value, str) and value not in TRAIN_WORDS:
+        if value == "last_layers":
+            yield (), "says not how many layers; write {last_layers: 3}"
+        elif set(value) & set("*?[.^$\\|") and not nearest(value, TRAIN_WORDS):
+            yield (), f"a regular expression for parameter names must stand in a list; write ['{value}']"
+        else:
+            kinds = (
+                f"{', '.join(TRAIN_WORDS)}, {{last_layers: 3}}, or a list of regular expressions for parameter names"
+            )
+            yield (), f"unknown value '{value}'{suggest(value, TRAIN_WORDS) or f'; it may be {kinds}'}"
+    elif isinstance(value, dict):
+        for key in value:
+            if key != "last_layers":
+                yield (key,), f"unknown field{suggest(key, ['last_layers'], always=True)}"
+        if "last_layers" in value and value["last_layers"] < 1:
+            yield ("last_layers",), f"must be at least 1, got {value['last_layers']}"
+        if not value:
+            yield (), "must not be empty; write {last_layers: 3}"
+    elif isinstance(value, list):
+        yield from _names_list(value)
+        for index, pattern in enumerate(value):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield (index,), f"is not a regular expression: {error}"
+
+
+def _losses_rule(value: Any) -> Iterator[Found]:
+    for name, weight in (value or {}).items():
+        if name not in PAPER_LOSSES:
+            yield (name,), f"unknown loss{suggest(name, PAPER_LOSSES, always=True)}"
+        elif weight < 0:
+            yield (name,), f"a weight must be at least 0, got {weight:g}"
+
+
+def _data_rule(value: Any) -> Iterator[Found]:
+    if value is None or hasattr(value, "column_names"):
+        return
+    if not isinstance(value, list):
+        yield (), f"expected a list of texts or a datasets.Dataset, got {_describe(value)}"
+        return
+    for index, text in enumerate(value):
+        if not isinstance(text, str):
+            yield (index,), f"expected text, got {_describe(text)}"
+
+
+def _python_only(value: Any) -> Iterator[Found]:
+    if value is not None and isinstance(value, (str, int, float, list, tuple, Mapping)):
+        yield (), f"is an object given in Python, got {_describe(value)}"
+
+
+def _about(help: str, *rules: _Rule) -> dict[str, Any]:
+    return {"help": help, "rules": rules}
+
+
+# --- the parts of a recipe ---------------------------------------------------------------------------------------------
+
+
+class _Part:
+    """What the dataclasses share: conversion of what they are given, with every mistake at once."""
+
+    def __post_init__(self) -> None:
+        found: list[Found] = []
+        for option in fields(self):  # type: ignore[arg-type]
+            value = _convert_field(type(self), option, getattr(self, option.name), (option.name,), found)
+            setattr(self, option.name, value)
+        if found:
+            owner = type(self).__name__
+            raise RecipeError([Problem(path=show_path((owner, *path)), message=message) for path, message in found])
+        self._fill()
+
+    def _fill(self) -> None:
+        """Give a value to fields whose default follows from other fields."""
+
+
+@dataclass(kw_only=True)
+class Student(_Part):
+    """The model that is trained."""
+
+    model: str = field(metadata=_about("name or folder of a sentence-transformers or transformers model", _not_empty))
+    layers: list[int] | None = field(
+        default=None,
+        metadata=_about("encoder layers to keep, from 0; all by default", _numbers_list(0, ascending=True)),
+    )
+    max_seq_length: int | None = field(default=None, metadata=_about("tokens per text; the model's own", _at_least(2)))
+    pooling: Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean"] | None = field(
+        default=None, metadata=_about("pooling of a plain transformers model; mean by default")
+    )
+    revision: str | None = field(default=None, metadata=_about("branch, tag or commit on the hub"))
+    trust_remote_code: bool = field(default=False, metadata=_about("whether code of the model's own may run"))
+
+
+@dataclass(kw_only=True)
+class Texts(_Part):
+    """Texts from a file, a folder, the hub or Python. Relative paths start at the working directory."""
+
+    path: str | None = field(
+        default=None,
+        metadata=_about(
+            "parquet, jsonl, json, csv, tsv or txt (a text a line), a folder of such, or what save_to_disk wrote",
+            _not_empty,
+        ),
+    )
+    dataset: str | None = field(default=None, metadata=_about("name of a dataset on the hub", _not_empty))
+    data: Any = field(default=None, metadata=_about("a list of texts or, in Python, a datasets.Dataset", _data_rule))
+    config: str | None = field(default=None, metadata=_about("configuration of the hub's dataset"))
+    split: str | None = field(default=None, metadata=_about("split of a dataset that has several; train by default"))
+    revision: str | None = field(default=None, metadata=_about("branch, tag or commit of the hub's dataset"))
+    columns: list[str] | None = field(
+        default=None, metadata=_about("columns to use, in this order; every column of texts by default", _names_list)
+    )
+    roles: dict[str, str] = field(
+        default_factory=dict, metadata=_about("role of a column (query, document), which names the teachers' prompts")
+    )
+    prompts: dict[str, str] = field(default_factory=dict, metadata=_about("the student's own prompt for a column"))
+    limit: int | None = field(default=None, metadata=_about("use the first so many rows", _at_least(1)))
+
+
+@dataclass(kw_only=True)
+class ImageSource(_Part):
+    """Pictures with their captions."""
+
+    path: str | None = field(
+        default=None,
+        metadata=_about(
+            "parquet with pictures, or jsonl or csv with their paths; or a folder with metadata.csv, .jsonl or .parquet",
+            _not_empty,
+        ),
+    )
+    dataset: str | None = field(default=None, metadata=_about("name of a dataset on the hub", _not_empty))
+    data: Any = field(default=None, metadata=_about("a datasets.Dataset, in Python", _python_only))
+    config: str | None = field(default=None, metadata=_about("configuration of the hub's dataset"))
+    split: str | None = field(default=None, metadata=_about("split of a dataset that has several; train by default"))
+    revision: str | None = field(default=None, metadata=_about("branch, tag or commit of the hub's dataset"))
+    image: str = field(default="image", metadata=_about("column of the pictures", _not_empty))
+    caption: str = field(default="caption", metadata=_about("column of the captions", _not_empty))
+    limit: int | None = field(default=None, metadata=_about("use the first so many rows", _at_least(1)))
+    on_error: Literal["stop", "skip"] = field(
+        default="stop", metadata=_about("what an unreadable picture does: stop the run, or be left out and counted")
+    )
+
+
+@dataclass(kw_only=True)
+class Images(ImageSource):
+    """The pictures of the stages that train vision, and the vision encoder that looks at them."""
+
+    vision: str | dict[str, Any] | None = field(
+        default=None,
+        metadata=_about(
+            "name or folder of a vision encoder, or a mapping: a transformers configuration with its model_type, started "
+            "from random weights",
+            _not_empty,
+        ),
+    )
+    tokens: int | None = field(
+        default=None,
+        metadata=_about(
+            "visual tokens per picture: the square of patches, pooled in squares; about 64 by default",
+            _at_least(1),
+        ),
+    )
+
+
+@dataclass(kw_only=True)
+class TeacherSpec(_Part):
+    """A teacher: a model, or vectors that exist already."""
+
+    name: str | None = field(
+        default=None, metadata=_about("names it in the store; the last part of the model's name by default", _file_name)
+    )
+    model: str | None = field(
+        default=None, metadata=_about("name or folder of a sentence-transformers model", _not_empty)
+    )
+    vectors: str | None = field(
+        default=None, metadata=_about("vectors on disk: npy, parquet, or a datasets folder", _not_empty)
+    )
+    teacher: Any = field(default=None, metadata=_about("a Teacher or a callable, in Python", _python_only))
+    column: str | None = field(
+        default=None, metadata=_about("column of the vectors; the only one of vectors by default", _not_empty)
+    )
+    text_column: str | None = field(
+        default=None,
+        metadata=_about("column of the texts that the vectors belong to; the only one of texts by default", _not_empty),
+    )
+    texts: Texts | None = field(
+        default=None, metadata=_about("the texts that the vectors belong to, in their order, where no column has them")
+    )
+    weight: float = field(
+        default=1.0, metadata=_about("its share in the concatenation of the teachers' vectors", _above(0))
+    )
+    prompts: str | dict[str, str] = field(
+        default_factory=dict,
+        metadata=_about("prompt of every text, or of each role (query, document); the model's own for other roles"),
+    )
+    revision: str | None = field(default=None, metadata=_about("branch, tag or commit on the hub"))
+    dtype: Literal["float32", "float16", "bfloat16"] | None = field(
+        default=None, metadata=_about("precision that the teacher computes in; its own by default")
+    )
+    device: str | None = field(
+        default=None, metadata=_about("device of the teacher (cpu, cuda:1); the best one there is")
+    )
+    batch_size: int | None = field(default=None, metadata=_about("texts embedded at a time", _at_least(1)))
+    max_seq_length: int | None = field(default=None, metadata=_about("tokens per text; the model's own", _at_least(2)))
+    truncate_dim: int | None = field(default=None, metadata=_about("keep the first so many dimensions", _at_least(1)))
+    trust_remote_code: bool = field(default=False, metadata=_about("whether code of the model's own may run"))
+
+    def _fill(self) -> None:
+        if self.name is None:
+            named = Path(self.model).name if self.model else Path(self.vectors).stem if self.vectors else None
+            self.name = _folder_name(named or str(getattr(self.teacher, "name", None) or "teacher"))
+
+
+@dataclass(kw_only=True)
+class Projection(_Part):
+    """The linear map from the pooled vector to the embeddings."""
+
+    dims: list[int] = field(
+        metadata=_about("dimensions of the embeddings; the largest is the model's", _numbers_list(1))
+    )
+    start: Literal["ridge", "random", "identity"] = field(
+        default="ridge",
+        metadata=_about(
+            "ridge: closed-form regression of the teacher's vectors; random; identity: the first coordinates as they are"
+        ),
+    )
+    rotation: Literal["none", "random", "principal"] = field(
+        default="random", metadata=_about("which axes of the teacher's space the dimensions follow")
+    )
+    heads: Literal["nested", "independent"] = field(
+        default="nested",
+        metadata=_about("nested: every dimension is a prefix of one map; independent: a map for each, as in the paper"),
+    )
+    teacher_head: bool = field(
+        default=False,
+        metadata=_about("a further head of the teachers' full width, in training alone (the paper's FC1)"),
+    )
+
+
+@dataclass(kw_only=True)
+class Objective(_Part):
+    """A further loss of sentence-transformers, on its own texts, within a stage."""
+
+    loss: str = field(metadata=_about("class name in sentence_transformers.losses", _not_empty))
+    texts: Texts = field(metadata=_about("its texts, with the columns that the loss expects"))
+    options: dict[str, Any] = field(default_factory=dict, metadata=_about("further arguments of the loss"))
+
+
+@dataclass(kw_only=True)
+class Stage(_Part):
+    """One run of the trainer: what is trained, on which losses, for how long."""
+
+    name: str | None = field(default=None, metadata=_about("names its folder; by default what is trained", _file_name))
+    train: str | dict[str, int] | list[str] = field(
+        metadata=_about(
+            "projection; {last_layers: n}: the projection and the last n encoder layers; all; vision: the vision encoder "
+            "and its projection; or a list of regular expressions, each found somewhere in a parameter's name",
+            _train_rule,
+        )
+    )
+    lora: dict[str, Any] | None = field(
+        default=None,
+        metadata=_about(
+            "train low-rank adapters of the encoder layers instead of their weights: peft.LoraConfig's fields"
+        ),
+    )
+    losses: dict[str, float] = field(
+        default_factory=lambda: dict(PAPER_LOSSES),
+        metadata=_about(
+            "weight of each term: cosine, similarity, triplet; what is left out is not computed", _losses_rule
+        ),
+    )
+    margin: float = field(default=0.015, metadata=_about("margin of the triplet term", _at_least(0)))
+    dims: list[int] | Literal["full"] | None = field(
+        default=None,
+        metadata=_about(
+            "dimensions that similarity and triplet are averaged over; all of the projection's by default; full: the "
+            "teacher head alone, or the widest one where there is none",
+            _numbers_list(1),
+        ),
+    )
+    cosine_dims: list[int] | Literal["full"] | None = field(
+        default=None,
+        metadata=_about(
+            "dimensions of the cosine term; full by default, and every head where vision is trained", _numbers_list(1)
+        ),
+    )
+    learning_rate: float | None = field(default=None, metadata=_about("peak learning rate; 1e-4 by default", _above(0)))
+    steps: int | None = field(default=None, metadata=_about("optimiser steps; or give epochs", _at_least(1)))
+    epochs: float | None = field(default=None, metadata=_about("passes over the data; or give steps", _above(0)))
+    batch: int | None = field(
+        default=None, metadata=_about("rows a batch on each device; 128 by default", _at_least(1))
+    )
+    also: list[Objective] = field(default_factory=list, metadata=_about("further losses on their own texts"))
+    arguments: dict[str, Any] = field(
+        default_factory=dict, metadata=_about("any field of SentenceTransformerTrainingArguments")
+    )
+
+    def _fill(self) -> None:
+        if self.name is not None:
+            return
+        if isinstance(self.train, dict):
+            self.name = f"last-{self.train.get('last_layers')}-layers"
+        else:
+            self.name = self.train if isinstance(self.train, str) else "parameters"
+
+    @property
+    def trains_vision(self) -> bool:
+        return self.train == "vision"
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The terms that are computed, those of weight 0 left out."""
+        return {name: weight for name, weight in self.losses.items() if weight > 0}
+
+    def training_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for SentenceTransformerTrainingArguments: ``arguments`` and what the shorthand stands for.
+
+        Raises:
+            ValueError: where a shorthand field and its argument are both given.
+        """
+        given = {
+            argument: getattr(self, short)
+            for short, argument in SHORTHAND_ARGUMENTS.items()
+            if getattr(self, short) is not None
+        }
+        for short, argument in SHORTHAND_ARGUMENTS.items():
+            if argument in given and argument in self.arguments:
+                raise ValueError(
+                    f"Stage '{self.name}' gives both '{short}' and the argument '{argument}', which mean the same. Remove one."
+                )
+        return {**STAGE_DEFAULTS, **self.arguments, **given}
+
+
+@dataclass(kw_only=True)
+class Evaluation(_Part):
+    """What the finished model is measured on."""
+
+    texts: Texts | None = field(
+        default=None, metadata=_about("held-out texts: how closely the student follows the teachers")
+    )
+    similarity: Texts | None = field(
+        default=None,
+        metadata=_about("pairs of texts with a score, for a rank correlation (two columns of texts, one of numbers)"),
+    )
+    retrieval: Texts | None = field(
+        default=None, metadata=_about("queries and the document of each (two columns of texts)")
+    )
+    images: ImageSource | None = field(
+        default=None, metadata=_about("held-out pictures and captions: how often a caption finds its picture")
+    )
+    teachers: bool = field(
+        default=True, metadata=_about("whether the teachers' models answer too, and are timed, beside the student")
+    )
+
+
+@dataclass(kw_only=True)
+class Recipe(_Part):
+    """The whole: from which student, teachers and data, by which stages, to which model."""
+
+    output: str = field(metadata=_about("folder of the finished model", _not_empty))
+    work: str | None = field(
+        default=None,
+        metadata=_about("folder of the teachers' vectors, checkpoints and state; <output>-run by default", _not_empty),
+    )
+    seed: int = field(default=42, metadata=_about("of everything random", _at_least(0)))
+    student: Student = field(metadata=_about("the model that is trained"))
+    teachers: list[TeacherSpec] = field(default_factory=list, metadata=_about("the models it learns from"))
+    texts: list[Texts] = field(
+        default_factory=list, metadata=_about("the texts it learns on, from one or several sources")
+    )
+    images: Images | None = field(default=None, metadata=_about("pictures, for the stages that train vision"))
+    projection: Projection = field(metadata=_about("the embeddings it is to give"))
+    stages: list[Stage] = field(metadata=_about("what is trained, one after another", _not_empty))
+    evaluation: Evaluation | None = field(default=None, metadata=_about("what the finished model is measured on"))
+
+    @property
+    def work_folder(self) -> Path:
+        """``work``, or ``<output>-run``."""
+        return Path(self.work if self.work is not None else f"{self.output.rstrip('/')}-run")
+
+
+#: The field that a part is when only a name is given: ``student: some/model``.
+_SHORT_FOR: dict[type, str] = {
+    Student: "model",
+    TeacherSpec: "model",
+    Texts: "path",
+    ImageSource: "path",
+    Images: "path",
+}
+
+_P = TypeVar("_P", bound=_Part)
+
+
+# --- conversion --------------------------------------------------------------------------------------------------------
+
+
+class _Invalid:
+    """Stands for a value that could not be converted, and was reported."""
+
+
+_INVALID = _Invalid()
+_WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def build(cls: type[_P], data: Any, found: list[Found]) -> _P:
+    """A part made of plain data (mappings, lists, numbers, texts), with every mistake appended to ``found``.
+
+    What is missing or wrong is left at its default, or None where there is none, so that the rest can be looked at too:
+    use the result only where ``found`` stays empty, or with that in mind.
+    """
+    part = _convert_part(cls, data, (), found)
+    return _assemble(cls, {}) if isinstance(part, _Invalid) else part
+
+
+def convert(value: Any, hint: Any, path: FieldPath, found: list[Found]) -> Any:
+    """``value`` as the type that ``hint`` says, or a marker after appending to ``found`` what is wrong with it.
+
+    Types that a recipe knows nothing of are not looked at.
+    """
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, hint, path, found)
+    if origin is Literal:
+        if value in get_args(hint):
+            return value
+        return _reject(path, found, _unknown_word(value, [str(word) for word in get_args(hint)]))
+    if hint is list or origin is list:
+        return _convert_list(value, hint, path, found)
+    if hint is dict or origin is dict:
+        return _convert_dict(value, hint, path, found)
+    if isinstance(hint, type):
+        if issubclass(hint, _Part):
+            return _convert_part(hint, value, path, found)
+        if issubclass(hint, Enum):
+            words = [str(member.value) for member in hint]
+            if value in words or isinstance(value, hint):
+                return value
+            return _reject(path, found, _unknown_word(value, words))
+        if hint in _WORDS:
+            return _convert_scalar(value, hint, path, found)
+    return value
+
+
+def _reject(path: FieldPath, found: list[Found], message: str) -> _Invalid:
+    found.append((path, message))
+    return _INVALID
+
+
+def _unknown_word(value: Any, words: list[str]) -> str:
+    if not isinstance(value, str):
+        return f"expected {_any_of(words)}, got {_describe(value)}"
+    return f"unknown value '{value}'{suggest(value, words, always=True)}"
+
+
+def _convert_scalar(value: Any, hint: Any, path: FieldPath, found: list[Found]) -> Any:
+    if hint is str:
+        if isinstance(value, str):
+            return str(value)
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        quote = "; put it in quotes" if isinstance(value, (bool, numbers.Number)) else ""
+        return _reject(path, found, f"expected text, got {_describe(value)}{quote}")
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        words = isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", "true", "false", "y", "n")
+        hint_text = "; write true or false, without quotes" if words else ""
+        return _reject(path, found, f"expected true or false, got {_describe(value)}{hint_text}")
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if is_number and not _is_finite(value):
+        return _reject(path, found, f"expected {_WORDS[hint]}, got {_describe(value)}")
+    if is_number and hint is float:
+        return float(value)
+    if is_number and value == int(value):
+        return int(value)
+    quoted = "; write it without quotes" if isinstance(value, str) and _is_number(value) else ""
+    return _reject(path, found, f"expected {_WORDS[hint]}, got {_describe(value)}{quoted}")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _convert_list(value: Any, hint: Any, path: FieldPath, found: list[Found]) -> Any:
+    (item,) = get_args(hint) or (Any,)
+    if not isinstance(value, (list, tuple)):
+        brackets = f"; write [{value}]" if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+        return _reject(path, found, f"expected {_expected(hint)}, got {_describe(value)}{brackets}")
+    converted = [convert(entry, item, (*path, index), found) for index, entry in enumerate(value)]
+    return _INVALID if any(isinstance(entry, _Invalid) for entry in converted) else converted
+
+
+def _convert_dict(value: Any, hint: Any, path: FieldPath, found: list[Found]) -> Any:
+    _, item = get_args(hint) or (str, Any)
+    if not isinstance(value, Mapping):
+        return _reject(path, found, f"expected {_expected(hint)}, got {_describe(value)}")
+    converted = {}
+    for key, entry in value.items():
+        if not isinstance(key, str):
+            return _reject((*path, str(key)), found, f"a name must be text, got {_describe(key)}")
+        converted[key] = convert(entry, item, (*path, key), found)
+    return _INVALID if any(isinstance(entry, _Invalid) for entry in converted.values()) else converted
+
+
+def _convert_union(value: Any, hint: Any, path: FieldPath, found: list[Found]) -> Any:
+    options = [option for option in get_args(hint) if option is not type(None)]
+    if value is None and len(options) < len(get_args(hint)):
+        return None
+    words = [option for option in options if isinstance(option, type) and issubclass(option, Enum)]
+    if words and isinstance(value, str):
+        options = words
+    if len(options) == 1:
+        return convert(value, options[0], path, found)
+    attempts: list[list[Found]] = []
+    for option in options:
+        attempt: list[Found] = []
+        converted = convert(value, option, path, attempt)
+        if not attempt:
+            return converted
+        attempts.append(attempt)
+    # An attempt that got inside the value was of the right kind, and its complaints are the useful ones.
+    inside = [attempt for attempt in attempts if any(len(where) > len(path) for where, _ in attempt)]
+    if inside:
+        found.extend(inside[0])
+        return _INVALID
+    literals = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+    if isinstance(value, str) and literals:
+        options = [option for option in options if get_origin(option) is not Literal]
+        kinds = [f"'{word}'" for word in literals] + [_expected(option) for option in options]
+        return _reject(path, found, f"expected {_any_of(kinds)}, got {_describe(value)}{suggest(value, literals)}")
+    return _reject(path, found, f"expected {_any_of([_expected(o) for o in options])}, got {_describe(value)}")
+
+
+def _convert_part(cls: type[_P], value: Any, path: FieldPath, found: list[Found]) -> _P | _Invalid:
+    if isinstance(value, cls):
+        return value
+    if isinstance(value, (str, os.PathLike)) and cls in _SHORT_FOR:
+        value = {_SHORT_FOR[cls]: value}
+    elif hasattr(value, "column_names") and "data" in _hints(cls):
+        value = {"data": value}
+    names = [option.name for option in fields(cls)]  # type: ignore[arg-type]
+    if not isinstance(value, Mapping):
+        return _reject(path, found, f"expected a mapping with {_listed(names)}, got {_describe(value)}")
+    unknown = [str(key) for key in value if key not in names]
+    for key in unknown:
+        found.append(((*path, key), f"unknown field{suggest(key, names, always=True)}"))
+    # A required field that is only misspelt has been reported already.
+    misspelt = {nearest(key, names) for key in unknown}
+    values = {}
+    for option in fields(cls):  # type: ignore[arg-type]
+        if option.name in value:
+            converted = _convert_field(cls, option, value[option.name], (*path, option.name), found)
+            if not isinstance(converted, _Invalid):
+                values[option.name] = converted
+        elif default_of(option) is MISSING and option.name not in misspelt:
+            found.append((path, f"'{option.name}' is missing: {option.metadata['help']}"))
+    return _assemble(cls, values)
+
+
+def _convert_field(cls: type, option: Field[Any], value: Any, path: FieldPath, found: list[Found]) -> Any:
+    hint = _hints(cls)[option.name]
+    if get_origin(hint) is list and hint in (list[Texts], list[TeacherSpec]) and not isinstance(value, (list, tuple)):
+        value = [value]
+    before = len(found)
+    converted = convert(value, hint, path, found)
+    if len(found) == before:
+        for rule in option.metadata["rules"]:
+            found.extend(((*path, *inner), message) for inner, message in rule(converted))
+    return converted if len(found) == before or is_dataclass(converted) or _has_parts(converted) else _INVALID
+
+
+def _has_parts(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(entry, _Part) for entry in value)
+
+
+def _assemble(cls: type[_P], values: dict[str, Any]) -> _P:
+    """An instance without the checks of its constructor, None standing for what is required and absent."""
+    part = object.__new__(cls)
+    for option in fields(cls):  # type: ignore[arg-type]
+        default = default_of(option)
+        setattr(part, option.name, values.get(option.name, None if default is MISSING else default))
+    part._fill()
+    return part
+
+
+def default_of(option: Field[Any]) -> Any:
+    return option.default_factory() if option.default_factory is not MISSING else option.default
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
+
+
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+# --- words -------------------------------------------------------------------------------------------------------------
+
+
+def nearest(word: str, words: Iterable[str]) -> str | None:
+    """The one of ``words`` that is spelt most like ``word``, or None where none is alike."""
+    choices = {choice.lower(): choice for choice in words}
+    matches = difflib.get_close_matches(word.lower(), list(choices), n=1, cutoff=0.6)
+    return choices[matches[0]] if matches else None
+
+
+def suggest(word: str, words: Iterable[str], *, always: bool = False) -> str:
+    """``"; did you mean 'x'?"``, or, with ``always``, all the words where none is alike."""
+    words = list(words)
+    if (match := nearest(word, words)) is not None:
+        return f"; did you mean '{match}'?"
+    return f"; it may be {_any_of(words)}" if always and words else ""
+
+
+def show_path(path: FieldPath) -> str:
+    """``("stages", 1, "steps")`` as ``stages[1].steps``."""
+    shown = ""
+    for part in path:
+        shown += f"[{part}]" if isinstance(part, int) else f".{part}" if shown else part
+    return shown
+
+
+def _folder_name(name: str) -> str:
+    allowed = (letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in name)
+    return "".join(allowed).strip(".")[:100] or "teacher"
+
+
+def _any_of(words: list[str]) -> str:
+    words = [str(word) for word in dict.fromkeys(words)]
+    if len(words) > 12:
+        words = [*words[:12], f"{len(words) - 12} more"]
+    return " or ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+def _listed(words: list[str]) -> str:
+    return f"{', '.join(words[:4])}, ..." if len(words) > 4 else ", ".join(words)
+
+
+def _expected(hint: Any) -> str:
+    origin = get_origin(hint)
+    if hint is list or origin is list:
+        (item,) = get_args(hint) or (Any,)
+        plural = {int: "whole numbers", float: "numbers", str: "texts"}.get(item)
+        return f"a list of {plural}" if plural else "a list"
+    if hint is dict or origin is dict:
+        return "a mapping"
+    if origin is Literal:
+        return _any_of([f"'{word}'" for word in get_args(hint)])
+    if isinstance(hint, type) and issubclass(hint, _Part):
+        return "a mapping"
+    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _describe(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f"the text '{value if len(value) <= 60 else value[:57] + '...'}'"
+    if isinstance(value, numbers.Number):
+        return f"the number {value}" if len(str(value)) <= 40 else "a number beyond all measure"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, (list, tuple)) else f"a {type(value).__name__}"
+
+
+# --- back to plain data ------------------------------------------------------------------------------------------------
+
+
+def as_mapping(part: _Part) -> dict[str, Any]:
+    """A part as plain mappings and lists, fields at their default left out."""
+    plain = {}
+    for option in fields(part):  # type: ignore[arg-type]
+        value, default = getattr(part, option.name), default_of(option)
+        if default is MISSING or type(value) is not type(default) or value != default:
+            plain[option.name] = _as_plain(value)
+    return plain
+
+
+def _as_plain(value: Any) -> Any:
+    if isinstance(value, _Part):
+        return as_mapping(value)
+    if isinstance(value, (list, tuple)):
+        return [_as_plain(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {key: _as_plain(entry) for key, entry in value.items()}
+    return value
+
+
+def reference() -> str:
+    """Every field of a recipe with its type, default and meaning, as Markdown."""
+    sections = []
+    for cls in (Recipe, Student, TeacherSpec, Texts, Images, Projection, Stage, Objective, Evaluation):
+        rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
+        for option in fields(cls):
+            default = default_of(option)
+            shown = "required" if default is MISSING else "" if default in (None, {}, []) else f"`{default}`"
+            kind = _kind(_hints(cls)[option.name]).replace("|", "\\|")
+            rows.append(f"| `{option.name}` | {kind} | {shown} | {option.metadata['help']} |")
+        sections.append("\n".join([f"### {cls.__name__}", "", str(cls.__doc__), "", *rows]))
+    return "\n\n".join(sections) + "\n"
+
+
+def _kind(hint: Any) -> str:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return ", or ".join(_kind(option) for option in get_args(hint) if option is not type(None))
+    if origin is Literal:
+        return ", ".join(f"`{word}`" for word in get_args(hint))
+    if origin is list and isinstance(get_args(hint)[0], type) and issubclass(get_args(hint)[0], _Part):
+        return f"list of {get_args(hint)[0].__name__}"
+    if isinstance(hint, type) and issubclass(hint, _Part):
+        return hint.__name__
+    return "any" if hint is Any else _expected(hint)

@@ -1,0 +1,405 @@
+"""Every mistake at once, each in its line."""
+# ruff: noqa: E501 - a row of a table is one case
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub.errors as errors
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from st_distill.recipe.check import check, format_problems
+from st_distill.recipe.load import load_recipe, presets
+from st_distill.recipe.schema import Projection, Recipe, Stage, Student, TeacherSpec, Texts
+
+#: The package has a function of the same name.
+MODULE = sys.modules[check.__module__]
+
+BASE = """\
+output: out/model
+student:
+  model: BERT
+  layers: [0, 1, 3]
+  max_seq_length: 32
+teachers:
+  - name: big
+    model: BERT
+texts:
+  - path: texts.parquet
+    columns: [text]
+images:
+  path: pictures.jsonl
+  vision: SIGLIP
+  tokens: 4
+projection:
+  dims: [32, 16]
+stages:
+  - train: projection
+    steps: 10
+    batch: 8
+  - train: {last_layers: 2}
+    epochs: 1
+    arguments:
+      weight_decay: 0.01
+    also:
+      - loss: MultipleNegativesRankingLoss
+        texts: {path: pairs.csv, columns: [sentence1, sentence2]}
+  - train: vision
+    steps: 5
+evaluation:
+  texts: texts.parquet
+  similarity: pairs.csv
+  retrieval: {path: pairs.csv, columns: [sentence1, sentence2]}
+  images: pictures.jsonl
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    table = {"text": ["a", "b"], "other": ["c", "d"], "number": [1, 2], "vector": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]}
+    pq.write_table(pa.table(table), "texts.parquet")
+    Path("pairs.csv").write_text("sentence1,sentence2,score\na cat,a dog,2.5\na fish,a bird,1\n")
+    Image.new("RGB", (4, 4)).save("a.png")
+    Path("pictures.jsonl").write_text(json.dumps({"image": "a.png", "caption": "black", "size": 4}) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def problems_of(folder, tiny_bert, tiny_siglip):
+    def problems(text: str):
+        Path("recipe.yaml").write_text(text.replace("BERT", tiny_bert).replace("SIGLIP", tiny_siglip))
+        return check("recipe.yaml")
+
+    return problems
+
+
+def test_a_good_recipe_has_no_problems(problems_of):
+    assert problems_of(BASE) == []
+
+
+MISTAKES = {
+    "unknown field": ("    batch: 8", "    btach: 8", 21, "stages[0].btach: unknown field; did you mean 'batch'?"),
+    "unknown top field": ("output:", "outptu:", 1, "outptu: unknown field; did you mean 'output'?"),
+    "missing field": ("output: out/model\n", "", 1, "'output' is missing: folder of the finished model"),
+    "quoted number": ("steps: 10", 'steps: "10"', 20, "stages[0].steps: expected a whole number, got the text '10'; write"),
+    "quoted float": ("weight_decay: 0.01", "weight_decay: '1e-4'", 25, "expected a number, got the text '1e-4'; write it"),
+    "bool for number": ("batch: 8", "batch: true", 21, "stages[0].batch: expected a whole number, got true"),
+    "fraction of a step": ("steps: 10", "steps: 1.5", 20, "expected a whole number, got the number 1.5"),
+    "negative steps": ("steps: 10", "steps: -3", 20, "stages[0].steps: must be at least 1, got -3"),
+    "batch 0": ("batch: 8", "batch: 0", 21, "stages[0].batch: must be at least 1, got 0"),
+    "batch 1": ("batch: 8", "batch: 1", 21, "similarity and triplet compare the rows of a batch, so it must have at least 2"),
+    "learning rate": ("batch: 8", "learning_rate: 0", 21, "learning_rate: must be above 0, got 0"),
+    "negative weight": ("batch: 8", "losses: {cosine: -1}", 21, "losses.cosine: a weight must be at least 0, got -1"),
+    "unknown loss": ("batch: 8", "losses: {cosin: 1}", 21, "losses.cosin: unknown loss; did you mean 'cosine'?"),
+    "no loss": ("batch: 8", "losses: {cosine: 0}", 21, "stages[0].losses: the stage has nothing to learn from"),
+    "negative margin": ("batch: 8", "margin: -0.1", 21, "stages[0].margin: must be at least 0, got -0.1"),
+    "NaN": ("batch: 8", "margin: .nan", 21, "stages[0].margin: expected a number, got the number nan"),
+    "empty dims": ("dims: [32, 16]", "dims: []", 17, "projection.dims: must not be empty"),
+    "dims 0": ("dims: [32, 16]", "dims: [32, 0]", 17, "projection.dims[1]: must be at least 1, got 0"),
+    "dims twice": ("dims: [32, 16]", "dims: [16, 16]", 17, "projection.dims[1]: is there twice: 16"),
+    "dims no list": ("dims: [32, 16]", "dims: 32", 17, "expected a list of whole numbers, got the number 32; write [32]"),
+    "dims above the teacher": ("dims: [32, 16]", "dims: [48, 16]", 17, "48 is above the teachers' 32 dimensions, which a ridge"),
+    "rotation above": ("dims: [32, 16]", "dims: [48]\n  start: random", 17, "which a rotation needs"),
+    "cosine above": ("dims: [32, 16]", "dims: [48]\n  start: random\n  rotation: none", 17, "which the cosine term needs"),
+    "identity above": ("dims: [32, 16]", "dims: [40]\n  start: identity", 17, "no wider than the student's 32 dimensions"),
+    "unknown word": ("dims: [32, 16]", "dims: [32]\n  heads: nestd", 18, "unknown value 'nestd'; did you mean 'nested'?"),
+    "stage dims": ("batch: 8", "dims: [32, 8]", 21, "stages[0].dims[1]: 8 is not among the projection's dims (32, 16)"),
+    "stage dims word": ("batch: 8", "dims: ful", 21, "expected 'full' or a list of whole numbers, got the text 'ful'; did"),
+    "cosine dims": ("batch: 8", "cosine_dims: [8]", 21, "cosine_dims[0]: 8 is not among the projection's dims"),
+    "steps and epochs": ("steps: 10", "steps: 10\n    epochs: 2", 21, "steps and epochs are both given"),
+    "no duration": ("    steps: 10\n", "", 19, "stages[0]: says not how long to train; give steps or epochs"),
+    "both ways": ("weight_decay: 0.01", "num_train_epochs: 1", 25, "means the same as 'epochs'; remove one of them"),
+    "unknown argument": ("weight_decay: 0.01", "wieght_decay: 1", 25, "unknown field; did you mean 'weight_decay'?"),
+    "output_dir": ("weight_decay: 0.01", "output_dir: x", 25, "checkpoints go to the recipe's work folder"),
+    "argument's word": ("weight_decay: 0.01", "lr_scheduler_type: cosin", 25, "unknown value 'cosin'; did you mean 'cosine'?"),
+    "argument's range": ("weight_decay: 0.01", "gradient_accumulation_steps: 0", 25, "must be above 0, got 0"),
+    "argument's own check": ("weight_decay: 0.01", "dataloader_prefetch_factor: 2", 25, "dataloader_prefetch_factor can only be"),
+    "best without evaluation": ("weight_decay: 0.01", "load_best_model_at_end: true", 25, "set eval_strategy: steps or epoch"),
+    "bf16 and fp16": ("weight_decay: 0.01", "{bf16: true, fp16: true, use_cpu: true}", 25, "only one of bf16 and fp16"),
+    "deepspeed": ("weight_decay: 0.01", "deepspeed: zero2.json", 25, "there is no file 'zero2.json'"),
+    "unsupported train": ("train: projection", "train: projektion", 19, "unknown value 'projektion'; did you mean 'projection'?"),
+    "train nonsense": ("train: projection", "train: everything", 19, "it may be projection, all, vision, {last_layers: 3}, or"),
+    "pattern alone": ("train: projection", "train: encoder.*", 19, "must stand in a list; write ['encoder.*']"),
+    "bad pattern": ("train: projection", "train: ['enc(']", 19, "stages[0].train[0]: is not a regular expression"),
+    "last layers": ("{last_layers: 2}", "{last_layers: 4}", 22, "stages[1].train.last_layers: the student has 3 layers, got 4"),
+    "last layers 0": ("{last_layers: 2}", "{last_layers: 0}", 22, "must be at least 1, got 0"),
+    "last layer": ("{last_layers: 2}", "{last_layer: 2}", 22, "unknown field; did you mean 'last_layers'?"),
+    "same stage": ("train: projection", "train: projection\n    name: vision", 30, "stages[2]: the name 'vision' is there twice"),
+    "stage name": ("train: projection", "train: projection\n    name: a/b", 20, "names a folder"),
+    "no stages": ("stages:\n", "stages: []\nx:\n", 18, "stages: must not be empty"),
+    "vision first": ("train: projection", "train: vision\n    name: v", 23, "must stand before those that train vision"),
+    "vision with also": ("    steps: 5", "    steps: 5\n    also: [{loss: CoSENTLoss, texts: pairs.csv}]", 31, "is frozen while"),
+    "lora": ("batch: 8", "lora: {r: 8}", 21, "stages[0].lora: adapters belong to the text encoder's layers"),
+    "lora's field": ("      weight_decay: 0.01", "      {}\n    lora: {rank: 8}", 26, "stages[1].lora.rank: unknown field"),
+    "lora's range": ("      weight_decay: 0.01", "      {}\n    lora: {r: 0}", 26, "stages[1].lora.r: must be at least 1, got 0"),
+    "library loss": ("MultipleNegativesRankingLoss", "MultipleNegativRankingLoss", 27, "did you mean 'MultipleNegativesRankingLoss'?"),
+    "library no loss": ("MultipleNegativesRankingLoss", "GISTEmbedLoss", 27, "which a recipe cannot give"),
+    "loss option": ("    also:", "    also:\n      - {loss: CoSENTLoss, texts: pairs.csv, options: {scal: 1}}", 27, "did you mean 'scale'?"),
+    "loss needs": ("MultipleNegativesRankingLoss", "SoftmaxLoss", 27, "SoftmaxLoss needs options: {embedding_dimension: ...}"),
+    "labels": ("columns: [sentence1, sentence2]}\n  - train", "columns: [sentence1, x]}\n  - train", 28, "there is no such column"),
+    "layer": ("[0, 1, 3]", "[0, 1, 4]", 4, "student.layers[2]: the student has 4 layers, so a layer is 0 to 3, got 4"),
+    "layer twice": ("[0, 1, 3]", "[0, 0, 3]", 4, "student.layers[1]: is there twice: 0"),
+    "layer order": ("[0, 1, 3]", "[0, 3, 1]", 4, "must be in ascending order, got 1 after 3"),
+    "too long": ("max_seq_length: 32", "max_seq_length: 65", 5, "student.max_seq_length: the student takes at most 64 tokens, got 65"),
+    "no model": ("  model: BERT\n  layers", "  model: ./nothing\n  layers", 3, "student.model: there is no folder './nothing'"),
+    "teacher twice": ("texts:\n  - path", "  - {name: big, model: BERT}\ntexts:\n  - path", 9, "the name 'big' is there twice"),
+    "teacher of nothing": ("    model: BERT\n", "", 7, "teachers[0]: one of model, vectors or teacher must be given"),
+    "two teachers in one": ("    model: BERT\n", "    model: BERT\n    vectors: x.npy\n", 9, "only one of model and vectors"),
+    "teacher cut": ("    model: BERT\n", "    model: BERT\n    truncate_dim: 64\n", 9, "the teacher has 32 dimensions, got 64"),
+    "teacher's column": ("    model: BERT\n", "    model: BERT\n    column: x\n", 9, "means nothing for a model; remove it"),
+    "teacher's weight": ("    model: BERT\n", "    model: BERT\n    weight: 0\n", 9, "must be above 0, got 0"),
+    "no vectors": ("    model: BERT\n", "    vectors: x.npy\n", 8, "There is no file or folder 'x.npy'"),
+    "vectors' column": ("    model: BERT\n", "    vectors: texts.parquet\n    column: vectr\n", 9, "did you mean 'vector'?"),
+    "vectors' prompt": ("    model: BERT\n", "    vectors: texts.parquet\n    prompts: {a: b}\n", 9, "nothing for vectors that exist"),
+    "no file": ("- path: texts.parquet", "- path: text.parquet", 10, "'text.parquet'; did you mean 'texts.parquet'?"),
+    "no format": ("- path: texts.parquet", "- path: a.png", 10, "a.png must be one of .parquet, .jsonl"),
+    "no column": ("columns: [text]", "columns: [txet]", 11, "texts[0].columns[0]: there is no such column; did you mean 'text'?"),
+    "number column": ("columns: [text]", "columns: [number]", 11, "this column holds no texts"),
+    "column twice": ("columns: [text]", "columns: [text, text]", 11, "is there twice: 'text'"),
+    "role": ("columns: [text]", "roles: {txet: query}", 11, "texts[0].roles.txet: there is no such column; did you mean 'text'?"),
+    "prompt": ("columns: [text]", "columns: [text]\n    prompts: {other: x}", 12, "there is no such column"),
+    "limit": ("columns: [text]", "limit: 0", 11, "texts[0].limit: must be at least 1, got 0"),
+    "path and dataset": ("columns: [text]", "dataset: x", 11, "only one of path and dataset can be given"),
+    "config of a file": ("columns: [text]", "config: en", 11, "means nothing for what is not a dataset of the hub"),
+    "no texts": ("texts:\n  - path: texts.parquet\n    columns: [text]\n", "texts: []\n", 9, "needs texts to learn on"),
+    "no vision": ("  vision: SIGLIP\n", "", 12, "'vision' is missing: name a vision encoder"),
+    "vision is text": ("vision: SIGLIP", "vision: BERT", 14, "is no vision encoder; SigLIP"),
+    "vision type": ("vision: SIGLIP", "vision: {model_type: siglip_vison_model}", 14, "did you mean 'siglip_vision_model'?"),
+    "vision field": ("vision: SIGLIP", "vision: {model_type: vit, hiden_size: 8}", 14, "did you mean 'hidden_size'?"),
+    "vision value": ("vision: SIGLIP", "vision: {model_type: vit, hidden_size: big}", 14, "images.vision.hidden_size"),
+    "vision heads": ("vision: SIGLIP", "vision: {model_type: vit, hidden_size: 770}", 14, "a multiple of num_attention_heads"),
+    "visual tokens": ("vision: SIGLIP\n  tokens: 4", "vision: {model_type: vit}\n  tokens: 5", 15, "14 x 14 patches give 1, 4, 49, 196"),
+    "too many tokens": ("tokens: 4", "tokens: 64", 15, "must be below the student's max_seq_length of 32, got 64"),
+    "on_error": ("tokens: 4", "on_error: ignore", 15, "unknown value 'ignore'; it may be stop or skip"),
+    "no image column": ("tokens: 4", "image: picture", 15, "images.image: there is no column 'picture'"),
+    "no caption": ("tokens: 4", "caption: size", 15, "images.caption: the column 'size' must hold texts"),
+    "no score": ("similarity: pairs.csv", "similarity: texts.parquet\n  x: 1", 34, "evaluation.x: unknown field"),
+    "pairs of one": ("retrieval: {path: pairs.csv, columns: [sentence1, sentence2]}", "retrieval: {path: texts.parquet, columns: [text]}", 34, "must be two columns of"),
+    "score first": ("similarity: pairs.csv", "similarity: {path: pairs.csv, columns: [score, sentence1, sentence2]}", 33, "and then"),
+    "same folder": ("output: out/model", "output: out\nwork: ./out/", 2, "output and work must be two folders"),
+    "folder inside": ("output: out/model", "output: out\nwork: out/run", 2, "the work folder must not be inside the output folder"),
+    "output a file": ("output: out/model", "output: a.png", 1, "is a file; name a folder"),
+    "seed": ("output: out/model", "output: out/model\nseed: yes", 2, "seed: expected a whole number, got the text 'yes'"),
+    "yes": ("max_seq_length: 32", "trust_remote_code: yes", 5, "expected true or false, got the text 'yes'; write true or false"),
+    "number for a name": ("max_seq_length: 32", "revision: 12", 5, "expected text, got the number 12; put it in quotes"),
+    "unknown preset": ("output:", "preset: jaspar\noutput:", 1, "unknown preset 'jaspar'; did you mean 'jasper'?"),
+    "syntax": ("dims: [32, 16]", "dims: [32, 16", 18, "is not valid YAML"),
+    "twice": ("    batch: 8", "    steps: 8", 21, "stages[0].steps: is there twice, first in line 20; remove one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "line", "message"), MISTAKES.values(), ids=list(MISTAKES))
+def test_a_mistake_is_found_in_its_line(problems_of, old, new, line, message):
+    assert old in BASE
+    problems = problems_of(BASE.replace(old, new, 1))
+    errors = [problem for problem in problems if problem.level == "error"]
+    shown = format_problems(errors)
+    assert any(problem.line == line and message in str(problem) for problem in errors), shown
+    # One mistake is told once, but for mistakes that are two (a removed field, an unknown one beside it).
+    assert len(errors) <= 2, shown
+
+
+def test_all_mistakes_come_at_once_and_in_order(problems_of):
+    text = BASE
+    chosen = ("layer", "no column", "dims twice", "negative steps", "batch 0", "library loss", "score first")
+    for name in chosen:
+        old, new, _, _ = MISTAKES[name]
+        text = text.replace(old, new, 1)
+    problems = problems_of(text)
+    assert [problem.line for problem in problems] == [MISTAKES[name][2] for name in chosen]
+    assert {problem.source for problem in problems} == {"recipe.yaml"}
+    first = format_problems(problems).splitlines()[0]
+    assert first.startswith("recipe.yaml:4: student.layers[2]: the student has 4 layers")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    batch: 8", "    batch: 2", "always 0 in a batch of 2 rows"),
+        ("weight_decay: 0.01", "warmup_ratio: 0.1", "give warmup_steps the same number"),
+        ("weight_decay: 0.01", "bf16: true", "no accelerator of this machine computes in bf16"),
+        ("    model: BERT\n", "    model: some/model\n", "'some/model' is not in the local cache, and the hub is switched off"),
+        ("  dims: [32, 16]", "  dims: [32, 16]\n  start: identity", "set rotation: none"),
+        ("  tokens: 4", "  tokens: 3", "4 x 4 patches give 1, 4, 16 tokens, got 3"),
+        ("  - train: vision\n    steps: 5\n", "", "no stage trains vision, so these are not used"),
+    ],
+)  # fmt: skip
+def test_what_may_be_right_elsewhere_is_a_warning(problems_of, old, new, message, monkeypatch):
+    monkeypatch.setattr(MODULE, "is_torch_bf16_gpu_available", lambda: False)
+    problems = problems_of(BASE.replace(old, new, 1))
+    assert {problem.level for problem in problems} == {"warning"}
+    assert message in format_problems(problems)
+    assert ": warning: " in format_problems(problems)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("weight_decay: 0.01", "{eval_strategy: epoch, save_strategy: epoch, load_best_model_at_end: true}"),
+        ("weight_decay: 0.01", "{bf16: true, use_cpu: true, lr_scheduler_type: cosine, eval_strategy: no, warmup_steps: 0.1}"),
+        ("weight_decay: 0.01", "{batch_sampler: no_duplicates, learning_rate_mapping: {encoder: 1e-5}, optim: adamw_torch}"),
+        ("    epochs: 1\n    arguments:\n      weight_decay: 0.01", "    arguments: {max_steps: 3, learning_rate: 1e-4}"),
+        ("train: {last_layers: 2}", "train: all\n    lora: {r: 8, lora_alpha: 16, target_modules: [query, value]}"),
+        ("train: {last_layers: 2}", "train: ['layer\\.0\\.', bias]"),
+        ("steps: 10", "steps: 1e1"),
+        ("batch: 8", "dims: full\n    cosine_dims: [16]"),
+        ("dims: [32, 16]", "dims: [48, 16]\n  start: random\n  rotation: none\n  teacher_head: true"),
+        ("vision: SIGLIP", "vision: {model_type: siglip_vision_model, hidden_size: 24, num_attention_heads: 2, image_size: 32, patch_size: 8}"),
+        ("- path: texts.parquet", "- texts.parquet\n  - path: texts.parquet\n    roles: {text: query}"),
+        ("    model: BERT\n", "    vectors: texts.parquet\n    column: vector\n    text_column: text\n  - model: BERT\n"),
+        ("also:\n", "also:\n      - {loss: CoSENTLoss, texts: pairs.csv, options: {scale: 20}}\n"),
+    ],
+)  # fmt: skip
+def test_what_is_right_is_not_complained_of(problems_of, old, new):
+    assert old in BASE
+    assert format_problems(problems_of(BASE.replace(old, new, 1))) == ""
+
+
+def test_presets_are_right_but_for_the_files_that_the_user_has(folder):
+    for name in presets():
+        errors = [problem for problem in check(name) if problem.level == "error"]
+        assert {problem.path for problem in errors} == {"texts", "images"}, format_problems(errors)
+
+
+def test_a_recipe_over_a_preset_names_the_file_of_each_mistake(folder):
+    Path("mine.yaml").write_text(
+        "preset: jasper\ntexts: texts.parquet\nimages: {path: nothing}\nstages: {dimensions: {dims: [7]}}\n"
+    )
+    problems = [problem for problem in check("mine.yaml") if problem.level == "error"]
+    assert [str(problem).split(": ")[0:2] for problem in problems] == [
+        ["mine.yaml:3", "images.path"],
+        ["mine.yaml:4", "stages[2].dims[0]"],
+    ]
+    Path("mine.yaml").write_text("preset: jasper\ntexts: texts.parquet\nstages: {vision: null}\n")
+    assert [problem for problem in check("mine.yaml") if problem.level == "error"] == []
+
+
+def test_overrides_are_checked_and_named(problems_of):
+    assert problems_of(BASE) == []
+    (problem,) = check("recipe.yaml", ["stages.0.steps=-1"])
+    assert str(problem) == "--set stages.0.steps=-1: stages[0].steps: must be at least 1, got -1"
+
+
+@pytest.fixture
+def recipe(folder, tiny_bert) -> Recipe:
+    return Recipe(
+        output="out",
+        student=Student(model=tiny_bert),
+        teachers=[TeacherSpec(model=tiny_bert)],
+        texts=[Texts(data=["one", "two"])],
+        projection=Projection(dims=[32]),
+        stages=[Stage(train="all", epochs=1)],
+    )
+
+
+def test_a_recipe_made_in_python_has_no_lines(recipe):
+    assert check(recipe) == []
+    recipe.stages[0].epochs = -1.0
+    recipe.student.layers = [9]
+    assert sorted(format_problems(check(recipe)).splitlines()) == [
+        "stages[0].epochs: must be above 0, got -1",
+        "student.layers[0]: the student has 4 layers, so a layer is 0 to 3, got 9",
+    ]
+
+
+def test_vectors_on_disk(recipe):
+    np.save("vectors.npy", np.zeros((2, 24), dtype=np.float16))
+    recipe.teachers = [TeacherSpec(vectors="vectors.npy")]
+    assert "teachers[0]: vectors in an npy file need 'texts'" in format_problems(check(recipe))
+    assert "32 is above the teachers' 24 dimensions" in format_problems(check(recipe))
+    recipe.teachers[0].texts = Texts(data=["one", "two"])
+    recipe.projection.dims = [24]
+    assert check(recipe) == []
+
+
+def test_the_width_of_a_sentence_transformers_teacher(recipe, make_student, tmp_path):
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    make_student(Dense(32, 20)).save(str(tmp_path / "teacher"))
+    recipe.teachers.append(TeacherSpec(model=str(tmp_path / "teacher")))
+    recipe.projection = Projection(dims=[53])
+    assert "53 is above the teachers' 52 dimensions" in format_problems(check(recipe))
+    recipe.student = Student(model=str(tmp_path / "teacher"), pooling="cls")
+    assert "leave pooling out" in format_problems(check(recipe))
+
+
+def test_a_model_that_needs_its_own_code(recipe, tmp_path):
+    (tmp_path / "own").mkdir()
+    config = {"model_type": "nobody_knows", "auto_map": {"AutoModel": "modeling.Model"}}
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config))
+    recipe.student = Student(model=str(tmp_path / "own"))
+    assert "needs code of its own (model type 'nobody_knows'); set trust_remote_code: true" in format_problems(
+        check(recipe)
+    )
+    recipe.student.trust_remote_code = True
+    assert check(recipe) == []
+    (tmp_path / "own" / "config.json").write_text("{")
+    assert "is not valid JSON" in format_problems(check(recipe))
+    (tmp_path / "own" / "config.json").unlink()
+    assert "holds no model" in format_problems(check(recipe))
+
+
+@pytest.mark.parametrize(
+    ("error", "level", "message"),
+    [
+        ("RepositoryNotFoundError", "error", "the hub has no model 'some/model'"),
+        ("RevisionNotFoundError", "error", "has no revision 'v9'"),
+        ("GatedRepoError", "warning", "is gated on the hub"),
+        ("ConnectionError", "warning", "could not be looked up on the hub"),
+    ],
+)
+def test_the_hub_is_asked_where_it_can_be(recipe, monkeypatch, error, level, message):
+    kind = getattr(errors, error, ConnectionError)
+
+    def fail(*args, **kwargs):
+        raise kind.__new__(kind)  # the hub's own exceptions want an answer of its HTTP library
+
+    monkeypatch.setattr(MODULE, "constants", SimpleNamespace(HF_HUB_OFFLINE=False))
+    monkeypatch.setattr(MODULE, "hf_hub_download", fail)
+    recipe.teachers = [TeacherSpec(model="some/model", revision="v9")]
+    (problem,) = check(recipe)
+    assert problem.level == level
+    assert message in problem.message
+
+
+def test_python_data_is_looked_at(recipe):
+    recipe.texts = [Texts(data=Dataset.from_dict({"a": ["x"], "n": [1]}), columns=["b"])]
+    assert "texts[0].columns[0]: there is no such column; it may be a or n" in format_problems(check(recipe))
+
+
+def test_what_cannot_be_read_is_one_problem(folder):
+    (problem,) = check("nothing.yaml")
+    assert "the recipe 'nothing.yaml' is no file" in problem.message
+    Path("list.yaml").write_text("- 1\n")
+    (problem,) = check("list.yaml")
+    assert (problem.line, problem.message[:17]) == (1, "must be a mapping")
+
+
+def test_nothing_is_written_and_no_state_is_left(problems_of):
+    before = sorted(Path(".").iterdir())
+    problems_of(BASE)
+    assert sorted(Path(".").iterdir()) == sorted([*before, Path("recipe.yaml")])
+
+
+def test_checking_leaves_the_accelerator_alone(recipe):
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    check(recipe)
+    assert not PartialState._shared_state
+
+
+def test_a_loaded_recipe_and_its_file_have_the_same_problems(problems_of):
+    text = BASE.replace("[0, 1, 3]", "[0, 1, 7]")
+    from_file = problems_of(text)
+    from_object = check(load_recipe("recipe.yaml"))
+    assert [problem.message for problem in from_file] == [problem.message for problem in from_object]

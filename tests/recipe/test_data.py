@@ -1,0 +1,365 @@
+"""Reading texts and pictures: every format, nothing lost in silence."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+from PIL import Image
+
+from st_distill.recipe.data import (
+    columns_of,
+    fingerprint,
+    load_images,
+    load_scored_pairs,
+    load_texts,
+    read_images,
+)
+from st_distill.recipe.schema import Images, ImageSource, Texts
+
+ROWS = [
+    {"q": "one, two", "a": "eins\nzwei", "n": 1.5},
+    {"q": "", "a": "2024-01-01", "n": 2},
+    {"q": "é", "a": '"x"', "n": 3},
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path
+
+
+def _write(name: str, rows=ROWS) -> str:
+    path = Path(name)
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif name.endswith(".jsonl"):
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
+    elif name.endswith(".json"):
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif name.endswith((".csv", ".tsv")):
+        import csv
+
+        with path.open("w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if name.endswith("tsv") else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif name == "saved":
+        Dataset.from_list(rows).save_to_disk(name)
+    elif name == "splits":
+        split = Dataset.from_list(rows)
+        DatasetDict({"train": split, "test": split.select([0])}).save_to_disk(name)
+    return name
+
+
+FORMATS = ["rows.parquet", "rows.jsonl", "rows.json", "rows.csv", "rows.tsv", "saved", "splits"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_texts(name):
+    source = Texts(path=_write(name))
+    assert columns_of(source) == {"q": "text", "a": "text", "n": "number"}
+    dataset = load_texts(source)
+    assert dataset.column_names == ["q", "a"]
+    assert dataset.to_list() == [{"q": row["q"], "a": row["a"]} for row in ROWS]
+    assert load_texts(Texts(path=name, columns=["a"], limit=2)).to_list() == [{"a": "eins\nzwei"}, {"a": "2024-01-01"}]
+    assert load_scored_pairs(Texts(path=name)) == (
+        [row["q"] for row in ROWS],
+        [row["a"] for row in ROWS],
+        [1.5, 2.0, 3.0],
+    )
+
+
+def test_a_text_file_is_a_text_a_line():
+    Path("lines.txt").write_bytes("one\r\n\ntwo\u2028still two\nNA".encode())
+    assert load_texts(Texts(path="lines.txt")).to_dict() == {"text": ["one", "", "two\u2028still two", "NA"]}
+
+
+def test_words_that_mean_nothing_elsewhere_are_texts():
+    Path("words.csv").write_text("text\nNA\nnull\nTrue\n")
+    assert load_texts(Texts(path="words.csv"))["text"][:] == ["NA", "null", "True"]
+
+
+def test_a_folder_is_all_its_files_by_name():
+    Path("parts").mkdir()
+    _write("parts/b.jsonl", [{"t": "second"}])
+    _write("parts/a.jsonl", [{"t": "first"}])
+    Path("parts/README.md").write_text("not data")
+    assert load_texts(Texts(path="parts"))["t"][:] == ["first", "second"]
+    _write("parts/c.csv", [{"t": "third"}])
+    with pytest.raises(ValueError, match=r"parts must hold files of one format .* Found \.csv and \.jsonl"):
+        load_texts(Texts(path="parts"))
+    Path("nothing").mkdir()
+    with pytest.raises(ValueError, match="Found none of them"):
+        load_texts(Texts(path="nothing"))
+
+
+def test_splits():
+    _write("splits")
+    assert len(load_texts(Texts(path="splits"))) == 3
+    assert len(load_texts(Texts(path="splits", split="test"))) == 1
+    with pytest.raises(ValueError, match=r"has no split 'tset'; did you mean 'test'\?"):
+        load_texts(Texts(path="splits", split="tset"))
+
+
+def test_data_in_python():
+    assert load_texts(Texts(data=["a", "b", "c"], limit=2)).to_dict() == {"text": ["a", "b"]}
+    dataset = Dataset.from_dict({"x": ["a", "b"], "y": [1, 2]}).select([1])
+    assert load_texts(Texts(data=dataset)).to_dict() == {"x": ["b"]}
+
+
+def test_a_hub_dataset_is_loaded_by_its_name(monkeypatch):
+    asked = []
+
+    def load_dataset(*args, **kwargs):
+        asked.append((args, kwargs))
+        return Dataset.from_dict({"text": ["a", "b"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = Texts(dataset="some/data", config="en", revision="abc", limit=1)
+    assert columns_of(source) is None
+    assert load_texts(source)["text"][:] == ["a"]
+    assert asked == [(("some/data", "en"), {"split": "train", "revision": "abc"})]
+
+
+def test_labels_of_further_losses():
+    _write("pairs.parquet", [{"a": "x", "b": "y", "score": 0.5, "n": 3}])
+    source = Texts(path="pairs.parquet")
+    assert load_texts(source, labels=True).column_names == ["a", "b", "score"]
+    source.columns = ["a", "b", "n"]
+    assert load_texts(source, labels=True).to_list() == [{"a": "x", "b": "y", "n": 3}]
+    with pytest.raises(ValueError, match="The column 'n' of pairs.parquet must hold texts"):
+        load_texts(source)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl", "saved"])
+def test_a_missing_text_names_its_row(name):
+    rows = [{"q": f"text {index}"} for index in range(20_000)]
+    rows[10_500] = {"q": None}
+    with pytest.raises(ValueError, match=rf"Row 10500 of {name} has no text in column 'q' \(null\)"):
+        load_texts(Texts(path=_write(name, rows)))
+
+
+def test_empty_texts_are_kept_and_counted(caplog):
+    with caplog.at_level(logging.WARNING, "st_distill"):
+        load_texts(Texts(path=_write("rows.csv")))
+    assert "rows.csv: 1 of 3 texts in column 'q' are empty." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"t": "x"}\n{"t": \n', r"Line 2 of a.jsonl is not valid JSON"),
+        ("a.jsonl", '{"t": "x"}\n["y"]\n', r"Line 2 of a.jsonl must be an object of named values. Got list instead"),
+        ("a.jsonl", '{"t": "x"}\n' * 1000 + '{"t": 3}\n', r"Row 1000 of a.jsonl must hold text in column 't'.*Got 3 instead"),
+        ("a.json", '[{"t": "x"}', r"a.json is not valid JSON"),
+        ("a.json", "[3]", r"Entry 0 of a.json must be an object"),
+        ("a.csv", "t,u\nx\n", r"Row 0 of a.csv \(line 2\) must have 2 fields, as the first line has. Got 1 instead"),
+        ("a.csv", 't\nx, y\n', r"Row 0 of a.csv \(line 2\) must have 1 fields.* Put texts with commas in double quotes"),
+        ("a.csv", 't\n"x\n', r"a.csv is not valid CSV in line 2: unexpected end of data"),
+        ("a.csv", "t\n", r"a.csv has no rows"),
+        ("a.txt", "", r"a.txt has no rows"),
+        ("a.txt", b"\xff\xfe", r"a.txt is not UTF-8 text .* Save it as UTF-8"),
+        ("a.parquet", "PAR1 no more", r"a.parquet cannot be read"),
+        ("a.doc", "", r"a.doc must be one of .parquet, .jsonl, .json, .csv, .tsv, .txt. Got '.doc' instead"),
+        ("a.csv", "n,m\n1,2\n", r"a.csv must have a column of texts. Got the columns n, m instead"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_said(name, content, message):
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        load_texts(Texts(path=name))
+
+
+def test_what_is_not_there_is_said():
+    _write("rows.csv")
+    with pytest.raises(ValueError, match=r"There is no file or folder 'rosw.csv'; did you mean 'rows.csv'\?"):
+        load_texts(Texts(path="rosw.csv"))
+    with pytest.raises(ValueError, match=r"rows.csv has no column 'xyz'; it may be q, a or n\."):
+        load_texts(Texts(path="rows.csv", columns=["xyz"]))
+
+
+@pytest.mark.parametrize("value", ["", "nan"])
+def test_a_missing_score_names_its_row(value):
+    Path("pairs.csv").write_text(f"a,b,score\nx,y,1\nx,z,{value}\n")
+    with pytest.raises(ValueError, match="Row 1 of pairs.csv has no number in column 'score'"):
+        load_scored_pairs(Texts(path="pairs.csv"))
+
+
+def test_pairs_need_three_columns():
+    Path("pairs.csv").write_text("a,b\nx,y\n")
+    with pytest.raises(ValueError, match="must give two columns of texts and one of numbers. Got a, b instead"):
+        load_scored_pairs(Texts(path="pairs.csv"))
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def _png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "png")
+    return stream.getvalue()
+
+
+@pytest.fixture(params=["folder", "jsonl", "bytes", "image", "saved", "data"])
+def pictures(request, images) -> ImageSource:
+    """Three captioned pictures, stored in each of the ways there are."""
+    three = images[:3]
+    captions = ["red", "green", "blue"]
+    options = {"image": "picture", "caption": "words"}
+    if request.param in ("folder", "jsonl"):
+        Path("pictures").mkdir()
+        for index, picture in enumerate(three):
+            picture.save(f"pictures/{index}.png")
+    if request.param == "folder":
+        _write("pictures/metadata.csv", [{"file_name": f"{i}.png", "words": words} for i, words in enumerate(captions)])
+        return ImageSource(path="pictures", **options)
+    if request.param == "jsonl":
+        rows = [{"picture": f"pictures/{i}.png", "words": words} for i, words in enumerate(captions)]
+        return ImageSource(path=_write("list.jsonl", rows), **options)
+    if request.param == "bytes":
+        rows = [{"picture": _png(picture), "words": words} for picture, words in zip(three, captions)]
+        return ImageSource(path=_write("pictures.parquet", rows), **options)
+    features = datasets.Features({"picture": datasets.Image(), "words": datasets.Value("string")})
+    dataset = Dataset.from_dict({"picture": three, "words": captions}, features=features)
+    if request.param == "image":
+        dataset.to_parquet("pictures.parquet")
+        return ImageSource(path="pictures.parquet", **options)
+    if request.param == "saved":
+        dataset.save_to_disk("saved")
+        return ImageSource(path="saved", **options)
+    return ImageSource(data=dataset, **options)
+
+
+def test_pictures_from_everywhere(pictures, images):
+    kinds = columns_of(pictures)
+    assert kinds is not None
+    assert kinds["words"] == "text"
+    dataset = load_images(pictures)
+    assert sorted(dataset.column_names) == ["picture", "words"]
+    assert isinstance(dataset.features["picture"], datasets.Image)
+    assert dataset["words"][:] == ["red", "green", "blue"]
+    assert [_png(picture.convert("RGB")) for picture in dataset["picture"]] == [_png(image) for image in images[:3]]
+    pictures.limit = 2
+    assert len(load_images(pictures)) == 2
+    assert fingerprint(pictures) == fingerprint(pictures)
+
+
+@pytest.fixture
+def broken(images) -> ImageSource:
+    rows = [{"image": _png(image), "caption": f"picture {index}"} for index, image in enumerate(images[:4])]
+    rows[1]["image"] = b"no picture"
+    rows[3]["image"] = rows[3]["image"][:80]
+    return ImageSource(path=_write("broken.parquet", rows))
+
+
+def test_an_unreadable_picture_stops_and_names_its_row(broken):
+    with pytest.raises(ValueError, match=r"broken.parquet has a picture that cannot be read: .*row 1 .*on_error: skip"):
+        load_images(broken)
+
+
+def test_unreadable_pictures_are_left_out_and_counted(broken, caplog):
+    broken.on_error = "skip"
+    with caplog.at_level(logging.WARNING, "st_distill"):
+        loaded = read_images(broken)
+    assert loaded.skipped == 2
+    assert loaded.dataset["caption"][:] == ["picture 0", "picture 2"]
+    assert "broken.parquet: 2 of 4 pictures cannot be read and are left out." in caplog.text
+    assert "row 3" in caplog.text
+    Image.new("RGB", (1, 1))
+    _write("broken.parquet", [{"image": b"x", "caption": "a"}])
+    with pytest.raises(ValueError, match=r"None of the 1 pictures of broken.parquet can be read"):
+        load_images(broken)
+
+
+def test_pictures_that_are_not_there_are_unreadable():
+    source = ImageSource(path=_write("list.jsonl", [{"image": "gone.png", "caption": "a"}]))
+    with pytest.raises(ValueError, match=r"row 0 cannot be read from .*gone.png"):
+        load_images(source)
+    source = ImageSource(
+        path=_write("list.jsonl", [{"image": "x", "caption": "a"}, {"image": None, "caption": "a"}]), on_error="skip"
+    )
+    with pytest.raises(ValueError, match="None of the 2 pictures"):
+        load_images(source)
+
+
+def test_a_caption_that_is_missing_names_its_row(images):
+    source = ImageSource(
+        path=_write("a.parquet", [{"image": _png(images[0]), "caption": text} for text in ("x", None)])
+    )
+    with pytest.raises(ValueError, match="Row 1 of a.parquet has no text in column 'caption'"):
+        load_images(source)
+
+
+def test_columns_of_pictures(images):
+    path = _write("a.parquet", [{"image": _png(images[0]), "caption": "x", "size": 1}])
+    with pytest.raises(ValueError, match=r"a.parquet has no column 'imag'; did you mean 'image'\?"):
+        load_images(ImageSource(path=path, image="imag"))
+    with pytest.raises(ValueError, match="The column 'size' of a.parquet must hold pictures"):
+        load_images(ImageSource(path=path, image="size"))
+    with pytest.raises(ValueError, match="The column 'size' of a.parquet must hold texts"):
+        load_images(ImageSource(path=path, caption="size"))
+    Path("empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty must hold metadata.csv, metadata.jsonl or metadata.parquet"):
+        load_images(Images(path="empty"))
+
+
+# --- fingerprints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "parts"])
+def test_a_fingerprint_follows_the_content(name):
+    if name == "parts":
+        Path("parts").mkdir()
+        _write("parts/a.jsonl")
+    else:
+        _write(name)
+    source = Texts(path=name)
+    first = fingerprint(source)
+    assert len(first) == 64
+    assert fingerprint(Texts(path=str(Path(name).resolve()), limit=1)) == first
+    target = (
+        next(path for path in sorted(Path(name).rglob("*")) if path.is_file()) if Path(name).is_dir() else Path(name)
+    )
+    target.write_bytes(target.read_bytes() + b" ")
+    assert fingerprint(source) != first
+
+
+def test_fingerprints_of_data_in_python():
+    first = fingerprint(Texts(data=["a", "bc"]))
+    assert fingerprint(Texts(data=["a", "bc"])) == first
+    assert fingerprint(Texts(data=["ab", "c"])) != first
+    dataset = Dataset.from_dict({"x": ["a", "b", "c"]})
+    first = fingerprint(Texts(data=dataset))
+    assert fingerprint(Texts(data=Dataset.from_dict({"x": ["c", "b", "a"]}).select([2, 1, 0]))) == first
+    assert fingerprint(Texts(data=dataset.select([0, 1]))) != first
+
+
+def test_fingerprints_of_hub_datasets():
+    sources = [
+        Texts(dataset="a"),
+        Texts(dataset="a", config="b"),
+        Texts(dataset="a", split="b"),
+        Texts(dataset="a", revision="b"),
+    ]
+    assert len({fingerprint(source) for source in sources}) == 4
+
+
+def test_a_changed_picture_changes_the_fingerprint(images):
+    images[0].save("a.png")
+    source = ImageSource(path=_write("list.jsonl", [{"image": "a.png", "caption": "x"}]))
+    first = fingerprint(source)
+    assert fingerprint(source) == first
+    images[1].save("a.png")
+    assert fingerprint(source) != first
+    Path("a.png").unlink()
+    assert fingerprint(source) != first
