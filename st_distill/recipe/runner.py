@@ -82,7 +82,7 @@ def run(
     if errors := [problem for problem in check(recipe, overrides) if problem.level == "error"]:
         raise RecipeError(errors)
     if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, overrides)
+        recipe = load_recipe(os.fspath(recipe), overrides)
     return _Run(recipe, show_progress).run(resume=resume, from_stage=from_stage)
 
 

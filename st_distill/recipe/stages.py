@@ -150,9 +150,8 @@ def run_stage(
         )
         last = _last_checkpoint(checkpoints)
         metrics = trainer.train(resume_from_checkpoint=None if last is None else str(last)).metrics
-        metrics["history"] = [
-            entry for entry in trainer.state.log_history if "loss" in entry or "eval_runtime" in entry
-        ]
+        history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_runtime" in entry]
+        metrics["history"] = [{key: _finite(value) for key, value in entry.items()} for entry in history]
     model.eval()
     save_model(model, folder / "model")
     return metrics

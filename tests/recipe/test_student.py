@@ -86,7 +86,7 @@ class TestTrainedParameters:
         parameters = dict(seeing.named_parameters())
         text = {id(parameter) for parameter in seeing[0].text_encoder.parameters()}
         assert not text & {id(parameters[name]) for name in chosen}
-        for part in (seeing[0].vision_encoder, seeing[0].projection):
+        for part in (seeing[0].vision_encoder, seeing[0].projector):
             assert {id(parameters[name]) for name in chosen} & {id(parameter) for parameter in part.parameters()}
 
     def test_errors(self, student, make_student):
