@@ -6,7 +6,7 @@ Every loss takes one or several text (or image) columns and a label column that 
 - row numbers of the `TeacherStore` given as ``teacher``: int (batch,) or (batch, columns). This is the fast path: the
   vectors are read from the store when the batch is there, and need no collator.
 
-Losses of several columns are averaged over the columns.
+Several columns make one batch: the relations are those of all its texts, so a query meets its document there.
 """
 
 from __future__ import annotations
@@ -138,21 +138,18 @@ class _DistillLoss(nn.Module, CachedLossMixin):
         return nullcontext() if projection is None else projection.all_heads()
 
     def _loss(self, embeddings: list[Tensor], labels: Any) -> Tensor:
-        terms = self._mean_terms(embeddings, labels)
+        terms = self._all_terms(embeddings, labels)
         return torch.stack(list(terms.values())).sum()
 
-    def _mean_terms(self, embeddings: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
+    def _all_terms(self, embeddings: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
         if self.gather_across_devices:
             embeddings = [all_gather_with_grad(embedding) for embedding in embeddings]
             labels = all_gather(labels)
-        with torch.autocast(device_type=embeddings[0].device.type, enabled=False):
-            columns = [
-                self._terms(_Column(self, embedding, teacher))
-                for embedding, teacher in zip(embeddings, self._teacher_columns(labels, embeddings))
-            ]
-        return {name: torch.stack([column[name] for column in columns]).mean() for name in columns[0]}
+        student = torch.cat(embeddings)
+        with torch.autocast(device_type=student.device.type, enabled=False):
+            return self._terms(_Batch(self, student, self._teacher_vectors(labels, embeddings)))
 
-    def _terms(self, column: _Column) -> dict[str, Tensor]:
+    def _terms(self, batch: _Batch) -> dict[str, Tensor]:
         raise NotImplementedError
 
     @property
@@ -189,24 +186,22 @@ class _DistillLoss(nn.Module, CachedLossMixin):
             )
         return labels
 
-    def _teacher_columns(self, labels: Tensor, embeddings: list[Tensor]) -> list[Tensor]:
-        per_column = labels.ndim == (3 if labels.is_floating_point() else 2)
-        columns = labels.unbind(1) if per_column else [labels] * len(embeddings)
-        if not labels.is_floating_point() and self.teacher is not None:
-            gathered: dict[int, Tensor] = {}
-            for column in columns:
-                if id(column) not in gathered:
-                    gathered[id(column)] = self.teacher.gather(column.cpu())
-            columns = [gathered[id(column)] for column in columns]
-        for column, embedding in zip(columns, embeddings):
-            if column.shape[0] != embedding.shape[0]:
-                raise ValueError(
-                    f"There must be a label for every row of the batch. Got {column.shape[0]} labels and "
-                    f"{embedding.shape[0]} rows instead."
-                )
-            if column.shape[0] == 0:
-                raise ValueError("The batch must have at least one row. Got an empty one instead.")
-        return [column.detach() for column in columns]
+    def _teacher_vectors(self, labels: Tensor, embeddings: list[Tensor]) -> Tensor:
+        """The teacher's vectors, (columns x batch, dim), one column after another."""
+        if len(labels) != len(embeddings[0]):
+            raise ValueError(
+                f"There must be a label for every row of the batch. Got {len(labels)} labels and {len(embeddings[0])} rows "
+                "instead."
+            )
+        if len(labels) == 0:
+            raise ValueError("The batch must have at least one row. Got an empty one instead.")
+        is_vectors = labels.is_floating_point()
+        if labels.ndim == (3 if is_vectors else 2):
+            labels, repeats = labels.transpose(0, 1).flatten(end_dim=1), 1
+        else:
+            repeats = len(embeddings)
+        vectors = labels if is_vectors or self.teacher is None else self.teacher.gather(labels.cpu())
+        return vectors.detach().repeat(repeats, 1)
 
     def get_config_dict(self) -> dict[str, Any]:
         """What the model card says of the loss."""
@@ -249,8 +244,8 @@ class CosineDistill(_DistillLoss):
         gather_across_devices: take the loss over the joint batch of all processes.
     """
 
-    def _terms(self, column: _Column) -> dict[str, Tensor]:
-        return {"cosine": column.cosine(self.dims)}
+    def _terms(self, batch: _Batch) -> dict[str, Tensor]:
+        return {"cosine": batch.cosine(self.dims)}
 
 
 class SimilarityDistill(_DistillLoss):
@@ -260,8 +255,8 @@ class SimilarityDistill(_DistillLoss):
     each compared with the whole teacher and averaged.
     """
 
-    def _terms(self, column: _Column) -> dict[str, Tensor]:
-        return {"similarity": column.similarity(self.dims)}
+    def _terms(self, batch: _Batch) -> dict[str, Tensor]:
+        return {"similarity": batch.similarity(self.dims)}
 
 
 class TripletDistill(_DistillLoss):
@@ -293,8 +288,8 @@ class TripletDistill(_DistillLoss):
         functional.check_margin(margin)
         self.margin = margin
 
-    def _terms(self, column: _Column) -> dict[str, Tensor]:
-        return {"triplet": column.triplet(self.dims, self.margin)}
+    def _terms(self, batch: _Batch) -> dict[str, Tensor]:
+        return {"triplet": batch.triplet(self.dims, self.margin)}
 
     def get_config_dict(self) -> dict[str, Any]:
         return {"margin": self.margin, **super().get_config_dict()}
@@ -372,17 +367,17 @@ class JasperDistill(_DistillLoss):
         return terms
 
     def _loss(self, embeddings: list[Tensor], labels: Any) -> Any:
-        terms = self._mean_terms(embeddings, labels)
+        terms = self._all_terms(embeddings, labels)
         if not self.uses_gradient_cache:
             return terms
         self._cached_terms = {name: term.detach() for name, term in terms.items()}
         return torch.stack(list(terms.values())).sum()
 
-    def _terms(self, column: _Column) -> dict[str, Tensor]:
+    def _terms(self, batch: _Batch) -> dict[str, Tensor]:
         compute = {
-            "cosine": lambda: column.cosine(self.cosine_dims),
-            "similarity": lambda: column.similarity(self.dims),
-            "triplet": lambda: column.triplet(self.dims, self.margin),
+            "cosine": lambda: batch.cosine(self.cosine_dims),
+            "similarity": lambda: batch.similarity(self.dims),
+            "triplet": lambda: batch.triplet(self.dims, self.margin),
         }
         return {name: weight * compute[name]() for name, weight in self.weights.items()}
 
@@ -420,8 +415,8 @@ class _Relations:
         return functional.PairRanking(functional.pairs(self.matrix))
 
 
-class _Column:
-    """One column of a batch: the student's embeddings and the teacher's vectors of the same rows.
+class _Batch:
+    """The student's embeddings of a batch and the teacher's vectors of the same texts.
 
     A head is named by its dimension; None is the full width: the teacher's head where there is one, else the widest.
     """

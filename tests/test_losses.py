@@ -111,7 +111,7 @@ class TestValues:
         assert loss(features(student, sentences), rows.vectors).item() < 0.05
 
     @pytest.mark.parametrize("loss_class", [*SINGLE, losses.JasperDistill])
-    def test_several_columns_are_averaged(self, loss_class, student, rows, sentences):
+    def test_several_columns_are_one_batch(self, loss_class, student, rows, sentences):
         loss = loss_class(student, teacher=rows)
         columns = sentences[:4], sentences[4:8]
         ids = torch.tensor([[0, 4], [1, 5], [2, 6], [3, 7]])
@@ -119,12 +119,12 @@ class TestValues:
         def total(value):
             return sum(v.item() for v in value.values()) if isinstance(value, dict) else value.item()
 
-        single = [total(loss(features(student, column), ids[:, i])) for i, column in enumerate(columns)]
+        joint = total(loss(features(student, sentences[:8]), torch.arange(8)))
         for labels in (ids, rows.vectors[ids]):
-            assert total(loss(features(student, *columns), labels)) == pytest.approx(sum(single) / 2, rel=1e-4)
-        shared = total(loss(features(student, *columns), ids[:, 0]))
-        second = total(loss(features(student, columns[1]), ids[:, 0]))
-        assert shared == pytest.approx((single[0] + second) / 2, rel=1e-4)
+            assert total(loss(features(student, *columns), labels)) == pytest.approx(joint, rel=1e-4)
+        same = total(loss(features(student, sentences[:8]), torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])))
+        for labels in (ids[:, 0], rows.vectors[ids[:, 0]]):
+            assert total(loss(features(student, *columns), labels)) == pytest.approx(same, rel=1e-4)
 
     def test_a_model_without_projection(self, make_student, sentences):
         student = make_student().eval()

@@ -335,7 +335,8 @@ class TestStages:
             "metric_for_best_model": "spearman_24",
         }
         recipe = make_recipe(
-            stages=[{"train": "all", "steps": 3, "batch": 8, "learning_rate": 1e-3, "arguments": arguments}], images=None
+            stages=[{"train": "all", "steps": 3, "batch": 8, "learning_rate": 1e-3, "arguments": arguments}],
+            images=None,
         )
         run(recipe)
         history = json.loads((folder / "out-run" / "run.json").read_text())["stages"][0]["metrics"]["history"]
