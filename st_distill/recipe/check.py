@@ -7,6 +7,8 @@ import inspect
 import json
 import os
 import typing
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -879,6 +881,8 @@ def _model_file(name: str, file: str, revision: str | None) -> Path | None:
         return None  # the model is in the cache, and this file is not part of it
     if constants.HF_HUB_OFFLINE:
         raise _Unknown(f"'{name}' is not in the local cache, and the hub is switched off (HF_HUB_OFFLINE): not checked")
+    if not _hub_answers():
+        raise _Unknown(f"'{name}' is not in the local cache, and the hub does not answer: not checked")
     try:
         return Path(hf_hub_download(repository, file, revision=revision))
     except GatedRepoError:
@@ -891,6 +895,18 @@ def _model_file(name: str, file: str, revision: str | None) -> Path | None:
         return None
     except Exception as error:  # whatever a network does
         raise _Unknown(f"'{name}' could not be looked up on the hub ({_one_line(error)}): not checked") from None
+
+
+@cache
+def _hub_answers() -> bool:
+    """Asked once: the hub's own client tries for half a minute, for every file."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _looks_like_a_folder(name: str) -> bool:

@@ -365,10 +365,24 @@ def test_the_hub_is_asked_where_it_can_be(recipe, monkeypatch, error, level, mes
 
     monkeypatch.setattr(MODULE, "constants", SimpleNamespace(HF_HUB_OFFLINE=False))
     monkeypatch.setattr(MODULE, "hf_hub_download", fail)
+    monkeypatch.setattr(MODULE, "_hub_answers", lambda: True)
     recipe.teachers = [TeacherSpec(model="some/model", revision="v9")]
     (problem,) = check(recipe)
     assert problem.level == level
     assert message in problem.message
+
+
+def test_a_hub_that_does_not_answer_is_a_warning(recipe, monkeypatch):
+    endpoint = SimpleNamespace(
+        HF_HUB_OFFLINE=False, ENDPOINT="http://127.0.0.1:9"
+    )  # nobody listens at the discard port
+    monkeypatch.setattr(MODULE, "constants", endpoint)
+    MODULE._hub_answers.cache_clear()
+    recipe.teachers = [TeacherSpec(model="some/model")]
+    (problem,) = check(recipe)
+    MODULE._hub_answers.cache_clear()
+    assert problem.level == "warning"
+    assert "the hub does not answer: not checked" in problem.message
 
 
 def test_python_data_is_looked_at(recipe):
