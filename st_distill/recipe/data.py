@@ -22,7 +22,7 @@ from st_distill.files import read_json, sha256
 from st_distill.modules.image import load_image
 from st_distill.recipe.schema import ImageSource, Texts, suggest
 
-__all__ = ["LoadedImages", "columns_of", "fingerprint", "load_images", "load_scored_pairs", "load_texts", "read_images"]
+__all__ = ["LoadedImages", "columns_of", "fingerprint", "load_scored_pairs", "load_texts", "read_images"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +96,6 @@ def load_scored_pairs(source: Texts) -> tuple[list[str], list[str], list[float]]
                 f"Row {row} of {_name(source)} has no number in column '{names[2]}'. Fill it or remove the row."
             )
     return first, second, [float(score) for score in scores]
-
-
-def load_images(source: ImageSource) -> datasets.Dataset:
-    """The pictures and captions of a source, as `read_images` reads them."""
-    return read_images(source).dataset
 
 
 def read_images(source: ImageSource) -> LoadedImages:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import set_seed
@@ -24,9 +24,10 @@ from st_distill.exporting import export, load_student
 from st_distill.files import FolderLock, write_json
 from st_distill.losses import find_projection
 from st_distill.modules import MatryoshkaProjection, Transformer
+from st_distill.modules.image import load_image
 from st_distill.modules.matryoshka import principal_rotation, random_rotation
 from st_distill.recipe.check import check
-from st_distill.recipe.data import fingerprint, load_images, load_scored_pairs, load_texts
+from st_distill.recipe.data import fingerprint, load_scored_pairs, load_texts, read_images
 from st_distill.recipe.load import dump_recipe, load_recipe
 from st_distill.recipe.schema import Recipe, Stage, TeacherSpec, Texts
 from st_distill.recipe.stages import StageData, distill_loss, label_texts, run_stage, save_model, text_data
@@ -130,8 +131,9 @@ def evaluate_model(model: SentenceTransformer, recipe: Recipe, *, show_progress:
     if evaluation.similarity is not None:
         options["similarity"] = load_scored_pairs(evaluation.similarity)
     if evaluation.images is not None and model.supports("image"):
-        dataset = load_images(evaluation.images)
-        options["images"] = (list(dataset[evaluation.images.image]), list(dataset[evaluation.images.caption]))
+        spec = evaluation.images
+        pictures = read_images(spec).dataset.cast_column(spec.image, Image(decode=False))
+        options["images"] = ([load_image(stored) for stored in pictures[spec.image]], list(pictures[spec.caption]))
     if evaluation.teachers:
         options["teachers"] = {
             str(spec.name): SentenceTransformer(
@@ -223,7 +225,7 @@ class _Run:
                 seed=self.recipe.seed + index,
                 evaluator=self._evaluator(teacher),
             )
-            state.finish(index, metrics)
+            state.finish(index, metrics | {"skipped_images": data.skipped})
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return model
 
@@ -306,7 +308,7 @@ class _Run:
         spec = self.recipe.images
         if spec is None:
             raise ValueError("A stage that trains vision needs the recipe's 'images'.")
-        pictures = load_images(spec)
+        pictures, skipped = read_images(spec)
         if not isinstance(model[0], Transformer):
             model = _with_eyes(model, spec.vision, spec.tokens)
         projection = find_projection(model)
@@ -320,10 +322,11 @@ class _Run:
             show_progress=self.show_progress,
         )
         dataset = captions.add_labels(pictures.select_columns([spec.image, spec.caption]), [spec.caption])
-        dataset = dataset.remove_columns(spec.caption)
+        # Undecoded, so that it is load_image that reads them, whatever their mode.
+        dataset = dataset.remove_columns(spec.caption).cast_column(spec.image, Image(decode=False))
         teacher = captions.view(teachers=[f"student-{digest}"])
         loss = distill_loss(stage, self.recipe.projection, model, teacher, match_dims=True)
-        return model, StageData({"images": dataset}, {"images": loss}, {"images": {}})
+        return model, StageData({"images": dataset}, {"images": loss}, {"images": {}}, skipped)
 
     # --- the end -------------------------------------------------------------------------------------------------------
 

@@ -37,11 +37,15 @@ _ARGUMENT_DEFAULTS: dict[str, Any] = {
 
 @dataclass
 class StageData:
-    """What a stage trains on: datasets by name, the loss of each, and the student's prompts for each one's columns."""
+    """What a stage trains on: datasets by name, the loss of each, and the student's prompts for each one's columns.
+
+    ``skipped`` counts pictures that were left out because they cannot be read.
+    """
 
     datasets: dict[str, Dataset]
     losses: dict[str, nn.Module]
     prompts: dict[str, dict[str, str]]
+    skipped: int = 0
 
 
 def distill_loss(

@@ -17,7 +17,6 @@ from PIL import Image
 from st_distill.recipe.data import (
     columns_of,
     fingerprint,
-    load_images,
     load_scored_pairs,
     load_texts,
     read_images,
@@ -244,13 +243,13 @@ def test_pictures_from_everywhere(pictures, images):
     kinds = columns_of(pictures)
     assert kinds is not None
     assert kinds["words"] == "text"
-    dataset = load_images(pictures)
+    dataset = read_images(pictures).dataset
     assert sorted(dataset.column_names) == ["picture", "words"]
     assert isinstance(dataset.features["picture"], datasets.Image)
     assert dataset["words"][:] == ["red", "green", "blue"]
     assert [_png(picture.convert("RGB")) for picture in dataset["picture"]] == [_png(image) for image in images[:3]]
     pictures.limit = 2
-    assert len(load_images(pictures)) == 2
+    assert len(read_images(pictures).dataset) == 2
     assert fingerprint(pictures) == fingerprint(pictures)
 
 
@@ -264,7 +263,7 @@ def broken(images) -> ImageSource:
 
 def test_an_unreadable_picture_stops_and_names_its_row(broken):
     with pytest.raises(ValueError, match=r"broken.parquet has a picture that cannot be read: .*row 1 .*on_error: skip"):
-        load_images(broken)
+        read_images(broken).dataset
 
 
 def test_unreadable_pictures_are_left_out_and_counted(broken, caplog):
@@ -278,18 +277,18 @@ def test_unreadable_pictures_are_left_out_and_counted(broken, caplog):
     Image.new("RGB", (1, 1))
     _write("broken.parquet", [{"image": b"x", "caption": "a"}])
     with pytest.raises(ValueError, match=r"None of the 1 pictures of broken.parquet can be read"):
-        load_images(broken)
+        read_images(broken).dataset
 
 
 def test_pictures_that_are_not_there_are_unreadable():
     source = ImageSource(path=_write("list.jsonl", [{"image": "gone.png", "caption": "a"}]))
     with pytest.raises(ValueError, match=r"row 0 cannot be read from .*gone.png"):
-        load_images(source)
+        read_images(source).dataset
     source = ImageSource(
         path=_write("list.jsonl", [{"image": "x", "caption": "a"}, {"image": None, "caption": "a"}]), on_error="skip"
     )
     with pytest.raises(ValueError, match="None of the 2 pictures"):
-        load_images(source)
+        read_images(source).dataset
 
 
 def test_a_caption_that_is_missing_names_its_row(images):
@@ -297,7 +296,7 @@ def test_a_caption_that_is_missing_names_its_row(images):
         path=_write("a.parquet", [{"image": _png(images[0]), "caption": text} for text in ("x", None)])
     )
     with pytest.raises(ValueError, match="Row 1 of a.parquet has no text in column 'caption'"):
-        load_images(source)
+        read_images(source).dataset
 
 
 def test_columns_of_pictures(images):
