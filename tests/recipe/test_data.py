@@ -263,7 +263,7 @@ def broken(images) -> ImageSource:
 
 def test_an_unreadable_picture_stops_and_names_its_row(broken):
     with pytest.raises(ValueError, match=r"broken.parquet has a picture that cannot be read: .*row 1 .*on_error: skip"):
-        read_images(broken).dataset
+        read_images(broken)
 
 
 def test_unreadable_pictures_are_left_out_and_counted(broken, caplog):
@@ -277,18 +277,18 @@ def test_unreadable_pictures_are_left_out_and_counted(broken, caplog):
     Image.new("RGB", (1, 1))
     _write("broken.parquet", [{"image": b"x", "caption": "a"}])
     with pytest.raises(ValueError, match=r"None of the 1 pictures of broken.parquet can be read"):
-        read_images(broken).dataset
+        read_images(broken)
 
 
 def test_pictures_that_are_not_there_are_unreadable():
     source = ImageSource(path=_write("list.jsonl", [{"image": "gone.png", "caption": "a"}]))
     with pytest.raises(ValueError, match=r"row 0 cannot be read from .*gone.png"):
-        read_images(source).dataset
+        read_images(source)
     source = ImageSource(
         path=_write("list.jsonl", [{"image": "x", "caption": "a"}, {"image": None, "caption": "a"}]), on_error="skip"
     )
     with pytest.raises(ValueError, match="None of the 2 pictures"):
-        read_images(source).dataset
+        read_images(source)
 
 
 def test_a_caption_that_is_missing_names_its_row(images):
@@ -296,20 +296,20 @@ def test_a_caption_that_is_missing_names_its_row(images):
         path=_write("a.parquet", [{"image": _png(images[0]), "caption": text} for text in ("x", None)])
     )
     with pytest.raises(ValueError, match="Row 1 of a.parquet has no text in column 'caption'"):
-        read_images(source).dataset
+        read_images(source)
 
 
 def test_columns_of_pictures(images):
     path = _write("a.parquet", [{"image": _png(images[0]), "caption": "x", "size": 1}])
     with pytest.raises(ValueError, match=r"a.parquet has no column 'imag'; did you mean 'image'\?"):
-        load_images(ImageSource(path=path, image="imag"))
+        read_images(ImageSource(path=path, image="imag"))
     with pytest.raises(ValueError, match="The column 'size' of a.parquet must hold pictures"):
-        load_images(ImageSource(path=path, image="size"))
+        read_images(ImageSource(path=path, image="size"))
     with pytest.raises(ValueError, match="The column 'size' of a.parquet must hold texts"):
-        load_images(ImageSource(path=path, caption="size"))
+        read_images(ImageSource(path=path, caption="size"))
     Path("empty").mkdir()
     with pytest.raises(ValueError, match=r"empty must hold metadata.csv, metadata.jsonl or metadata.parquet"):
-        load_images(Images(path="empty"))
+        read_images(Images(path="empty"))
 
 
 # --- fingerprints ------------------------------------------------------------------------------------------------------
