@@ -25,6 +25,7 @@ LAYERS = [
     "teacher",
     "store",
     "losses",
+    "sampler",
     "evaluation",
     "exporting",
     "recipe",

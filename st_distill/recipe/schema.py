@@ -413,6 +413,9 @@ class Stage(_Part):
     batch: int | None = field(
         default=None, metadata=_about("rows a batch on each device; 128 by default", _at_least(1))
     )
+    group_by_length: bool = field(
+        default=False, metadata=_about("batches of texts of like length, which need less padding")
+    )
     also: list[Objective] = field(default_factory=list, metadata=_about("further losses on their own texts"))
     arguments: dict[str, Any] = field(
         default_factory=dict, metadata=_about("any field of SentenceTransformerTrainingArguments")

@@ -22,6 +22,7 @@ from st_distill.losses import JasperDistill, TeacherRows
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.schema import Projection, Stage, Texts
 from st_distill.recipe.student import encoder_layers, trained_parameters, training_only
+from st_distill.sampler import LengthGroupedBatchSampler
 from st_distill.store import TeacherStore
 
 #: What the trainer is given where neither the recipe nor sentence-transformers says better.
@@ -137,6 +138,8 @@ def run_stage(
     if arguments.get("load_best_model_at_end"):
         # The best checkpoint may be older than the last one, from which a killed run continues.
         arguments["save_total_limit"] = max(2, arguments["save_total_limit"] or 2)
+    if stage.group_by_length:
+        arguments["batch_sampler"] = LengthGroupedBatchSampler
     prompts = data.prompts if several else next(iter(data.prompts.values()))
     if any(data.prompts.values()):
         arguments.setdefault("prompts", prompts)

@@ -363,6 +363,7 @@ class TestStages:
         recipe.texts[0].prompts = {"query": "a "}
         recipe.teachers[0].prompts = {"query": "one ", "document": "two "}
         recipe.stages[0].batch = 4
+        recipe.stages[0].group_by_length = True
         run(recipe)
         description = json.loads((folder / "out-run" / "teachers" / "store.json").read_text())
         assert set(description["roles"]) >= {"query", "document"}
