@@ -258,7 +258,7 @@ stages:
 """)
     base = load_recipe("jasper")
     assert recipe.output == "out/mine"
-    assert recipe.student == Student(model=base.student.model, max_seq_length=256, trust_remote_code=True)
+    assert recipe.student == Student(model=base.student.model, max_seq_length=256)
     assert [teacher.model for teacher in recipe.teachers] == ["some/teacher"]
     assert [stage.name for stage in recipe.stages] == ["projection", "last-layers", "dimensions", "vision", "more"]
     assert recipe.stages[0] == base.stages[0]
@@ -266,6 +266,12 @@ stages:
     assert recipe.stages[2].learning_rate == 7e-5
     assert recipe.stages[2].arguments == {"fp16": True, "optim": "adamw_torch"}
     assert recipe.stages[3].steps == 3500
+
+
+def test_no_preset_lets_code_of_a_model_run():
+    for name in presets():
+        recipe = load_recipe(name)
+        assert not any(part.trust_remote_code for part in (recipe.student, *recipe.teachers))
 
 
 def test_stages_of_a_preset_can_be_named_and_taken_out(load):
