@@ -67,7 +67,7 @@ def text_recipe(data: Path, teacher: str, output: Path) -> Recipe:
                 "name": "all",
                 "train": "all",
                 "learning_rate": 3e-4,
-                "steps": 750,
+                "steps": 420,
                 "arguments": {"warmup_steps": 0.1},
                 **SHARED,
             },
@@ -85,10 +85,11 @@ def main() -> None:
     parser.add_argument("--teacher", required=True, help="name or folder of all-MiniLM-L6-v2")
     parser.add_argument("--output", type=Path, default=Path("out/stsb"))
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
+    parser.add_argument("--from-stage", type=int, help="with --resume: do this stage and those after it again")
     options = parser.parse_args()
 
     recipe = text_recipe(options.data, options.teacher, options.output)
-    scores = run(recipe, resume=options.resume).results["similarity"]["scores"]
+    scores = run(recipe, resume=options.resume, from_stage=options.from_stage).results["similarity"]["scores"]
     untrained = build_student(recipe.student)
     assert recipe.evaluation is not None
     assert isinstance(recipe.evaluation.similarity, Texts)
