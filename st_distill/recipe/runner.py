@@ -164,7 +164,8 @@ class _Run:
                     "folder."
                 )
             state.plan(self._plan(), from_stage=from_stage)
-            (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe), encoding="utf-8")
+            if (text := _as_yaml(self.recipe)) is not None:
+                (self.folder / "recipe.yaml").write_text(text, encoding="utf-8")
             if all(stage["done"] for stage in state.stages):
                 logger.info("Every stage is done already.")
                 model = load_student(state.stage_folder(len(state.stages) - 1) / "model")
@@ -333,9 +334,10 @@ class _Run:
     def _finish(self, model: SentenceTransformer, state: RunState) -> dict[str, Any]:
         digest = fields_digest(state.stages)
         results_path = self.folder / "results.json"
-        wanted = json.dumps([digest, str(self.output), dump_recipe(self.recipe)])
+        text = _as_yaml(self.recipe)
+        wanted = json.dumps([digest, str(self.output), text])
         stored = json.loads(_read(results_path) or "{}")
-        if stored.get("of") == wanted and (self.output / "modules.json").is_file():
+        if text is not None and stored.get("of") == wanted and (self.output / "modules.json").is_file():
             return stored["results"]
         spec = self.recipe.projection
         exported = export(model, self.output)
@@ -382,6 +384,14 @@ def make_teacher(spec: TeacherSpec) -> Teacher:
         truncate_dim=spec.truncate_dim,
         trust_remote_code=spec.trust_remote_code,
     )
+
+
+def _as_yaml(recipe: Recipe) -> str | None:
+    """The recipe's YAML, or None where it holds Python objects, which have none."""
+    try:
+        return dump_recipe(recipe)
+    except TypeError:
+        return None
 
 
 def _with_eyes(model: SentenceTransformer, vision: Any, tokens: int | None) -> SentenceTransformer:

@@ -127,6 +127,29 @@ def test_a_recipe_file_by_the_public_name(make_recipe, folder):
     assert (result.output / "modules.json").is_file()
 
 
+def test_a_recipe_of_python_objects(make_recipe, sentences, monkeypatch):
+    def make():
+        def vectors(texts: list[str]) -> np.ndarray:
+            return np.array([[len(text), text.count("a"), text.count("e"), 1.0] for text in texts])
+
+        return texts_only(
+            make_recipe,
+            0,
+            teachers=[
+                {"teacher": vectors, "name": "plain", "revision": "1"},
+                {"teacher": st_distill.Teacher(vectors, name="counts", revision="1")},
+            ],
+            texts=[{"data": Dataset.from_dict({"text": sentences})}],
+            projection={"dims": [8, 4]},
+        )
+
+    output = run(make()).output
+    assert SentenceTransformer(str(output), device="cpu").get_embedding_dimension() == 8
+    started = note_stages(monkeypatch)
+    run(make(), resume=True)
+    assert started == []
+
+
 def run_and_interrupt(recipe, step: int, monkeypatch):
     """Stop a run as Ctrl-C would, before a training step (counted from 0 over all stages)."""
     original, count = SentenceTransformerTrainer.training_step, iter(range(1000))
