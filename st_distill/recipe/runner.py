@@ -370,7 +370,13 @@ def make_teacher(spec: TeacherSpec) -> Teacher:
     if spec.vectors is not None:
         texts = None if spec.texts is None else _flat(spec.texts)
         return Teacher.from_vectors(
-            spec.vectors, texts=texts, column=spec.column, text_column=spec.text_column, name=spec.name
+            spec.vectors,
+            texts=texts,
+            column=spec.column,
+            text_column=spec.text_column,
+            name=spec.name,
+            revision=spec.revision,
+            truncate_dim=spec.truncate_dim,
         )
     return Teacher(
         spec.teacher if spec.teacher is not None else spec.model,

@@ -150,6 +150,17 @@ def test_a_recipe_of_python_objects(make_recipe, sentences, monkeypatch):
     assert started == []
 
 
+def test_stored_vectors_are_truncated(make_recipe, folder, sentences):
+    np.save(folder / "vectors.npy", np.random.default_rng(0).normal(size=(len(sentences), 12)))
+    source = {"data": sentences}
+    teacher = {"vectors": str(folder / "vectors.npy"), "texts": source, "truncate_dim": 10, "revision": "may"}
+    store = runner.embed(
+        texts_only(make_recipe, 0, teachers=[teacher], texts=[source], projection={"dims": [8]}), show_progress=False
+    )
+    assert store.dimensions == {"vectors": 10}
+    assert store.describe()["teachers"]["vectors"]["revision"] == "may"
+
+
 def run_and_interrupt(recipe, step: int, monkeypatch):
     """Stop a run as Ctrl-C would, before a training step (counted from 0 over all stages)."""
     original, count = SentenceTransformerTrainer.training_step, iter(range(1000))
