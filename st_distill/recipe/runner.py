@@ -121,10 +121,10 @@ def evaluate_model(model: SentenceTransformer, recipe: Recipe, *, show_progress:
     nested = recipe.projection.heads == "nested"
     options: dict[str, Any] = {"dims": dims if dims and nested else None}
     if evaluation.texts is not None and recipe.teachers:
-        texts = _flat(evaluation.texts)
         recipe.work_folder.mkdir(parents=True, exist_ok=True)
         store = _view(recipe, _embed(recipe, [evaluation.texts], show_progress))
-        options |= {"texts": texts, "teacher_vectors": store.gather(store.ids(texts)), "speed": texts[:_SPEED_TEXTS]}
+        texts, vectors = _texts_and_vectors(evaluation.texts, store)
+        options |= {"texts": texts, "teacher_vectors": vectors, "speed": texts[:_SPEED_TEXTS]}
     if evaluation.retrieval is not None:
         dataset = load_texts(evaluation.retrieval)
         options["retrieval"] = tuple(list(dataset[column]) for column in dataset.column_names[:2])
@@ -241,8 +241,7 @@ class _Run:
         evaluation = self.recipe.evaluation
         if teacher is None or evaluation is None or evaluation.texts is None:
             return None
-        texts = _flat(evaluation.texts)
-        vectors = teacher.gather(teacher.ids(texts))
+        texts, vectors = _texts_and_vectors(evaluation.texts, teacher)
         return TeacherFidelityEvaluator(texts, vectors, neighbours=min(10, len(texts) - 1))
 
     # --- the student before the first stage ------------------------------------------------------------------------
@@ -450,6 +449,14 @@ class _Rows:
 def _flat(source: Texts) -> list[str]:
     dataset = load_texts(source)
     return [text for column in dataset.column_names for text in dataset[column]]
+
+
+def _texts_and_vectors(source: Texts, store: StoreView) -> tuple[list[str], Tensor]:
+    """All texts of a source, and the teachers' vectors of each in its column's role, (texts, dimension)."""
+    dataset = load_texts(source)
+    columns = {column: list(dataset[column]) for column in dataset.column_names}
+    ids = [store.ids(texts, role=source.roles.get(column)) for column, texts in columns.items()]
+    return [text for texts in columns.values() for text in texts], store.gather(np.concatenate(ids))
 
 
 def _chunks(ids: np.ndarray) -> Iterator[np.ndarray]:

@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 import st_distill
 from st_distill.errors import RecipeError
 from st_distill.exporting import load_student
-from st_distill.recipe import Recipe, Stage, evaluate_model, runner, stages
+from st_distill.recipe import Evaluation, Recipe, Stage, evaluate_model, runner, stages
 
 FAST = {"use_cpu": True, "disable_tqdm": True}
 
@@ -401,6 +401,13 @@ class TestStages:
         run(recipe)
         description = json.loads((folder / "out-run" / "teachers" / "store.json").read_text())
         assert set(description["roles"]) >= {"query", "document"}
+
+    def test_held_out_texts_with_roles(self, make_recipe, folder):
+        recipe = texts_only(make_recipe, 0)
+        recipe.teachers[0].prompts = {"query": "one ", "document": "two "}
+        roles = {"query": "query", "document": "document"}
+        recipe.evaluation = Evaluation(texts={"path": str(folder / "pairs.parquet"), "roles": roles}, teachers=False)
+        assert run(recipe).results["fidelity"]["texts"] == 12
 
     def test_unreadable_pictures(self, make_recipe, folder):
         rows = Dataset.from_parquet(str(folder / "images.parquet")).cast_column("image", Image(decode=False)).to_list()
