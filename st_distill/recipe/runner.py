@@ -242,7 +242,8 @@ class _Run:
         if teacher is None or evaluation is None or evaluation.texts is None:
             return None
         texts, vectors = _texts_and_vectors(evaluation.texts, teacher)
-        return TeacherFidelityEvaluator(texts, vectors, neighbours=min(10, len(texts) - 1))
+        dims = [max(self.recipe.projection.dims)]
+        return TeacherFidelityEvaluator(texts, vectors, dims=dims, neighbours=min(10, max(1, len(texts) - 1)))
 
     # --- the student before the first stage ------------------------------------------------------------------------
 

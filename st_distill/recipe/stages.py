@@ -143,7 +143,11 @@ def run_stage(
     prompts = data.prompts if several else next(iter(data.prompts.values()))
     if any(data.prompts.values()):
         arguments.setdefault("prompts", prompts)
-    args = SentenceTransformerTrainingArguments(output_dir=str(checkpoints), seed=seed, **arguments)
+    if evaluator is not None and arguments.get("load_best_model_at_end"):
+        # The trainer's own default is the loss on held-out data, of which there is none.
+        arguments.setdefault("metric_for_best_model", evaluator.primary_metric)
+        arguments.setdefault("greater_is_better", evaluator.greater_is_better)
+    args = SentenceTransformerTrainingArguments(output_dir=str(checkpoints), **{"seed": seed, **arguments})
     with (
         _adapters(model, stage, base) if stage.lora is not None else nullcontext(),
         training_only(model, _trained(model, stage)),

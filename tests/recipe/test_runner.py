@@ -359,14 +359,15 @@ class TestStages:
         history = json.loads((folder / "out-run" / "run.json").read_text())["stages"][0]["metrics"]["history"]
         assert len(history) == 4
 
-    def test_evaluates_while_training_and_keeps_the_best(self, make_recipe, folder):
+    @pytest.mark.parametrize("metric", [{}, {"metric_for_best_model": "spearman_24"}])
+    def test_evaluates_while_training_and_keeps_the_best(self, metric, make_recipe, folder):
         arguments = {
+            **metric,
             **FAST,
             "eval_strategy": "steps",
             "eval_steps": 1,
             "save_steps": 1,
             "load_best_model_at_end": True,
-            "metric_for_best_model": "spearman_24",
         }
         recipe = make_recipe(
             stages=[{"train": "all", "steps": 3, "batch": 8, "learning_rate": 1e-3, "arguments": arguments}],
@@ -401,6 +402,20 @@ class TestStages:
         run(recipe)
         description = json.loads((folder / "out-run" / "teachers" / "store.json").read_text())
         assert set(description["roles"]) >= {"query", "document"}
+
+    def test_a_seed_of_its_own(self, make_recipe, monkeypatch):
+        seeds = []
+
+        class Trainer(SentenceTransformerTrainer):
+            def train(self, *args, **kwargs):
+                seeds.append(self.args.seed)
+                return super().train(*args, **kwargs)
+
+        monkeypatch.setattr(stages, "SentenceTransformerTrainer", Trainer)
+        recipe = texts_only(make_recipe, 0, 1)
+        recipe.stages[0].arguments = {**FAST, "seed": 7}
+        run(recipe)
+        assert seeds == [7, recipe.seed + 1]
 
     def test_held_out_texts_with_roles(self, make_recipe, folder):
         recipe = texts_only(make_recipe, 0)
