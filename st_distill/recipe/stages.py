@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -202,9 +203,15 @@ def _adapters(model: SentenceTransformer, stage: Stage, base: Path) -> Iterator[
     # A checkpoint holds the adapters alone and names the model that they belong to.
     encoder.name_or_path = str(base.resolve())
     options: dict[str, Any] = {"lora_alpha": 16, **(stage.lora or {})}
-    if isinstance(stage.train, dict):
-        layers = len(encoder_layers(next(iter(model.children()))))
-        options.setdefault("layers_to_transform", list(range(layers - stage.train["last_layers"], layers)))
+    if isinstance(stage.train, dict) and "layers_to_transform" not in options:
+        # Not by layers_to_transform, which does not find layers at the root of the encoder (Qwen2's).
+        layers = encoder_layers(next(iter(model.children())))
+        name = next(name for name, module in encoder.named_modules() if module is layers)
+        kept = "|".join(str(index) for index in range(len(layers) - stage.train["last_layers"], len(layers)))
+        excluded = options.get("exclude_modules") or []
+        if not isinstance(excluded, str):
+            excluded = "|".join(rf"(?:.*\.)?{re.escape(suffix)}" for suffix in excluded) or "(?!)"
+        options["exclude_modules"] = rf"(?!{re.escape(name)}\.(?:{kept})\.).*|(?:{excluded})"
     encoder.add_adapter(LoraConfig(**options))
     yield
     for name, module in list(encoder.named_modules()):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -313,14 +314,23 @@ class TestStages:
         assert any("query.weight" in name for name in changed)
         assert not any("embeddings" in name for name in changed)
 
-    def test_lora_in_the_last_layers(self, make_recipe, folder):
-        stage = {"train": {"last_layers": 1}, "lora": {"r": 2}, "steps": 2, "batch": 8, "arguments": FAST}
-        run(make_recipe(stages=[stage], images=None, evaluation=None))
+    @pytest.mark.parametrize(("student", "excluded"), [("tiny_bert", "value"), ("tiny_qwen2", "v_proj")])
+    def test_lora_in_the_last_layers(self, student, excluded, make_recipe, folder, request):
+        spec = {"model": request.getfixturevalue(student), "layers": [0, 2]}
+        stage = {
+            "train": {"last_layers": 1},
+            "lora": {"r": 2, "exclude_modules": [excluded]},
+            "steps": 2,
+            "batch": 8,
+            "arguments": FAST,
+        }
+        run(make_recipe(student=spec, stages=[stage], images=None, evaluation=None))
         start = load_student(folder / "out-run" / "start", device="cpu").state_dict()
         trained = load_student(folder / "out-run" / "stages" / "1-last-1-layers" / "model", device="cpu").state_dict()
         changed = {name for name in start if not torch.equal(start[name], trained[name])}
-        assert any(".layer.1." in name for name in changed)
-        assert not any(".layer.0." in name for name in changed)
+        assert any(re.search(r"\.layers?\.1\.", name) for name in changed)
+        assert not any(excluded in name for name in changed)
+        assert not any(re.search(r"\.layers?\.0\.", name) for name in changed)
 
     def test_lora_resumes(self, make_recipe, folder, sentences, monkeypatch):
         arguments = {**FAST, "save_steps": 2}
