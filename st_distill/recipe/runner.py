@@ -121,10 +121,10 @@ def evaluate_model(model: SentenceTransformer, recipe: Recipe, *, show_progress:
     nested = recipe.projection.heads == "nested"
     options: dict[str, Any] = {"dims": dims if dims and nested else None}
     if evaluation.texts is not None and recipe.teachers:
-        texts = _flat(evaluation.texts)
         recipe.work_folder.mkdir(parents=True, exist_ok=True)
         store = _view(recipe, _embed(recipe, [evaluation.texts], show_progress))
-        options |= {"texts": texts, "teacher_vectors": store.gather(store.ids(texts)), "speed": texts[:_SPEED_TEXTS]}
+        texts, vectors = _texts_and_vectors(evaluation.texts, store)
+        options |= {"texts": texts, "teacher_vectors": vectors, "speed": texts[:_SPEED_TEXTS]}
     if evaluation.retrieval is not None:
         dataset = load_texts(evaluation.retrieval)
         options["retrieval"] = tuple(list(dataset[column]) for column in dataset.column_names[:2])
@@ -164,7 +164,8 @@ class _Run:
                     "folder."
                 )
             state.plan(self._plan(), from_stage=from_stage)
-            (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe), encoding="utf-8")
+            if (text := _as_yaml(self.recipe)) is not None:
+                (self.folder / "recipe.yaml").write_text(text, encoding="utf-8")
             if all(stage["done"] for stage in state.stages):
                 logger.info("Every stage is done already.")
                 model = load_student(state.stage_folder(len(state.stages) - 1) / "model")
@@ -240,9 +241,9 @@ class _Run:
         evaluation = self.recipe.evaluation
         if teacher is None or evaluation is None or evaluation.texts is None:
             return None
-        texts = _flat(evaluation.texts)
-        vectors = teacher.gather(teacher.ids(texts))
-        return TeacherFidelityEvaluator(texts, vectors, neighbours=min(10, len(texts) - 1))
+        texts, vectors = _texts_and_vectors(evaluation.texts, teacher)
+        dims = [max(self.recipe.projection.dims)]
+        return TeacherFidelityEvaluator(texts, vectors, dims=dims, neighbours=min(10, max(1, len(texts) - 1)))
 
     # --- the student before the first stage ------------------------------------------------------------------------
 
@@ -333,9 +334,10 @@ class _Run:
     def _finish(self, model: SentenceTransformer, state: RunState) -> dict[str, Any]:
         digest = fields_digest(state.stages)
         results_path = self.folder / "results.json"
-        wanted = json.dumps([digest, str(self.output), dump_recipe(self.recipe)])
+        text = _as_yaml(self.recipe)
+        wanted = json.dumps([digest, str(self.output), text])
         stored = json.loads(_read(results_path) or "{}")
-        if stored.get("of") == wanted and (self.output / "modules.json").is_file():
+        if text is not None and stored.get("of") == wanted and (self.output / "modules.json").is_file():
             return stored["results"]
         spec = self.recipe.projection
         exported = export(model, self.output)
@@ -368,7 +370,13 @@ def make_teacher(spec: TeacherSpec) -> Teacher:
     if spec.vectors is not None:
         texts = None if spec.texts is None else _flat(spec.texts)
         return Teacher.from_vectors(
-            spec.vectors, texts=texts, column=spec.column, text_column=spec.text_column, name=spec.name
+            spec.vectors,
+            texts=texts,
+            column=spec.column,
+            text_column=spec.text_column,
+            name=spec.name,
+            revision=spec.revision,
+            truncate_dim=spec.truncate_dim,
         )
     return Teacher(
         spec.teacher if spec.teacher is not None else spec.model,
@@ -382,6 +390,14 @@ def make_teacher(spec: TeacherSpec) -> Teacher:
         truncate_dim=spec.truncate_dim,
         trust_remote_code=spec.trust_remote_code,
     )
+
+
+def _as_yaml(recipe: Recipe) -> str | None:
+    """The recipe's YAML, or None where it holds Python objects, which have none."""
+    try:
+        return dump_recipe(recipe)
+    except TypeError:
+        return None
 
 
 def _with_eyes(model: SentenceTransformer, vision: Any, tokens: int | None) -> SentenceTransformer:
@@ -434,6 +450,14 @@ class _Rows:
 def _flat(source: Texts) -> list[str]:
     dataset = load_texts(source)
     return [text for column in dataset.column_names for text in dataset[column]]
+
+
+def _texts_and_vectors(source: Texts, store: StoreView) -> tuple[list[str], Tensor]:
+    """All texts of a source, and the teachers' vectors of each in its column's role, (texts, dimension)."""
+    dataset = load_texts(source)
+    columns = {column: list(dataset[column]) for column in dataset.column_names}
+    ids = [store.ids(texts, role=source.roles.get(column)) for column, texts in columns.items()]
+    return [text for texts in columns.values() for text in texts], store.gather(np.concatenate(ids))
 
 
 def _chunks(ids: np.ndarray) -> Iterator[np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -143,7 +144,11 @@ def run_stage(
     prompts = data.prompts if several else next(iter(data.prompts.values()))
     if any(data.prompts.values()):
         arguments.setdefault("prompts", prompts)
-    args = SentenceTransformerTrainingArguments(output_dir=str(checkpoints), seed=seed, **arguments)
+    if evaluator is not None and arguments.get("load_best_model_at_end"):
+        # The trainer's own default is the loss on held-out data, of which there is none.
+        arguments.setdefault("metric_for_best_model", evaluator.primary_metric)
+        arguments.setdefault("greater_is_better", evaluator.greater_is_better)
+    args = SentenceTransformerTrainingArguments(output_dir=str(checkpoints), **{"seed": seed, **arguments})
     with (
         _adapters(model, stage, base) if stage.lora is not None else nullcontext(),
         training_only(model, _trained(model, stage)),
@@ -198,9 +203,15 @@ def _adapters(model: SentenceTransformer, stage: Stage, base: Path) -> Iterator[
     # A checkpoint holds the adapters alone and names the model that they belong to.
     encoder.name_or_path = str(base.resolve())
     options: dict[str, Any] = {"lora_alpha": 16, **(stage.lora or {})}
-    if isinstance(stage.train, dict):
-        layers = len(encoder_layers(next(iter(model.children()))))
-        options.setdefault("layers_to_transform", list(range(layers - stage.train["last_layers"], layers)))
+    if isinstance(stage.train, dict) and "layers_to_transform" not in options:
+        # Not by layers_to_transform, which does not find layers at the root of the encoder (Qwen2's).
+        layers = encoder_layers(next(iter(model.children())))
+        name = next(name for name, module in encoder.named_modules() if module is layers)
+        kept = "|".join(str(index) for index in range(len(layers) - stage.train["last_layers"], len(layers)))
+        excluded = options.get("exclude_modules") or []
+        if not isinstance(excluded, str):
+            excluded = "|".join(rf"(?:.*\.)?{re.escape(suffix)}" for suffix in excluded) or "(?!)"
+        options["exclude_modules"] = rf"(?!{re.escape(name)}\.(?:{kept})\.).*|(?:{excluded})"
     encoder.add_adapter(LoraConfig(**options))
     yield
     for name, module in list(encoder.named_modules()):

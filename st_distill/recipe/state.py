@@ -12,6 +12,7 @@ import torch
 
 from st_distill.files import read_json, write_json
 from st_distill.recipe.schema import Recipe, Stage, as_mapping
+from st_distill.teacher import Teacher
 
 _FORMAT = "st-distill/run"
 _VERSION = 1
@@ -139,7 +140,7 @@ def stage_fields(recipe: Recipe, index: int, data: dict[str, str]) -> dict[str, 
         }
     if stage.trains_vision and recipe.images is not None:
         parts["images"] = _source_part(recipe.images)
-    return _flatten(json.loads(json.dumps(parts, default=str)))
+    return _flatten(json.loads(json.dumps(parts, default=_identity)))
 
 
 def fields_digest(stages: list[dict[str, Any]]) -> str:
@@ -164,6 +165,15 @@ def _stage_part(stage: Stage) -> dict[str, Any]:
         and (keeps_best or not key.startswith(_BEST_PREFIXES))
     }
     return part
+
+
+def _identity(value: Any) -> str:
+    """A Python object of a recipe as a text that is the same in every process, unlike a function's own."""
+    if isinstance(value, Teacher):
+        return f"{value.label} ({value.revision})"
+    if callable(value):
+        return str(getattr(value, "__qualname__", type(value).__qualname__))
+    return str(value)
 
 
 def _source_part(source: Any) -> dict[str, Any]:

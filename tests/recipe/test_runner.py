@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 import st_distill
 from st_distill.errors import RecipeError
 from st_distill.exporting import load_student
-from st_distill.recipe import Recipe, Stage, evaluate_model, runner, stages
+from st_distill.recipe import Evaluation, Recipe, Stage, evaluate_model, runner, stages
 
 FAST = {"use_cpu": True, "disable_tqdm": True}
 
@@ -125,6 +126,40 @@ def test_a_recipe_file_by_the_public_name(make_recipe, folder):
     assert state["stages"][0]["done"]
     assert state["stages"][0]["fields"]["stage.arguments.max_steps"] == 1
     assert (result.output / "modules.json").is_file()
+
+
+def test_a_recipe_of_python_objects(make_recipe, sentences, monkeypatch):
+    def make():
+        def vectors(texts: list[str]) -> np.ndarray:
+            return np.array([[len(text), text.count("a"), text.count("e"), 1.0] for text in texts])
+
+        return texts_only(
+            make_recipe,
+            0,
+            teachers=[
+                {"teacher": vectors, "name": "plain", "revision": "1"},
+                {"teacher": st_distill.Teacher(vectors, name="counts", revision="1")},
+            ],
+            texts=[{"data": Dataset.from_dict({"text": sentences})}],
+            projection={"dims": [8, 4]},
+        )
+
+    output = run(make()).output
+    assert SentenceTransformer(str(output), device="cpu").get_embedding_dimension() == 8
+    started = note_stages(monkeypatch)
+    run(make(), resume=True)
+    assert started == []
+
+
+def test_stored_vectors_are_truncated(make_recipe, folder, sentences):
+    np.save(folder / "vectors.npy", np.random.default_rng(0).normal(size=(len(sentences), 12)))
+    source = {"data": sentences}
+    teacher = {"vectors": str(folder / "vectors.npy"), "texts": source, "truncate_dim": 10, "revision": "may"}
+    store = runner.embed(
+        texts_only(make_recipe, 0, teachers=[teacher], texts=[source], projection={"dims": [8]}), show_progress=False
+    )
+    assert store.dimensions == {"vectors": 10}
+    assert store.describe()["teachers"]["vectors"]["revision"] == "may"
 
 
 def run_and_interrupt(recipe, step: int, monkeypatch):
@@ -279,14 +314,23 @@ class TestStages:
         assert any("query.weight" in name for name in changed)
         assert not any("embeddings" in name for name in changed)
 
-    def test_lora_in_the_last_layers(self, make_recipe, folder):
-        stage = {"train": {"last_layers": 1}, "lora": {"r": 2}, "steps": 2, "batch": 8, "arguments": FAST}
-        run(make_recipe(stages=[stage], images=None, evaluation=None))
+    @pytest.mark.parametrize(("student", "excluded"), [("tiny_bert", "value"), ("tiny_qwen2", "v_proj")])
+    def test_lora_in_the_last_layers(self, student, excluded, make_recipe, folder, request):
+        spec = {"model": request.getfixturevalue(student), "layers": [0, 2]}
+        stage = {
+            "train": {"last_layers": 1},
+            "lora": {"r": 2, "exclude_modules": [excluded]},
+            "steps": 2,
+            "batch": 8,
+            "arguments": FAST,
+        }
+        run(make_recipe(student=spec, stages=[stage], images=None, evaluation=None))
         start = load_student(folder / "out-run" / "start", device="cpu").state_dict()
         trained = load_student(folder / "out-run" / "stages" / "1-last-1-layers" / "model", device="cpu").state_dict()
         changed = {name for name in start if not torch.equal(start[name], trained[name])}
-        assert any(".layer.1." in name for name in changed)
-        assert not any(".layer.0." in name for name in changed)
+        assert any(re.search(r"\.layers?\.1\.", name) for name in changed)
+        assert not any(excluded in name for name in changed)
+        assert not any(re.search(r"\.layers?\.0\.", name) for name in changed)
 
     def test_lora_resumes(self, make_recipe, folder, sentences, monkeypatch):
         arguments = {**FAST, "save_steps": 2}
@@ -325,14 +369,15 @@ class TestStages:
         history = json.loads((folder / "out-run" / "run.json").read_text())["stages"][0]["metrics"]["history"]
         assert len(history) == 4
 
-    def test_evaluates_while_training_and_keeps_the_best(self, make_recipe, folder):
+    @pytest.mark.parametrize("metric", [{}, {"metric_for_best_model": "spearman_24"}])
+    def test_evaluates_while_training_and_keeps_the_best(self, metric, make_recipe, folder):
         arguments = {
+            **metric,
             **FAST,
             "eval_strategy": "steps",
             "eval_steps": 1,
             "save_steps": 1,
             "load_best_model_at_end": True,
-            "metric_for_best_model": "spearman_24",
         }
         recipe = make_recipe(
             stages=[{"train": "all", "steps": 3, "batch": 8, "learning_rate": 1e-3, "arguments": arguments}],
@@ -367,6 +412,27 @@ class TestStages:
         run(recipe)
         description = json.loads((folder / "out-run" / "teachers" / "store.json").read_text())
         assert set(description["roles"]) >= {"query", "document"}
+
+    def test_a_seed_of_its_own(self, make_recipe, monkeypatch):
+        seeds = []
+
+        class Trainer(SentenceTransformerTrainer):
+            def train(self, *args, **kwargs):
+                seeds.append(self.args.seed)
+                return super().train(*args, **kwargs)
+
+        monkeypatch.setattr(stages, "SentenceTransformerTrainer", Trainer)
+        recipe = texts_only(make_recipe, 0, 1)
+        recipe.stages[0].arguments = {**FAST, "seed": 7}
+        run(recipe)
+        assert seeds == [7, recipe.seed + 1]
+
+    def test_held_out_texts_with_roles(self, make_recipe, folder):
+        recipe = texts_only(make_recipe, 0)
+        recipe.teachers[0].prompts = {"query": "one ", "document": "two "}
+        roles = {"query": "query", "document": "document"}
+        recipe.evaluation = Evaluation(texts={"path": str(folder / "pairs.parquet"), "roles": roles}, teachers=False)
+        assert run(recipe).results["fidelity"]["texts"] == 12
 
     def test_unreadable_pictures(self, make_recipe, folder):
         rows = Dataset.from_parquet(str(folder / "images.parquet")).cast_column("image", Image(decode=False)).to_list()
