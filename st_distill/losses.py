@@ -213,7 +213,10 @@ class _DistillLoss(nn.Module, CachedLossMixin):
             labels, repeats = labels.transpose(0, 1).flatten(end_dim=1), 1
         else:
             repeats = len(embeddings)
-        vectors = labels if is_vectors or self.teacher is None else self.teacher.gather(labels.cpu())
+        vectors = labels
+        if not is_vectors and self.teacher is not None:
+            vectors = self.teacher.gather(labels.cpu())
+            functional.check_finite(vectors)
         return vectors.detach().repeat(repeats, 1)
 
     def get_config_dict(self) -> dict[str, Any]:

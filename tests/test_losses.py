@@ -450,6 +450,12 @@ class TestErrors:
         with pytest.raises(error, match=message):
             losses.JasperDistill(student, **options)
 
+    @pytest.mark.parametrize("wrong", [math.nan, math.inf])
+    def test_store_with_damaged_vectors(self, wrong, student, rows, sentences):
+        rows.gather = lambda ids: torch.full((len(ids), TEACHER_WIDTH), wrong)
+        with pytest.raises(ValueError, match="'teacher' vectors must be finite. Got NaN or infinite values in 4 of 4"):
+            losses.JasperDistill(student, teacher=rows)(features(student, sentences[:4]), torch.arange(4))
+
     def test_model_is_no_name(self):
         with pytest.raises(TypeError, match="'model' of TripletDistill must be a SentenceTransformer. Got str"):
             losses.TripletDistill("some/model")
