@@ -150,7 +150,7 @@ def _card_section(description: dict[str, Any]) -> str:
         shorter = ", ".join(map(str, dims[1:]))
         lines += [
             f"The model was also trained at {shorter} dimensions: `model.encode(texts, truncate_dim={dims[1]})`.",
-            "Truncated vectors do not have unit length: compare them by cosine similarity, or pass `normalize_embeddings=True`",
+            "Truncated vectors do not have unit length: compare them by cosine, or pass `normalize_embeddings=True`.",
         ]
     return "\n".join([*lines, ""])
 

@@ -11,6 +11,7 @@ divides by all pairs of pairs, and says nothing of ties).
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -278,5 +279,5 @@ def check_finite(teacher: Tensor) -> None:
 
 def check_margin(margin: float) -> None:
     """Raise ValueError for a negative or non-finite margin."""
-    if not 0.0 <= margin < float("inf"):
+    if not isinstance(margin, Real) or not 0.0 <= margin < float("inf"):
         raise ValueError(f"The 'margin' must be a finite number of at least 0. Got {margin!r} instead.")

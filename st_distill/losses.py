@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import torch
@@ -62,8 +63,14 @@ class _DistillLoss(nn.Module, CachedLossMixin):
                 f"The 'teacher' of {type(self).__name__} must be a TeacherStore or a view of one. Got "
                 f"{type(teacher).__name__} instead. Embed the texts with TeacherStore.create(path, texts, [teacher]) first."
             )
-        if mini_batch_size is not None and mini_batch_size < 1:
-            raise ValueError(f"The 'mini_batch_size' must be at least 1, or None. Got {mini_batch_size} instead.")
+        if not isinstance(_unwrap(model), SentenceTransformer):
+            raise TypeError(
+                f"The 'model' of {type(self).__name__} must be a SentenceTransformer. Got {type(model).__name__} instead."
+            )
+        if mini_batch_size is not None and (not isinstance(mini_batch_size, int) or mini_batch_size < 1):
+            raise ValueError(
+                f"The 'mini_batch_size' must be at least 1, a whole number, or None. Got {mini_batch_size!r} instead."
+            )
         if mini_batch_size is not None and has_static_embedding_input(model):
             raise ValueError(
                 "A 'mini_batch_size' needs a model whose batches can be cut, which StaticEmbedding's cannot. Leave it out: "
@@ -80,17 +87,23 @@ class _DistillLoss(nn.Module, CachedLossMixin):
     def _check_dims(self, name: str, dims: Sequence[int] | None) -> list[int] | None:
         if dims is None:
             return None
-        dims = [int(dim) for dim in dims]
+        if isinstance(dims, str) or not isinstance(dims, Iterable):
+            raise TypeError(f"The '{name}' must be a list of dimensions, such as [256, 64]. Got {dims!r} instead.")
+        dims = list(dims)
         width = self.model.get_embedding_dimension()
         projection = find_projection(self.model)
         allowed = projection.dims if projection is not None and projection.heads == "independent" else None
-        if not dims or len(set(dims)) < len(dims) or min(dims) < 1:
+        if (
+            not dims
+            or any(isinstance(dim, bool) or not isinstance(dim, Integral) or dim < 1 for dim in dims)
+            or len(set(dims)) < len(dims)
+        ):
             raise ValueError(f"The '{name}' must be distinct positive dimensions. Got {dims} instead.")
         if allowed is not None and not set(dims) <= set(allowed):
             raise ValueError(f"The '{name}' must be among the projection's heads {allowed}. Got {dims} instead.")
         if width is not None and max(dims) > width:
             raise ValueError(f"The '{name}' must not exceed the model's {width} dimensions. Got {max(dims)} instead.")
-        return sorted(dims, reverse=True)
+        return sorted(map(int, dims), reverse=True)
 
     def forward(
         self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None
@@ -200,7 +213,10 @@ class _DistillLoss(nn.Module, CachedLossMixin):
             labels, repeats = labels.transpose(0, 1).flatten(end_dim=1), 1
         else:
             repeats = len(embeddings)
-        vectors = labels if is_vectors or self.teacher is None else self.teacher.gather(labels.cpu())
+        vectors = labels
+        if not is_vectors and self.teacher is not None:
+            vectors = self.teacher.gather(labels.cpu())
+            functional.check_finite(vectors)
         return vectors.detach().repeat(repeats, 1)
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -337,13 +353,17 @@ class JasperDistill(_DistillLoss):
             mini_batch_size=mini_batch_size,
             gather_across_devices=gather_across_devices,
         )
+        if weights is not None and not isinstance(weights, Mapping):
+            raise TypeError(f"The 'weights' must be a mapping such as {PAPER_WEIGHTS}. Got {weights!r} instead.")
         weights = dict(PAPER_WEIGHTS if weights is None else weights)
         if unknown := set(weights) - set(PAPER_WEIGHTS):
             raise ValueError(
                 f"The 'weights' must be of {', '.join(PAPER_WEIGHTS)}. Got {', '.join(sorted(unknown))} instead."
             )
-        if not any(weights.values()) or not all(0.0 <= weight < float("inf") for weight in weights.values()):
-            raise ValueError(f"The 'weights' must be at least 0, and one above it. Got {weights} instead.")
+        if not all(isinstance(weight, Real) and 0.0 <= weight < float("inf") for weight in weights.values()) or not any(
+            weights.values()
+        ):
+            raise ValueError(f"The 'weights' must be numbers of at least 0, and one above it. Got {weights} instead.")
         functional.check_margin(margin)
         self.weights = {name: float(weights[name]) for name in PAPER_WEIGHTS if weights.get(name)}
         self.margin = margin

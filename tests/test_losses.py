@@ -436,12 +436,29 @@ class TestErrors:
             ({"weights": {}}, ValueError, "one above it"),
             ({"margin": -1}, ValueError, "'margin' must be"),
             ({"mini_batch_size": 0}, ValueError, "'mini_batch_size' must be at least 1"),
+            ({"mini_batch_size": 2.5}, ValueError, "'mini_batch_size' must be at least 1, a whole number"),
+            ({"dims": "24"}, TypeError, "'dims' must be a list of dimensions.* Got '24'"),
+            ({"dims": 24}, TypeError, "'dims' must be a list of dimensions.* Got 24"),
+            ({"dims": [8.5]}, ValueError, "'dims' must be distinct positive dimensions. Got .8.5"),
+            ({"weights": [10, 200, 20]}, TypeError, "'weights' must be a mapping"),
+            ({"weights": {"cosine": "ten"}}, ValueError, "'weights' must be numbers of at least 0"),
+            ({"margin": "wide"}, ValueError, "'margin' must be a finite number of at least 0"),
             ({"teacher": "teacher/"}, TypeError, "must be a TeacherStore or a view of one. Got str"),
         ],
     )
     def test_options(self, options, error, message, student):
         with pytest.raises(error, match=message):
             losses.JasperDistill(student, **options)
+
+    @pytest.mark.parametrize("wrong", [math.nan, math.inf])
+    def test_store_with_damaged_vectors(self, wrong, student, rows, sentences):
+        rows.gather = lambda ids: torch.full((len(ids), TEACHER_WIDTH), wrong)
+        with pytest.raises(ValueError, match="'teacher' vectors must be finite. Got NaN or infinite values in 4 of 4"):
+            losses.JasperDistill(student, teacher=rows)(features(student, sentences[:4]), torch.arange(4))
+
+    def test_model_is_no_name(self):
+        with pytest.raises(TypeError, match="'model' of TripletDistill must be a SentenceTransformer. Got str"):
+            losses.TripletDistill("some/model")
 
     def test_dims_of_independent_heads(self, make_student):
         student = make_student(MatryoshkaProjection(32, [24, 8], heads="independent"))

@@ -48,6 +48,7 @@ from st_distill.recipe.schema import (
     convert,
     suggest,
 )
+from st_distill.teacher import Teacher
 
 __all__ = ["check", "format_problems"]
 
@@ -217,6 +218,7 @@ class _Rules:
         if not self.one_of(path, teacher, ("model", "vectors", "teacher")):
             return None
         if teacher.teacher is not None:
+            self.python_teacher(path, teacher)
             return _own_width(teacher.teacher)
         if teacher.vectors is not None:
             self.unused(path, teacher, "vectors that exist already", _ONLY_MODELS)
@@ -230,6 +232,22 @@ class _Rules:
                 self.error((*path, "truncate_dim"), f"the teacher has {width} dimensions, got {teacher.truncate_dim}")
             return min(width, teacher.truncate_dim)
         return width
+
+    def python_teacher(self, path: FieldPath, teacher: TeacherSpec) -> None:
+        given = teacher.teacher
+        if isinstance(given, Teacher):
+            self.unused(path, teacher, "a Teacher, which has its own", (*_ONLY_MODELS, "revision", "truncate_dim"))
+            if teacher.name != given.name:
+                self.error((*path, "name"), f"the Teacher is called '{given.name}', got '{teacher.name}'; remove it")
+        elif not callable(given):
+            self.error((*path, "teacher"), f"must be a Teacher or a function, got a {type(given).__name__}")
+        elif isinstance(given, torch.nn.Module):
+            return
+        elif teacher.revision is None and not isinstance(getattr(given, "revision", None), str):
+            self.error(
+                path,
+                "a function needs a 'revision', which tells its vectors from those of another version; any text will do",
+            )
 
     def vectors(self, path: FieldPath, teacher: TeacherSpec) -> int | None:
         if teacher.texts is not None:
@@ -731,6 +749,12 @@ class _Rules:
         evaluation, path = self.recipe.evaluation, ("evaluation",)
         if evaluation is None:
             return
+        for index, teacher in enumerate(self.recipe.teachers or []):
+            if evaluation.teachers and teacher.model is not None and teacher.name == "student":
+                self.error(
+                    ("teachers", index, "name"),
+                    "'student' is taken in the evaluation's tables; give this teacher another name",
+                )
         if evaluation.texts is not None:
             self.texts((*path, "texts"), evaluation.texts)
             if not self.recipe.teachers and self.sound(("teachers",)):

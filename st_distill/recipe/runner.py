@@ -136,11 +136,7 @@ def evaluate_model(model: SentenceTransformer, recipe: Recipe, *, show_progress:
         options["images"] = ([load_image(stored) for stored in pictures[spec.image]], list(pictures[spec.caption]))
     if evaluation.teachers:
         options["teachers"] = {
-            str(spec.name): SentenceTransformer(
-                spec.model, device=spec.device, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-            )
-            for spec in recipe.teachers
-            if spec.model is not None
+            str(spec.name): _teacher_model(spec) for spec in recipe.teachers if spec.model is not None
         }
     return evaluate(model, **options)
 
@@ -390,6 +386,26 @@ def make_teacher(spec: TeacherSpec) -> Teacher:
         truncate_dim=spec.truncate_dim,
         trust_remote_code=spec.trust_remote_code,
     )
+
+
+def _teacher_model(spec: TeacherSpec) -> SentenceTransformer:
+    """A teacher as a model to measure, as it is asked for vectors: with its prompts, dtype and widths."""
+    model = SentenceTransformer(
+        spec.model,
+        device=spec.device,
+        revision=spec.revision,
+        trust_remote_code=spec.trust_remote_code,
+        truncate_dim=spec.truncate_dim,
+        model_kwargs=None if spec.dtype is None else {"dtype": spec.dtype},
+    )
+    if isinstance(spec.prompts, str):
+        model.prompts = dict.fromkeys({*model.prompts, "query", "document", "every"}, spec.prompts)
+        model.default_prompt_name = "every"
+    else:
+        model.prompts |= spec.prompts
+    if spec.max_seq_length is not None:
+        model.max_seq_length = spec.max_seq_length
+    return model
 
 
 def _as_yaml(recipe: Recipe) -> str | None:

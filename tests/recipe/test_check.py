@@ -18,7 +18,8 @@ from PIL import Image
 
 from st_distill.recipe.check import check, format_problems
 from st_distill.recipe.load import load_recipe, presets
-from st_distill.recipe.schema import Projection, Recipe, Stage, Student, TeacherSpec, Texts
+from st_distill.recipe.schema import Evaluation, Projection, Recipe, Stage, Student, TeacherSpec, Texts
+from st_distill.teacher import Teacher
 
 #: The package has a function of the same name.
 MODULE = sys.modules[check.__module__]
@@ -388,6 +389,30 @@ def test_a_hub_that_does_not_answer_is_a_warning(recipe, monkeypatch):
 def test_python_data_is_looked_at(recipe):
     recipe.texts = [Texts(data=Dataset.from_dict({"a": ["x"], "n": [1]}), columns=["b"])]
     assert "texts[0].columns[0]: there is no such column; it may be a or n" in format_problems(check(recipe))
+
+
+def test_python_teachers_are_looked_at(recipe):
+    def function(texts):
+        return np.ones((len(texts), 4))
+
+    def found(**fields) -> str:
+        recipe.teachers = [TeacherSpec(**fields)]
+        return format_problems(check(recipe))
+
+    assert "teachers[0]: a function needs a 'revision'" in found(teacher=function)
+    assert "a function needs" not in found(teacher=function, revision="1")
+    teacher = Teacher(function, name="own", revision="1")
+    assert "teachers" not in found(teacher=teacher)
+    assert "teachers[0].prompts: means nothing for a Teacher" in found(teacher=teacher, prompts="query: ")
+    assert "teachers[0].name: the Teacher is called 'own', got 'other'" in found(teacher=teacher, name="other")
+
+
+def test_a_teacher_called_student(recipe, tmp_path):
+    recipe.evaluation = Evaluation(texts=Texts(data=["a", "b"]))
+    recipe.teachers = [TeacherSpec(model=str(tmp_path / "teacher"), name="student")]
+    assert "teachers[0].name: 'student' is taken" in format_problems(check(recipe))
+    recipe.evaluation.teachers = False
+    assert "is taken" not in format_problems(check(recipe))
 
 
 def test_what_cannot_be_read_is_one_problem(folder):

@@ -434,6 +434,20 @@ class TestStages:
         recipe.evaluation = Evaluation(texts={"path": str(folder / "pairs.parquet"), "roles": roles}, teachers=False)
         assert run(recipe).results["fidelity"]["texts"] == 12
 
+    @pytest.mark.parametrize("prompts", ["one ", {"query": "one "}])
+    def test_teachers_are_measured_as_they_teach(self, prompts, make_recipe, folder, sentences, monkeypatch):
+        measured = {}
+        monkeypatch.setattr(runner, "evaluate", lambda student, teachers, **options: measured.update(teachers) or {})
+        options = {"prompts": prompts, "truncate_dim": 24, "max_seq_length": 4, "dtype": "bfloat16"}
+        recipe = make_recipe(teachers=[{"model": str(folder / "first"), "name": "short", **options}])
+        recipe.evaluation = Evaluation(retrieval=str(folder / "pairs.parquet"))
+        evaluate_model(SentenceTransformer(str(folder / "first"), device="cpu"), recipe)
+        model, teacher = measured["short"], runner.make_teacher(recipe.teachers[0])
+        np.testing.assert_allclose(model.encode_query(sentences), teacher.encode(sentences, role="query"), atol=1e-6)
+        document = teacher.encode(sentences, role="document")
+        np.testing.assert_allclose(model.encode_document(sentences), document, atol=1e-6)
+        np.testing.assert_allclose(model.encode(sentences), teacher.encode(sentences), atol=1e-6)
+
     def test_unreadable_pictures(self, make_recipe, folder):
         rows = Dataset.from_parquet(str(folder / "images.parquet")).cast_column("image", Image(decode=False)).to_list()
         rows[3]["image"]["bytes"] = b"no picture"
