@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -319,8 +320,9 @@ class _Run:
             show_progress=self.show_progress,
         )
         dataset = captions.add_labels(pictures.select_columns([spec.image, spec.caption]), [spec.caption])
-        # Undecoded, so that it is load_image that reads them, whatever their mode.
+        # Undecoded on disk, so that it is load_image that reads them, whatever their mode.
         dataset = dataset.remove_columns(spec.caption).cast_column(spec.image, Image(decode=False))
+        dataset = dataset.with_transform(partial(_decode, image=spec.image))
         teacher = captions.view(teachers=[f"student-{digest}"])
         loss = distill_loss(stage, self.recipe.projection, model, teacher, match_dims=True)
         return model, StageData({"images": dataset}, {"images": loss}, {"images": {}}, skipped)
@@ -414,6 +416,10 @@ def _as_yaml(recipe: Recipe) -> str | None:
         return dump_recipe(recipe)
     except TypeError:
         return None
+
+
+def _decode(rows: dict[str, list[Any]], *, image: str) -> dict[str, list[Any]]:
+    return {**rows, image: [load_image(stored) for stored in rows[image]]}
 
 
 def _with_eyes(model: SentenceTransformer, vision: Any, tokens: int | None) -> SentenceTransformer:
