@@ -101,6 +101,7 @@ def to_standard(model: SentenceTransformer, dim: int | None = None, *, normalize
 
 def load_student(path: str | os.PathLike[str], *, device: str | None = None) -> SentenceTransformer:
     """Load a student that was saved in training, with st-distill's own modules in it. No code from the folder is run."""
+    _check_folder(Path(path))
     classes = {fullname(module): module for module in (MatryoshkaProjection, Transformer)}
     return align_weights(SentenceTransformer._load_with_module_classes(str(path), classes, device=device))
 
@@ -126,11 +127,15 @@ def describe(model: SentenceTransformer, *, dims: list[int] | None = None) -> di
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """`describe` for a folder, with the dimensions that the export noted there."""
     path = Path(path)
-    if not (path / "modules.json").is_file():
-        raise ValueError(f"The 'path' must be a model's folder. Got {path} instead, which has no modules.json.")
+    _check_folder(path)
     noted = path / DESCRIPTION
     dims = json.loads(noted.read_text(encoding="utf-8"))["dims"] if noted.is_file() else None
     return describe(load_student(path, device="cpu"), dims=dims)
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "modules.json").is_file():
+        raise ValueError(f"The 'path' must be a model's folder. Got {path} instead, which has no modules.json.")
 
 
 def _dims(model: SentenceTransformer, dim: int | None) -> list[int]:

@@ -74,6 +74,7 @@ def test_run_embed_eval_export_info(recipe, tmp_path, capsys):
         (["info", "{folder}"], "has no modules.json"),
         (["export", "{model}", "{folder}", "--dim", "8"], "must be a new folder"),
         (["export", "{model}", "{folder}/new", "--dim", "9"], "must be one of the projection's dimensions"),
+        (["export", "{folder}/nothing", "{folder}/new"], "nothing instead, which has no modules.json"),
         (["run", "{folder}/nothing.yaml"], "nothing.yaml"),
     ],
 )

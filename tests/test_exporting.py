@@ -158,6 +158,14 @@ def test_onnx(eyes, make_student, tiny_siglip, sentences, tmp_path):
         np.testing.assert_allclose(vectors, model.encode(texts), atol=1e-5)
 
 
+@pytest.mark.parametrize(("backend", "package"), [("onnx", "optimum.onnxruntime"), ("openvino", "optimum.intel")])
+def test_backends_of_sentence_transformers(backend, package, make_student, sentences, tmp_path):
+    pytest.importorskip(package, reason="optimum does not install beside every version of transformers")
+    model = export(make_student(MatryoshkaProjection(32, [24, 8])).eval(), tmp_path / "model")
+    other = SentenceTransformer(str(tmp_path / "model"), backend=backend, device="cpu")
+    np.testing.assert_allclose(other.encode(sentences), model.encode(sentences), atol=1e-5)
+
+
 def test_card_and_info_tell_the_lengths(student, tmp_path, sentences):
     model = export(student, tmp_path / "model")
     lengths = np.linalg.norm(model.encode(sentences), axis=1)
