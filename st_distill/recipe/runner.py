@@ -463,6 +463,9 @@ class _Rows:
     def __init__(self, sources: list[Texts]) -> None:
         self.sources = [(load_texts(source), source.roles) for source in sources]
 
+    def __len__(self) -> int:
+        return sum(len(dataset) * len(dataset.column_names) for dataset, _ in self.sources)
+
     def __iter__(self) -> Iterator[tuple[str, str | None]]:
         for dataset, roles in self.sources:
             for column in dataset.column_names:
