@@ -23,7 +23,7 @@ from st_distill.recipe.schema import Texts
 from st_distill.recipe.student import build_student
 
 DIMS = [384, 256, 128, 64, 32]
-SHARED = {"batch": 64, "cosine_dims": DIMS, "group_by_length": True}
+SHARED = {"batch": 64, "group_by_length": True}
 
 
 def training_pairs(data: Path) -> dict[str, list[str]]:
