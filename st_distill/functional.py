@@ -104,24 +104,26 @@ def similarities(vectors: Tensor, *, exact_ties: bool = False) -> Tensor:
     """Cosine similarities of the rows of ``vectors`` (batch, dim) with each other, (batch, batch), at least float32.
 
     With ``exact_ties`` the matrix is symmetric and equal rows have equal similarities to the last bit, which matrix
-    products do not promise: every row is represented by the first row equal to it.
+    products do not promise: every row is represented by the first row equal to it. It has no gradient then.
     """
     with torch.autocast(device_type=vectors.device.type, enabled=False):
         unit = normalize(vectors)
         matrix = unit @ unit.mT
     if not exact_ties:
         return matrix
-    first = _first_equal_row(unit)
-    low, high = torch.minimum(first[:, None], first[None, :]), torch.maximum(first[:, None], first[None, :])
-    present = matrix.diagonal()[first].round()  # 1 for a direction, 0 for a row of zeros
-    return torch.where(low == high, present[:, None], matrix[low, high])
+    itself = matrix.detach().diagonal().round()  # 1 for a direction, 0 for a row of zeros
+    matrix = matrix.detach().triu(1)
+    matrix = matrix + matrix.mT
+    matrix.diagonal().copy_(itself)
+    first = _first_equal_row(vectors)
+    return matrix.index_select(0, first).index_select(1, first)
 
 
 def pairs(matrix: Tensor) -> Tensor:
     """The (..., P) entries above the diagonal of a (..., batch, batch) matrix, P = batch (batch - 1) / 2."""
     batch = matrix.shape[-1]
     row, column = torch.triu_indices(batch, batch, offset=1, device=matrix.device)
-    return matrix[..., row, column]
+    return matrix.flatten(-2).index_select(-1, row.mul_(batch).add_(column))
 
 
 def cosine_term(student: Tensor, unit_teacher: Tensor) -> Tensor:
@@ -148,12 +150,19 @@ class PairRanking:
     """
 
     def __init__(self, similarity: Tensor) -> None:
-        values, self.order = torch.sort(similarity)
-        # A pair is compared with the pairs strictly below its teacher similarity, which are the first `below`, and with
-        # those strictly above it, which start at `above`; pairs that tie with it lie between the two.
-        self.below = torch.searchsorted(values, values, right=False)
-        self.above = torch.searchsorted(values, values, right=True)
-        self.comparisons = self.below.sum()
+        values, order = torch.sort(_sortable(similarity))
+        size = values.numel()
+        place = torch.arange(size, dtype=torch.int32, device=values.device)
+        # Pairs that tie share the places from `start` to `end`.
+        starts = torch.ones(size + 1, dtype=torch.bool, device=values.device)
+        torch.ne(values[1:], values[:-1], out=starts[1:-1])
+        start = torch.cummax(place * starts[:-1], dim=0).values
+        end = torch.cummin(torch.where(starts[1:], place + 1, size).flip(0), dim=0).values.flip(0)
+        #: (P,) for each pair the first place of those that tie with it.
+        self.first = torch.empty_like(start).scatter_(0, order, start)
+        #: (P,) for each place the pairs that tie with it and come after it, minus those that come before it.
+        self.ties = end - 1 + start - 2 * place
+        self.comparisons = start.sum()
 
 
 def triplet_term(student: Tensor, ranking: PairRanking, margin: float) -> Tensor:
@@ -171,12 +180,16 @@ class _TripletTerm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, ranking: PairRanking, margin: float) -> Tensor:
-        similarity = student.detach().double()[ranking.order]
-        net, count = _active_hinges(similarity, ranking, margin)
+        similarity = student.detach().to(torch.promote_types(student.dtype, torch.float32))
+        net, pair, count = _active_hinges(similarity, ranking, margin)
         comparisons = ranking.comparisons.clamp(min=1).double()
-        total = torch.dot(net.double(), similarity) + margin * count.double()
         gradient = torch.empty_like(similarity)
-        gradient[ranking.order] = net.double() / comparisons
+        total = margin * count.double()
+        piece = _piece(student.device, student.numel())
+        for part, hinges in zip(pair.split(piece), net.split(piece)):
+            exact = hinges.double()
+            total += torch.dot(exact, similarity.index_select(0, part).double())
+            gradient.scatter_(0, part, (exact / comparisons).to(gradient.dtype))
         ctx.save_for_backward(gradient.to(student.dtype))
         return (total / comparisons).to(student.dtype)
 
@@ -186,52 +199,156 @@ class _TripletTerm(torch.autograd.Function):
         return gradient * grad_outputs[0], None, None
 
 
-def _active_hinges(similarity: Tensor, ranking: PairRanking, margin: float) -> tuple[Tensor, Tensor]:
-    """(P,) active hinges as the lower minus as the higher pair, and their number, for pairs in the teacher's order."""
-    size = similarity.numel()
-    ascending, by_rank = torch.sort(similarity)
-    rank = torch.empty_like(by_rank)
-    rank[by_rank] = torch.arange(size, device=similarity.device)
-    reach = ascending - margin  # a lower pair is in a hinge with this higher one if its similarity is above the reach
-    # As the higher pair: of the `below` first pairs, those whose similarity is above the reach.
-    calm = torch.empty_like(by_rank)
-    calm[by_rank] = torch.searchsorted(ascending, reach, right=True)
-    # As the lower pair: of the pairs from `above` on, those whose reach is below the similarity. The same comparison of
-    # the same two numbers as above, so that each hinge is counted on both sides or on neither.
-    reached = torch.empty_like(by_rank)
-    reached[by_rank] = torch.searchsorted(reach, ascending, right=False)
-    ends = torch.cat([ranking.below, ranking.above])
-    thresholds = torch.cat([calm, reached])
-    calm_below, reached_before = _count_smaller(rank, ends, thresholds).view(2, size)
-    highs = ranking.below - calm_below
-    lows = reached - reached_before
-    return lows - highs, highs.sum()
+#: Pairs at a time on a CPU, so that what is computed of them stays in its cache.
+_PIECE = 2**17
+#: Places that are compared all with all.
+_BLOCK = 128
+#: Of a block's rows, those that are compared at a time.
+_ROWS = 16
 
 
-def _count_smaller(ranks: Tensor, ends: Tensor, thresholds: Tensor) -> Tensor:
-    """For each query, how many of the first ``ends`` entries of the permutation ``ranks`` lie below ``thresholds``.
+def _active_hinges(similarity: Tensor, ranking: PairRanking, margin: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Active hinges as the lower minus as the higher pair, for the pairs in the teacher's order; these; the hinges.
 
-    A wavelet matrix (Claude, Navarro, Ordonez 2015): the entries are split by one bit after another, highest first, and
-    every query follows its threshold's bits, so that each bit costs a running count and two look-ups.
+    The pairs are taken in the student's order, where the hinges of a pair reach over all pairs up to a certain one: as
+    the higher pair those from `calm` on, as the lower one those before `reached`. Then they are sorted into the teacher's
+    order as a radix sort does it, by one bit of their place after another, highest first: `_split` counts the hinges
+    between the two halves that a bit makes, and `_compare_blocks` those within the smallest parts.
     """
-    size = ranks.numel()
-    left = torch.zeros_like(ends)
-    right = ends
-    smaller = torch.zeros_like(ends)
-    index = torch.arange(size, device=ends.device)
-    zeros_before = torch.zeros(size + 1, dtype=ends.dtype, device=ends.device)
-    for bit in reversed(range(size.bit_length())):
-        is_one = (ranks >> bit) & 1
-        zeros_before[1:] = torch.cumsum(1 - is_one, dim=0)
-        zeros = zeros_before[-1]
-        left_zeros, right_zeros = zeros_before[left], zeros_before[right]
-        takes_ones = ((thresholds >> bit) & 1).bool()
-        smaller += torch.where(takes_ones, right_zeros - left_zeros, 0)
-        left = torch.where(takes_ones, zeros + left - left_zeros, left_zeros)
-        right = torch.where(takes_ones, zeros + right - right_zeros, right_zeros)
-        place = torch.where(is_one.bool(), zeros + index - zeros_before[:-1], zeros_before[:-1])
-        ranks = torch.empty_like(ranks).scatter_(0, place, ranks)
-    return smaller
+    size = similarity.numel()
+    device = similarity.device
+    state = torch.zeros(4, size, dtype=torch.int32, device=device)
+    place, calm, reached, _ = state
+    pair = torch.sort(_sortable(similarity), stable=True).indices
+    ascending = similarity.index_select(0, pair)
+    # A hinge that is exactly at zero counts as active, as in the derivative of torch.clamp(min=0).
+    torch.searchsorted(ascending, ascending - margin, out_int32=True, out=calm)
+    del ascending
+    # The same comparisons seen from the lower pairs, so that each hinge is counted on both sides or on neither.
+    torch.cumsum(torch.bincount(calm, minlength=size + 1)[:size], dim=0, dtype=torch.int32, out=reached)
+    # Pairs that tie for the teacher are put in the student's descending order. So all hinges between them are active,
+    # which makes them easy to take away again.
+    rank = torch.sort(ranking.first.index_select(0, pair.flip(0)), stable=True).indices.neg_().add_(size - 1)
+    place.scatter_(0, rank, torch.arange(size, dtype=torch.int32, device=device))
+    pair = pair.index_select(0, rank)
+    del rank
+    net = torch.empty(size, dtype=torch.int32, device=device)
+    count = _count_hinges(state, torch.empty_like(state), net)
+    return net.sub_(ranking.ties), pair, count - (size * (size - 1) // 2 - ranking.comparisons)
+
+
+def _count_hinges(state: Tensor, spare: Tensor, net: Tensor) -> Tensor:
+    """Fill ``net`` (P,), by place, with each pair's active hinges as the lower minus as the higher one; their number.
+
+    Args:
+        state: (4, P) int32, in the student's order: each pair's place, its `calm`, its `reached`, and its hinges so far.
+        spare: (4, P), overwritten like ``state`` itself.
+    """
+    size = state.shape[1]
+    if size <= _piece(state.device, size):
+        return _count_piece(state, net)
+    bit = (size - 1).bit_length() - 1
+    half = 1 << bit
+    count = _split(state, spare, bit, 1)
+    spare[:3, half:] -= half
+    count += _count_hinges(spare[:, :half], state[:, :half], net[:half])
+    count += _count_hinges(spare[:, half:], state[:, half:], net[half:])
+    return count
+
+
+def _count_piece(state: Tensor, net: Tensor) -> Tensor:
+    """`_count_hinges` for pairs that are not too many to be handled together, however many parts they are in."""
+    size = state.shape[1]
+    bits = max(size - 1, _BLOCK - 1).bit_length()
+    # Parts of equal size need a power of two; what is added comes last in both orders and is in no hinge.
+    added = torch.arange(size, 1 << bits, dtype=torch.int32, device=state.device)
+    state = torch.cat([state, torch.stack([added, added, added, torch.zeros_like(added)])], dim=1)
+    spare = torch.empty_like(state)
+    count = torch.zeros((), dtype=torch.int64, device=state.device)
+    for bit in reversed(range(_BLOCK.bit_length() - 1, bits)):
+        count += _split(state, spare, bit, 1 << (bits - 1 - bit))
+        state, spare = spare, state
+    place, calm, _, so_far = state
+    within, count_within = _compare_blocks(place, calm)
+    net.copy_(so_far.new_empty(1 << bits).scatter_(0, place.long(), so_far).add_(within)[:size])
+    return count + count_within
+
+
+def _split(state: Tensor, result: Tensor, bit: int, parts: int) -> Tensor:
+    """Sort the pairs of each part by one bit of their place into ``result``; the active hinges between zeros and ones.
+
+    ``state`` is as in `_count_hinges`, in ``parts`` parts of 2 ** (bit + 1) pairs, or in one part of fewer. Within each
+    part the pairs stay in the student's order, and `calm` and `reached` are positions in it.
+    """
+    half = 1 << bit
+    size = state.shape[1]
+    piece = _piece(state.device, size)
+    start = torch.arange(0, half * parts, half, dtype=torch.int32, device=state.device)[:, None]  # of each part, halved
+    ones_before = torch.zeros(size + 1, dtype=torch.int32, device=state.device)
+    torch.cumsum((state[0] & half).bool(), dim=0, dtype=torch.int32, out=ones_before[1:])
+    count = torch.zeros((), dtype=torch.int64, device=state.device)
+    for first in range(0, size, piece):
+        place, calm, reached, net = state[:, first : first + piece]
+        is_one = (place >> bit).bitwise_and_(1)
+
+        def moved(ones: Tensor, zeros: Tensor, is_one: Tensor = is_one) -> Tensor:
+            """Where a position goes that has so many ones and zeros before it."""
+            position = (ones - zeros).add_(half).mul_(is_one).add_(zeros)
+            position.view(parts, -1).add_(start)
+            return position
+
+        index = torch.arange(first, first + place.numel(), dtype=torch.int32, device=state.device)
+        ones = ones_before[first : first + piece][: place.numel()]
+        target = moved(ones, index - ones).long()
+        calm_ones, reached_ones = ones_before.index_select(0, calm), ones_before.index_select(0, reached)
+        calm_zeros = calm - calm_ones
+        result[0].scatter_(0, target, place)
+        result[1].scatter_(0, target, moved(calm_ones, calm_zeros))
+        result[2].scatter_(0, target, moved(reached_ones, reached - reached_ones))
+        # A zero is the lower pair of the ones before `reached`, a one is the higher pair of the zeros from `calm` on.
+        change = calm_zeros.sub_(reached_ones).sub_(half).mul_(is_one).add_(reached_ones)
+        change.view(parts, -1).sub_(start)
+        count += change.clamp(min=0).sum()
+        result[3].scatter_(0, target, change.add_(net))
+    return count
+
+
+def _compare_blocks(place: Tensor, calm: Tensor) -> tuple[Tensor, Tensor]:
+    """The same within blocks of `_BLOCK` places: (P,) by place, and their number; one byte for each comparison."""
+    blocks = place.numel() // _BLOCK
+    block = torch.arange(blocks, dtype=torch.int32, device=place.device)[:, None]
+    target = (place & (_BLOCK - 1)).mul_(blocks)
+    target.view(blocks, _BLOCK).add_(block)
+    target = target.long()
+
+    def by_place(values: Tensor) -> Tensor:
+        return torch.empty_like(values).scatter_(0, target, values).view(_BLOCK, blocks)
+
+    rank = by_place(torch.arange(_BLOCK, dtype=torch.uint8, device=place.device).repeat(blocks))
+    calm = by_place((calm.view(blocks, _BLOCK) - block * _BLOCK).to(torch.uint8).flatten())
+    above = torch.ones(_ROWS, _ROWS, dtype=torch.bool, device=place.device).triu(1)[..., None]
+    net = torch.zeros(_BLOCK, blocks, dtype=torch.int8, device=place.device)
+    count = torch.zeros((), dtype=torch.int64, device=place.device)
+    for first in range(0, _BLOCK, _ROWS):
+        active = rank[first : first + _ROWS, None] >= calm[None, first:]
+        active[:, :_ROWS] &= above
+        lows = active.view(torch.int8).sum(dim=1, dtype=torch.int8)
+        count += lows.sum()
+        net[first : first + _ROWS] += lows
+        net[first:] -= active.view(torch.int8).sum(dim=0, dtype=torch.int8)
+    return net.mT.reshape(-1), count
+
+
+def _piece(device: torch.device, size: int) -> int:
+    """How many of ``size`` pairs to handle at a time; at least 1."""
+    return _PIECE if device.type == "cpu" else max(size, 1)
+
+
+def _sortable(values: Tensor) -> Tensor:
+    """Integers in the order of the floating-point ``values``: they are sorted by radix, several times as fast."""
+    integer = torch.int64 if values.dtype == torch.float64 else torch.int32
+    bits = (values.to(torch.promote_types(values.dtype, torch.float32)) + 0.0).view(integer)  # -0.0 becomes 0.0
+    return bits ^ ((bits >> (torch.iinfo(integer).bits - 1)) & torch.iinfo(integer).max)
 
 
 def _first_equal_row(rows: Tensor) -> Tensor:
@@ -239,13 +356,14 @@ def _first_equal_row(rows: Tensor) -> Tensor:
     batch, width = rows.shape
     # A sum of products of integers is exact in any order, so equal rows have equal sums; those that share a sum are
     # compared in full.
-    bits = (rows.float() + 0.0).contiguous().view(torch.int32).long()
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**62), 2**62, (width,), generator=generator).to(rows.device) | 1
-    _, first = torch.unique((bits * factors).sum(dim=-1), return_inverse=True)
+    sums = torch.cat([(_sortable(part).long() * factors).sum(dim=-1) for part in rows.split(_BLOCK)])
+    _, first = torch.unique(sums, return_inverse=True)
     number = torch.arange(batch, device=rows.device)
     lowest = torch.full((batch,), batch, device=rows.device).scatter_reduce(0, first, number, "amin")[first]
-    return torch.where((rows == rows[lowest]).all(dim=-1), lowest, number)
+    equal = torch.cat([(a == rows[b]).all(dim=-1) for a, b in zip(rows.split(_BLOCK), lowest.split(_BLOCK))])
+    return torch.where(equal, lowest, number)
 
 
 def _check(student: Tensor, teacher: Tensor) -> None:
