@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import doctest
-import itertools
 import math
 
 import pytest
@@ -16,14 +15,29 @@ def random_batch(batch: int, dim: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(batch, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def hinges(student: torch.Tensor, teacher: torch.Tensor, margin: float) -> list[torch.Tensor]:
-    """Every strict comparison, written out one by one for a few pairs."""
-    numbers = range(len(teacher))
-    return [
-        (student[low] - student[high] + margin).clamp(min=0)
-        for low, high in itertools.permutations(numbers, 2)
-        if teacher[low] < teacher[high]
-    ]
+def all_pairs_of_pairs(student: torch.Tensor, teacher: torch.Tensor, margin: float) -> torch.Tensor:
+    """The triplet term over every strict comparison, in a matrix, for (P,) similarities."""
+    strict = teacher[None, :] > teacher[:, None]
+    hinges = (student[:, None] - student[None, :] + margin).clamp(min=0)
+    return hinges[strict].mean() if strict.any() else (student * 0).sum()
+
+
+def with_duplicates(vectors: torch.Tensor, seed: int) -> torch.Tensor:
+    """About a third of the rows are copies of others."""
+    generator = torch.Generator().manual_seed(seed)
+    copied = torch.rand(len(vectors), generator=generator) < 1 / 3
+    source = torch.randint(len(vectors), (len(vectors),), generator=generator)
+    return torch.where(copied[:, None], vectors[source], vectors)
+
+
+def gradient_of(loss: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    return torch.autograd.grad(loss, student)[0]
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Distance of two tensors, as a part of the second's norm."""
+    norm = expected.norm().item()
+    return (found - expected).norm().item() / norm if norm else found.norm().item()
 
 
 def test_doctests():
@@ -62,36 +76,89 @@ class TestKnownValues:
 
 
 class TestTripletIsExact:
-    @pytest.mark.parametrize("margin", [0.0, 0.015, 0.7])
-    @pytest.mark.parametrize("levels", [None, 7, 2])
-    @pytest.mark.parametrize("count", [1, 2, 3, 10, 45])
-    def test_every_comparison_is_counted(self, count, levels, margin):
-        generator = torch.Generator().manual_seed(count)
-        student = torch.rand(count, generator=generator, dtype=torch.float64) * 2 - 1
-        teacher = torch.rand(count, generator=generator, dtype=torch.float64)
-        if levels:  # ties on the teacher's and the student's side
-            teacher, student = (teacher * levels).floor(), (student * levels).floor() / levels
-        student.requires_grad_()
-        terms = hinges(student, teacher, margin)
-        loss = functional.triplet_term(student, functional.PairRanking(teacher), margin)
-        gradient = torch.autograd.grad(loss, student)[0]
-        if not terms:
-            assert loss.item() == 0
-            assert not gradient.any()
-            return
-        expected = torch.stack(terms).mean()
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-12, abs=1e-15)
-        # Where a hinge is exactly at zero, either side's derivative is right; those of the oracle are at or above it.
-        if margin or not levels:
-            torch.testing.assert_close(gradient, torch.autograd.grad(expected, student)[0], rtol=1e-10, atol=1e-14)
+    @pytest.mark.parametrize("batch", range(2, 65))
+    def test_every_comparison_is_counted(self, batch):
+        """Against all pairs of pairs, both given the same float64 similarities."""
+        vectors = random_batch(batch, 6, seed=batch), random_batch(batch, 8, seed=batch + 100)
+        ties = with_duplicates(vectors[0], batch), with_duplicates(vectors[1], batch)
+        for student, teacher in (vectors, ties):
+            student, teacher = (functional.similarities(side, exact_ties=True) for side in (student, teacher))
+            # Fewer and fewer different similarities of the teacher.
+            for levels, margin in ((None, 0.015), (9, 0.3), (1, 0.015)):
+                ranks = functional.pairs(teacher if levels is None else (teacher * levels).round())
+                similarity = functional.pairs(student).requires_grad_()
+                loss = functional.triplet_term(similarity, functional.PairRanking(ranks), margin)
+                expected = all_pairs_of_pairs(similarity, ranks, margin)
+                assert loss.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-15)
+                assert relative_error(gradient_of(loss, similarity), gradient_of(expected, similarity)) < 1e-6
 
-    def test_identical_texts_tie_to_the_last_bit(self):
-        teacher = torch.randn(40, 96, generator=torch.Generator().manual_seed(3))
-        teacher[20:] = teacher[:20]
+    @pytest.mark.parametrize("piece", [128, 200, 1024])
+    @pytest.mark.parametrize("count", [1, 129, 256, 257, 1500, 2048])
+    def test_in_pieces(self, count, piece, monkeypatch):
+        """More pairs than are handled at a time, which takes a batch of 513, are cut into pieces."""
+        generator = torch.Generator().manual_seed(count)
+        student = torch.rand(count, generator=generator, dtype=torch.float64).requires_grad_()
+        teacher = (torch.rand(count, generator=generator, dtype=torch.float64) * 500).floor()
+        monkeypatch.setattr(functional, "_PIECE", piece)
+        loss = functional.triplet_term(student, functional.PairRanking(teacher), 0.1)
+        expected = all_pairs_of_pairs(student, teacher, 0.1)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+        assert relative_error(gradient_of(loss, student), gradient_of(expected, student)) < 1e-9
+
+    @pytest.mark.parametrize("levels", [None, 8, 2])
+    def test_no_margin(self, levels):
+        """A hinge between equal similarities of the student is at zero, and has the derivative of torch's clamp."""
+        student, teacher = torch.rand(2, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        if levels:
+            student, teacher = (student * levels).floor() / levels, (teacher * levels).floor()
+        student.requires_grad_()
+        loss = functional.triplet_term(student, functional.PairRanking(teacher), 0.0)
+        expected = all_pairs_of_pairs(student, teacher, 0.0)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+        assert relative_error(gradient_of(loss, student), gradient_of(expected, student)) < 1e-9
+
+    @pytest.mark.parametrize("batch", [2, 3, 7, 16, 33, 64])
+    @pytest.mark.parametrize("autocast", [False, True])
+    def test_single_precision_end_to_end(self, batch, autocast):
+        student = with_duplicates(random_batch(batch, 32, seed=batch), batch).float().requires_grad_()
+        teacher = with_duplicates(random_batch(batch, 48, seed=batch + 100), batch + 1).float()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            loss = functional.triplet_distill(student, teacher)
+        exact = student.detach().double().requires_grad_()
+        ranks = functional.pairs(functional.similarities(teacher.double(), exact_ties=True))
+        expected = all_pairs_of_pairs(functional.pairs(functional.similarities(exact)), ranks, 0.015)
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+        assert relative_error(gradient_of(loss, student).double(), gradient_of(expected, exact)) < 1e-3
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("width", [5, 96, 384])
+    @pytest.mark.parametrize("batch", [4, 40, 300])
+    def test_identical_texts_tie_to_the_last_bit(self, batch, width, dtype):
+        teacher = random_batch(batch, width, seed=3).to(dtype)
+        half = batch // 2
+        teacher[half:] = teacher[:half]
         matrix = functional.similarities(teacher, exact_ties=True)
         assert torch.equal(matrix, matrix.mT)
-        assert torch.equal(matrix[:20], matrix[20:])
-        assert torch.equal(matrix[:20, 20:].diagonal(), torch.ones(20))
+        assert torch.equal(matrix[:half], matrix[half:])
+        assert torch.equal(matrix[:half, half:].diagonal(), torch.ones(half, dtype=dtype))
+
+    def test_rows_that_differ_by_a_bit_do_not_tie(self):
+        teacher = torch.ones(3, 4, dtype=torch.float64)
+        teacher[1, 0] += 1e-15
+        assert functional._first_equal_row(teacher).tolist() == [0, 1, 0]
+
+    @pytest.mark.parametrize("strictly", [False, True])
+    def test_again_is_the_same_to_the_last_bit(self, strictly):
+        student, teacher = random_batch(64, 8).float().requires_grad_(), random_batch(64, 12, seed=1).float()
+        first = functional.triplet_distill(student, teacher)
+        torch.use_deterministic_algorithms(strictly)
+        try:
+            second = functional.triplet_distill(student, teacher)
+            assert torch.equal(gradient_of(first, student), gradient_of(second, student))
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert torch.equal(first, second)
 
     def test_only_identical_texts_gives_zero(self):
         student = torch.randn(8, 4, requires_grad=True)
@@ -172,11 +239,12 @@ class TestProperties:
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(objective(student.float(), teacher.float()).item())
 
-    def test_similarities_stay_single_inside_autocast(self):
-        vectors = random_batch(8, 64).float()
+    @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_single_precision_inside_autocast(self, objective):
+        student, teacher = random_batch(8, 64).float(), random_batch(8, 64, seed=1).float()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            inside = functional.similarities(vectors)
-        assert torch.equal(inside, functional.similarities(vectors))
+            inside = objective(student, teacher)
+        assert torch.equal(inside, objective(student, teacher))
 
 
 class TestErrors:
