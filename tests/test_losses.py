@@ -287,6 +287,46 @@ class TestGradCache:
         assert plain == pytest.approx(cached, rel=1e-4)
         assert_same_gradients(plain_gradients, cached_gradients)
 
+    @pytest.mark.parametrize("loss_class", [*SINGLE, losses.JasperDistill])
+    @pytest.mark.parametrize("mini_batch_size", [48, 256])
+    def test_gradient_with_dropout(self, loss_class, mini_batch_size, make_student, sentences):
+        """At batch 256 the gradient is the plain loss's over the same dropout masks.
+
+        Dropout draws its masks once for every forward of the model, so other mini-batches mean other masks, and the plain
+        loss of one forward is another function. The same function is the plain loss of the same mini-batches embedded one
+        after another from the same seed, with their graphs kept. With one mini-batch that is the plain forward itself.
+        """
+        student = make_student(MatryoshkaProjection(32, [24, 8], rotation=random_rotation(TEACHER_WIDTH, 24))).train()
+        rows = Rows(256)
+        texts = [f"{sentences[i % 16]} {sentences[i * 7 % 13]}" for i in range(256)]
+        labels = torch.arange(256)
+        plain = loss_class(student, teacher=rows, dims=[24, 8])
+        torch.manual_seed(0)
+        if mini_batch_size == 256:
+            expected = plain(features(student, texts), labels)
+        else:
+            parts = [texts[start : start + mini_batch_size] for start in range(0, 256, mini_batch_size)]
+            embeddings = [student(features(student, part)[0])["sentence_embedding"] for part in parts]
+            expected = plain.calculate_loss([embeddings], labels)
+        expected = expected if isinstance(expected, dict) else {"": expected}
+        sum(expected.values()).backward()
+        expected_gradients = gradients(student)
+
+        cached = loss_class(student, teacher=rows, dims=[24, 8], mini_batch_size=mini_batch_size)
+        torch.manual_seed(0)
+        found = cached(features(student, texts), labels)
+        found = found if isinstance(found, dict) else {"": found}
+        sum(found.values()).backward()
+        found_gradients = gradients(student)
+
+        assert {name: term.item() for name, term in found.items()} == pytest.approx(
+            {name: term.item() for name, term in expected.items()}, rel=1e-5
+        )
+        assert found_gradients.keys() == expected_gradients.keys()
+        whole = torch.cat([value.flatten() for value in expected_gradients.values()])
+        error = torch.cat([(found_gradients[name] - value).flatten() for name, value in expected_gradients.items()])
+        assert error.norm() < 1e-5 * whole.norm()
+
     def test_every_head_is_cached(self, make_student, rows, sentences):
         student = make_student(
             MatryoshkaProjection(32, [24, 8], heads="independent", teacher_head=TEACHER_WIDTH)
