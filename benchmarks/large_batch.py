@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="name or folder of the student")
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--mini-batch-size", type=int, default=64)
+    parser.add_argument("--mini-batch-size", type=int, default=32)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
