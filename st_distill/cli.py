@@ -1,4 +1,8 @@
-"""The command line: ``st-distill check|embed|run|eval|export|info``, each a thin layer over one function."""
+"""The command line: ``st-distill check|embed|run|eval|export|info``, each a thin layer over one function.
+
+``embed`` and ``run`` may be started in several processes, ``torchrun --nproc_per_node 8 -m st_distill run recipe.yaml``: one of
+them speaks for all.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,30 @@ import sys
 from collections.abc import Sequence
 
 from st_distill import __version__
+from st_distill.errors import OtherProcessError
 
 _RECIPE_HELP = "a recipe's YAML file, or the name of a preset"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 2 for a user's mistake, told in a sentence on stderr."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("st_distill").setLevel(logging.INFO)
+    logging.getLogger("st_distill").setLevel(logging.INFO if _speaks() else logging.WARNING)
     try:
         return options.command(options)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, OtherProcessError) as error:
         if options.debug:
             raise
-        print(f"st-distill: {error}", file=sys.stderr)
+        if not isinstance(error, OtherProcessError):  # or another process has said it
+            print(f"st-distill: {error}", file=sys.stderr, flush=True)
         return 2
+
+
+def _speaks() -> bool:
+    """Whether this process prints: of those that a launcher started, the main one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,22 +135,28 @@ def _check(options: argparse.Namespace) -> int:
 
 def _embed(options: argparse.Namespace) -> int:
     from st_distill.recipe import embed, load_recipe
+    from st_distill.recipe.processes import leave
 
     store = embed(load_recipe(options.recipe, options.overrides))
-    print(f"{len(store)} rows by {', '.join(store.teachers)}, together {store.dimension} dimensions.")
+    leave()
+    if _speaks():
+        print(f"{len(store)} rows by {', '.join(store.teachers)}, together {store.dimension} dimensions.")
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
     from st_distill.recipe import run
+    from st_distill.recipe.processes import leave
     from st_distill.report import report
 
     if options.from_stage is not None and not options.resume:
         raise ValueError("The option --from-stage continues a run, so it needs --resume too.")
     result = run(options.recipe, overrides=options.overrides, resume=options.resume, from_stage=options.from_stage)
-    if result.results:
-        print(report(result.results))
-    print(f"The model is in {result.output}.")
+    leave()
+    if _speaks():
+        if result.results:
+            print(report(result.results))
+        print(f"The model is in {result.output}.")
     return 0
 
 
@@ -169,8 +187,3 @@ def _info(options: argparse.Namespace) -> int:
 
     print(json.dumps(info(options.model), indent=2))
     return 0
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.exit(main())

@@ -5,6 +5,8 @@ ValueError
 └── RecipeError         every mistake of a recipe, each with its place
 ImportError
 └── MissingExtraError   an optional dependency, with the line that installs it
+RuntimeError
+└── OtherProcessError   another process of the same run has failed, and has said why
 ```
 """
 
@@ -14,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["MissingExtraError", "Problem", "RecipeError", "format_problems"]
+__all__ = ["MissingExtraError", "OtherProcessError", "Problem", "RecipeError", "format_problems"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,10 @@ class MissingExtraError(ImportError):
 
 def _missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
     return MissingExtraError(package, extra=extra, purpose=purpose)
+
+
+class OtherProcessError(RuntimeError):
+    """This process ended because another one of the same run failed; that one says why."""
 
 
 def format_problems(problems: Iterable[Problem], source: str | None = None) -> str:

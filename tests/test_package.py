@@ -31,6 +31,7 @@ LAYERS = [
     "recipe",
     "report",
     "cli",
+    "__main__",
 ]
 
 

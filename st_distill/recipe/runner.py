@@ -7,16 +7,15 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset, Image
 from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import set_seed
 
 from st_distill.errors import RecipeError
@@ -24,23 +23,21 @@ from st_distill.evaluation import TeacherFidelityEvaluator, evaluate
 from st_distill.exporting import export, load_student
 from st_distill.files import FolderLock, write_json
 from st_distill.losses import find_projection
-from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.modules.image import load_image
-from st_distill.modules.matryoshka import principal_rotation, random_rotation
 from st_distill.recipe.check import check
 from st_distill.recipe.data import fingerprint, load_scored_pairs, load_texts, read_images
 from st_distill.recipe.load import dump_recipe, load_recipe
-from st_distill.recipe.schema import Recipe, Stage, TeacherSpec, Texts
+from st_distill.recipe.processes import Processes
+from st_distill.recipe.schema import Evaluation, Recipe, Stage, TeacherSpec, Texts
 from st_distill.recipe.stages import StageData, distill_loss, label_texts, run_stage, save_model, text_data
+from st_distill.recipe.start import start_student
 from st_distill.recipe.state import RunState, fields_digest, stage_fields
-from st_distill.recipe.student import build_student
+from st_distill.recipe.vision import OwnVectors, image_data, with_eyes
 from st_distill.store import StoreView, TeacherStore
 from st_distill.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
-#: Rows of teacher vectors, or texts, that are looked at together outside of training.
-_CHUNK = 1024
 #: Held-out texts that speed is measured on.
 _SPEED_TEXTS = 256
 
@@ -67,6 +64,9 @@ def run(
     stage that is done and whose determining fields (data, model, losses, optimiser, effective batch) are unchanged is not
     done again; one that was killed goes on at its last checkpoint.
 
+    Under torchrun or ``accelerate launch`` every process calls this with equal arguments, and gets the same result. They
+    train together; all that is written is written by the main process (see docs/scaling.md).
+
     Args:
         recipe: a recipe, its file, or the name of a preset.
         overrides: changes to it, as ``"stages.0.steps=100"``.
@@ -81,11 +81,13 @@ def run(
     """
     if isinstance(recipe, Recipe) and overrides:
         raise ValueError("The 'overrides' are for a recipe from a file. Got a Recipe: change its fields instead.")
-    if errors := [problem for problem in check(recipe, overrides) if problem.level == "error"]:
-        raise RecipeError(errors)
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(os.fspath(recipe), overrides)
-    return _Run(recipe, show_progress).run(resume=resume, from_stage=from_stage)
+    with Processes() as processes:
+        if errors := [problem for problem in check(recipe, overrides) if problem.level == "error"]:
+            raise RecipeError(errors)
+        if not isinstance(recipe, Recipe):
+            recipe = load_recipe(os.fspath(recipe), overrides)
+        _join(processes, recipe)
+        return _Run(recipe, processes, show_progress).run(resume=resume, from_stage=from_stage)
 
 
 def embed(recipe: Recipe, *, show_progress: bool = True) -> TeacherStore:
@@ -94,10 +96,11 @@ def embed(recipe: Recipe, *, show_progress: bool = True) -> TeacherStore:
     Raises:
         BlockingIOError: where another process runs in the same work folder.
     """
-    work = recipe.work_folder
-    work.mkdir(parents=True, exist_ok=True)
-    with FolderLock(work, purpose="a recipe is running there"):
-        return _embed(recipe, [*recipe.texts, *_fidelity_texts(recipe)], show_progress)
+    with Processes() as processes:
+        _join(processes, recipe)
+        with _locked(recipe.work_folder, processes):
+            sources = [*recipe.texts, *_fidelity_texts(recipe)]
+            return _embed(recipe, sources, processes, show_progress and processes.is_main)
 
 
 def evaluate_model(model: SentenceTransformer, recipe: Recipe, *, show_progress: bool = True) -> dict[str, Any]:
@@ -117,14 +120,25 @@ def evaluate_model(model: SentenceTransformer, recipe: Recipe, *, show_progress:
     evaluation = recipe.evaluation
     if evaluation is None:
         raise ValueError("The recipe must have an 'evaluation' to measure a model by. Got none instead: add one.")
+    teacher = None
+    if evaluation.texts is not None and recipe.teachers:
+        with Processes() as processes:
+            _join(processes, recipe)
+            recipe.work_folder.mkdir(parents=True, exist_ok=True)
+            teacher = _view(recipe, _embed(recipe, [evaluation.texts], processes, show_progress))
+    return _measure(model, recipe, evaluation, teacher)
+
+
+def _measure(
+    model: SentenceTransformer, recipe: Recipe, evaluation: Evaluation, teacher: StoreView | None
+) -> dict[str, Any]:
+    """`evaluate_model`, where the evaluation's texts are in the store that ``teacher`` is a view of."""
     width = model.get_embedding_dimension()
     dims = [dim for dim in recipe.projection.dims if width is not None and dim <= width]
     nested = recipe.projection.heads == "nested"
     options: dict[str, Any] = {"dims": dims if dims and nested else None}
-    if evaluation.texts is not None and recipe.teachers:
-        recipe.work_folder.mkdir(parents=True, exist_ok=True)
-        store = _view(recipe, _embed(recipe, [evaluation.texts], show_progress))
-        texts, vectors = _texts_and_vectors(evaluation.texts, store)
+    if evaluation.texts is not None and teacher is not None:
+        texts, vectors = _texts_and_vectors(evaluation.texts, teacher)
         options |= {"texts": texts, "teacher_vectors": vectors, "speed": texts[:_SPEED_TEXTS]}
     if evaluation.retrieval is not None:
         dataset = load_texts(evaluation.retrieval)
@@ -143,32 +157,36 @@ def evaluate_model(model: SentenceTransformer, recipe: Recipe, *, show_progress:
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, show_progress: bool) -> None:
+    def __init__(self, recipe: Recipe, processes: Processes, show_progress: bool) -> None:
         self.recipe = recipe
-        self.show_progress = show_progress
+        self.processes = processes
+        self.show_progress = show_progress and processes.is_main
         self.folder = recipe.work_folder
         self.output = Path(recipe.output)
 
     def run(self, *, resume: bool, from_stage: int | None) -> RunResult:
         if from_stage is not None and not 1 <= from_stage <= len(self.recipe.stages):
             raise ValueError(f"The 'from_stage' must be from 1 to {len(self.recipe.stages)}. Got {from_stage} instead.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FolderLock(self.folder, purpose="a recipe is running there"):
-            state = RunState(self.folder)
-            if state.exists and not resume:
-                raise ValueError(
-                    f"The folder {self.folder} already holds a run. Continue it with --resume, or choose a new output or work "
-                    "folder."
-                )
-            state.plan(self._plan(), from_stage=from_stage)
-            if (text := _as_yaml(self.recipe)) is not None:
-                (self.folder / "recipe.yaml").write_text(text, encoding="utf-8")
+        with _locked(self.folder, self.processes):
+            state = self.processes.by_main(lambda: self._planned(resume, from_stage)) or RunState(self.folder)
             if all(stage["done"] for stage in state.stages):
                 logger.info("Every stage is done already.")
                 model = load_student(state.stage_folder(len(state.stages) - 1) / "model")
             else:
                 model = self._stages(state)
             return RunResult(self.output, self._finish(model, state))
+
+    def _planned(self, resume: bool, from_stage: int | None) -> RunState:
+        state = RunState(self.folder)
+        if state.exists and not resume:
+            raise ValueError(
+                f"The folder {self.folder} already holds a run. Continue it with --resume, or choose a new output or work "
+                "folder."
+            )
+        state.plan(self._plan(), from_stage=from_stage)
+        if (text := _as_yaml(self.recipe)) is not None:
+            (self.folder / "recipe.yaml").write_text(text, encoding="utf-8")
+        return state
 
     def _plan(self) -> list[dict[str, Any]]:
         texts = {f"texts[{index}]": fingerprint(source) for index, source in enumerate(self.recipe.texts)}
@@ -178,7 +196,8 @@ class _Run:
             data |= {f"also[{i}]": fingerprint(objective.texts) for i, objective in enumerate(stage.also)}
             if stage.trains_vision and self.recipe.images is not None:
                 data["images"] = fingerprint(self.recipe.images)
-            plan.append({"name": str(stage.name), "fields": stage_fields(self.recipe, index, data)})
+            fields = stage_fields(self.recipe, index, data, processes=self.processes.count)
+            plan.append({"name": str(stage.name), "fields": fields})
         return plan
 
     def _stages(self, state: RunState) -> SentenceTransformer:
@@ -188,19 +207,12 @@ class _Run:
         labelled: list[tuple[Dataset, Texts]] = []
         teacher: StoreView | None = None
         if self.recipe.teachers and (texts_wanted or first == 0 or self._evaluates_fidelity(first)):
-            store = _embed(self.recipe, [*self.recipe.texts, *_fidelity_texts(self.recipe)], self.show_progress)
+            sources = [*self.recipe.texts, *_fidelity_texts(self.recipe)]
+            store = _embed(self.recipe, sources, self.processes, self.show_progress)
             teacher = _view(self.recipe, store)
             labelled = label_texts(self.recipe.texts, store)
         start = self.folder / "start"
-        if first > 0:
-            model = load_student(state.stage_folder(first - 1) / "model")
-        elif (start / "modules.json").is_file() and _read(start / "digest.txt") == fields_digest(state.stages[:1]):
-            model = load_student(start)
-        else:
-            set_seed(self.recipe.seed)
-            model = self._start(labelled, teacher)
-            save_model(model, start)
-            (start / "digest.txt").write_text(fields_digest(state.stages[:1]), encoding="utf-8")
+        model = self._before(first, state, labelled, teacher)
         for index in range(first, len(state.stages)):
             stage, folder = self.recipe.stages[index], state.stage_folder(index)
             logger.info("Stage %d of %d: %s.", index + 1, len(state.stages), stage.name)
@@ -222,10 +234,34 @@ class _Run:
                 base=state.stage_folder(index - 1) / "model" if index else start,
                 seed=self.recipe.seed + index,
                 evaluator=self._evaluator(teacher),
+                processes=self.processes,
             )
-            state.finish(index, metrics | {"skipped_images": data.skipped})
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            if self.processes.count > 1:
+                # Every process goes on with what the main one wrote, also where each held a part of the weights.
+                model = load_student(folder / "model")
+            if self.processes.is_main:
+                state.finish(index, metrics | {"skipped_images": data.skipped})
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return model
+
+    def _before(
+        self, first: int, state: RunState, labelled: list[tuple[Dataset, Texts]], teacher: StoreView | None
+    ) -> SentenceTransformer:
+        """The student as it is before stage ``first`` (from 0)."""
+        if first > 0:
+            return load_student(state.stage_folder(first - 1) / "model")
+        start = self.folder / "start"
+        digest = fields_digest(state.stages[:1])
+        if (start / "modules.json").is_file() and _read(start / "digest.txt") == digest:
+            return load_student(start)
+        model = None
+        if self.processes.is_main:
+            set_seed(self.recipe.seed)
+            model = start_student(self.recipe, labelled, teacher)
+            save_model(model, start)
+            (start / "digest.txt").write_text(digest, encoding="utf-8")
+        self.processes.meet()
+        return load_student(start) if model is None else model
 
     def _evaluates_fidelity(self, first: int) -> bool:
         evaluation = self.recipe.evaluation
@@ -242,101 +278,48 @@ class _Run:
         dims = [max(self.recipe.projection.dims)]
         return TeacherFidelityEvaluator(texts, vectors, dims=dims, neighbours=min(10, max(1, len(texts) - 1)))
 
-    # --- the student before the first stage ------------------------------------------------------------------------
-
-    def _start(self, labelled: list[tuple[Dataset, Texts]], teacher: StoreView | None) -> SentenceTransformer:
-        spec = self.recipe.projection
-        student = build_student(self.recipe.student)
-        width = student.get_embedding_dimension()
-        rotation, teacher_head = None, None
-        if teacher is not None:
-            teacher_head = teacher.dimension if spec.teacher_head else None
-            rotation = self._rotation(labelled, teacher)
-        projection = MatryoshkaProjection(
-            width, spec.dims, heads=spec.heads, rotation=rotation, teacher_head=teacher_head
-        ).to(student.device)
-        if spec.start == "identity":
-            projection.start_identity()
-        elif spec.start == "ridge":
-            if teacher is None:
-                raise ValueError("A ridge start needs the recipe's 'teachers'. Got none instead: start at random.")
-            logger.info("Projection: ridge regression of the teachers' vectors.")
-            projection.start_ridge(self._ridge_batches(student, labelled, teacher))
-        student.append(projection)
-        return student
-
-    def _rotation(self, labelled: list[tuple[Dataset, Texts]], teacher: StoreView) -> Tensor | None:
-        spec = self.recipe.projection
-        dim = max(spec.dims)
-        if dim > teacher.dimension:
-            return None  # the check has seen to it that the teacher's head takes the cosine term
-        if spec.rotation == "random":
-            return random_rotation(teacher.dimension, dim, seed=self.recipe.seed)
-        if spec.rotation == "principal":
-            ids = np.unique(np.concatenate([np.asarray(dataset["label"]).reshape(-1) for dataset, _ in labelled]))
-            return principal_rotation((teacher.gather(part) for part in _chunks(ids)), dim)
-        return None if dim == teacher.dimension else torch.eye(teacher.dimension, dim)
-
-    def _ridge_batches(
-        self, student: SentenceTransformer, labelled: list[tuple[Dataset, Texts]], teacher: StoreView
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pooled vectors and teacher vectors of a seeded sample, large enough for the regression to be well determined."""
-        wanted = max(20_000, 64 * student.get_embedding_dimension())
-        rows = sum(len(dataset) * (len(dataset.column_names) - 1) for dataset, _ in labelled)
-        share = min(1.0, wanted / rows)
-        generator = np.random.default_rng(self.recipe.seed)
-        for dataset, source in labelled:
-            columns = [column for column in dataset.column_names if column != "label"]
-            kept = np.sort(generator.permutation(len(dataset))[: max(1, round(share * len(dataset)))])
-            for part in _chunks(kept):
-                rows_part = dataset[part]
-                labels = np.asarray(rows_part["label"]).reshape(len(part), -1)
-                for index, column in enumerate(columns):
-                    prompt = source.prompts.get(column)
-                    pooled = student.encode(
-                        list(rows_part[column]), prompt=prompt, convert_to_tensor=True, show_progress_bar=False
-                    )
-                    yield pooled, teacher.gather(labels[:, index]).to(pooled.device)
-
-    # --- the stage of images -----------------------------------------------------------------------------------------
-
     def _vision_stage(
         self, stage: Stage, model: SentenceTransformer, digest: str
     ) -> tuple[SentenceTransformer, StageData]:
         spec = self.recipe.images
         if spec is None:
             raise ValueError("A stage that trains vision needs the recipe's 'images'.")
-        pictures, skipped = read_images(spec)
-        if not isinstance(model[0], Transformer):
-            model = _with_eyes(model, spec.vision, spec.tokens)
+        model = with_eyes(model, spec)
         projection = find_projection(model)
         if projection is None:
             raise ValueError("A stage that trains vision needs a student with a projection.")
-        captions = TeacherStore.create(
+        pictures, skipped = read_images(spec)
+        name = f"student-{digest}"
+        captions = _create_store(
             self.folder / "captions",
             list(pictures[spec.caption]),
-            [Teacher(_OwnVectors(model, projection), name=f"student-{digest}", revision=digest)],
+            [Teacher(OwnVectors(model, projection), name=name, revision=digest)],
+            self.processes,
             dtype="float32",
             show_progress=self.show_progress,
         )
-        dataset = captions.add_labels(pictures.select_columns([spec.image, spec.caption]), [spec.caption])
-        # Undecoded on disk, so that it is load_image that reads them, whatever their mode.
-        dataset = dataset.remove_columns(spec.caption).cast_column(spec.image, Image(decode=False))
-        dataset = dataset.with_transform(partial(_decode, image=spec.image))
-        teacher = captions.view(teachers=[f"student-{digest}"])
-        loss = distill_loss(stage, self.recipe.projection, model, teacher, match_dims=True)
-        return model, StageData({"images": dataset}, {"images": loss}, {"images": {}}, skipped)
-
-    # --- the end -------------------------------------------------------------------------------------------------------
+        loss = distill_loss(stage, self.recipe.projection, model, captions.view(teachers=[name]), match_dims=True)
+        data = image_data(pictures, captions, spec)
+        return model, StageData({"images": data}, {"images": loss}, {"images": {}}, skipped)
 
     def _finish(self, model: SentenceTransformer, state: RunState) -> dict[str, Any]:
-        digest = fields_digest(state.stages)
         results_path = self.folder / "results.json"
         text = _as_yaml(self.recipe)
-        wanted = json.dumps([digest, str(self.output), text])
+        wanted = json.dumps([fields_digest(state.stages), str(self.output), text])
         stored = json.loads(_read(results_path) or "{}")
-        if text is not None and stored.get("of") == wanted and (self.output / "modules.json").is_file():
+        is_done = text is not None and stored.get("of") == wanted and (self.output / "modules.json").is_file()
+        self.processes.meet()  # before the main process writes what the others are looking at
+        if is_done:
             return stored["results"]
+        evaluation, teacher = self.recipe.evaluation, None
+        if evaluation is not None and evaluation.texts is not None and self.recipe.teachers:
+            store = _embed(self.recipe, [evaluation.texts], self.processes, self.show_progress)
+            teacher = _view(self.recipe, store)
+        self.processes.by_main(lambda: self._write(model, teacher, results_path, wanted))
+        return json.loads(results_path.read_text(encoding="utf-8"))["results"]
+
+    def _write(self, model: SentenceTransformer, teacher: StoreView | None, results_path: Path, wanted: str) -> None:
+        """The main process's part of the end: the exported model, and what is measured of it."""
         spec = self.recipe.projection
         exported = export(model, self.output)
         if spec.heads == "independent":
@@ -345,20 +328,8 @@ class _Run:
         logger.info("Exported to %s.", self.output)
         results = {}
         if self.recipe.evaluation is not None:
-            results = evaluate_model(exported, self.recipe, show_progress=self.show_progress)
+            results = _measure(exported, self.recipe, self.recipe.evaluation, teacher)
         write_json(results_path, {"of": wanted, "results": results})
-        return results
-
-
-class _OwnVectors:
-    """The student's own embedding of a caption, every head side by side: the teacher of stage 4."""
-
-    def __init__(self, model: SentenceTransformer, projection: MatryoshkaProjection) -> None:
-        self.model, self.projection = model, projection
-
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        with self.projection.all_heads():
-            return self.model.encode(texts, show_progress_bar=False)
 
 
 def make_teacher(spec: TeacherSpec) -> Teacher:
@@ -418,33 +389,39 @@ def _as_yaml(recipe: Recipe) -> str | None:
         return None
 
 
-def _decode(rows: dict[str, list[Any]], *, image: str) -> dict[str, list[Any]]:
-    return {**rows, image: [load_image(stored) for stored in rows[image]]}
+def _join(processes: Processes, recipe: Recipe) -> None:
+    arguments = [stage.training_arguments() for stage in recipe.stages]
+    timeout = max(float(given.get("ddp_timeout", 1800.0)) for given in arguments)
+    processes.join(cpu=any(given.get("use_cpu") for given in arguments), timeout=timeout)
 
 
-def _with_eyes(model: SentenceTransformer, vision: Any, tokens: int | None) -> SentenceTransformer:
-    """The text model with a vision encoder in front; its text vectors do not change, which `from_encoders` looks at."""
-    modules: list[nn.Module] = [Transformer.from_encoders(model, vision, tokens=tokens), *list(model.children())[1:]]
-    seeing = SentenceTransformer(
-        modules=modules,
-        device=str(model.device),
-        prompts=model.prompts,
-        default_prompt_name=model.default_prompt_name,
-        similarity_fn_name=model.similarity_fn_name,
-    )
-    seeing.model_card_data = model.model_card_data
-    seeing.model_card_data.register_model(seeing)
-    if (projection := find_projection(seeing)) is not None:
-        projection.rotate(None)  # from here on the teacher is the student itself
-    return seeing
+@contextmanager
+def _locked(folder: Path, processes: Processes) -> Iterator[None]:
+    """Within this, the main process holds the work folder for all of them."""
+    if not processes.is_main:
+        processes.meet()
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder, purpose="a recipe is running there"):
+        processes.meet()
+        yield
 
 
-def _embed(recipe: Recipe, sources: list[Texts], show_progress: bool) -> TeacherStore:
+def _embed(recipe: Recipe, sources: list[Texts], processes: Processes, show_progress: bool) -> TeacherStore:
     """The teachers' vectors of the texts of ``sources``; what the store has is not embedded again."""
     rows = _Rows(sources)
     teachers = [make_teacher(spec) for spec in recipe.teachers]
     logger.info("Teachers: %s.", ", ".join(teacher.name for teacher in teachers))
-    return TeacherStore.create(recipe.work_folder / "teachers", rows, teachers, show_progress=show_progress)
+    return _create_store(recipe.work_folder / "teachers", rows, teachers, processes, show_progress=show_progress)
+
+
+def _create_store(
+    path: Path, texts: Any, teachers: list[Teacher], processes: Processes, **options: Any
+) -> TeacherStore:
+    """TeacherStore.create, which is for one process: the others wait, and open what the main one has made."""
+    store = processes.by_main(lambda: TeacherStore.create(path, texts, teachers, **options))
+    return TeacherStore.open(path) if store is None else store
 
 
 def _view(recipe: Recipe, store: TeacherStore) -> StoreView:
@@ -483,11 +460,6 @@ def _texts_and_vectors(source: Texts, store: StoreView) -> tuple[list[str], Tens
     columns = {column: list(dataset[column]) for column in dataset.column_names}
     ids = [store.ids(texts, role=source.roles.get(column)) for column, texts in columns.items()]
     return [text for texts in columns.values() for text in texts], store.gather(np.concatenate(ids))
-
-
-def _chunks(ids: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(ids), _CHUNK):
-        yield ids[start : start + _CHUNK]
 
 
 def _read(path: Path) -> str | None:

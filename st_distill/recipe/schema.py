@@ -413,6 +413,10 @@ class Stage(_Part):
     batch: int | None = field(
         default=None, metadata=_about("rows a batch on each device; 128 by default", _at_least(1))
     )
+    gather_across_devices: bool = field(
+        default=True,
+        metadata=_about("with several processes: take the losses over the joint batch of all, as one process would"),
+    )
     group_by_length: bool = field(
         default=False, metadata=_about("batches of texts of like length, which need less padding")
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,14 @@ import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.util.distributed import get_world_size
 from torch import nn
+from transformers.trainer_utils import SaveStrategy
 
 from st_distill.losses import JasperDistill, TeacherRows
 from st_distill.recipe.data import load_texts
+from st_distill.recipe.joint import JointBatchTrainer
+from st_distill.recipe.processes import Processes
 from st_distill.recipe.schema import Projection, Stage, Texts
 from st_distill.recipe.student import encoder_layers, trained_parameters, training_only
 from st_distill.sampler import LengthGroupedBatchSampler
@@ -64,7 +68,12 @@ def distill_loss(
         weights=stage.weights,
         margin=stage.margin,
         match_dims=match_dims,
+        gather_across_devices=_gathers(stage),
     )
+
+
+def _gathers(stage: Stage) -> bool:
+    return stage.gather_across_devices and get_world_size() > 1
 
 
 def label_texts(sources: list[Texts], store: TeacherStore) -> list[tuple[Dataset, Texts]]:
@@ -103,7 +112,11 @@ def text_data(
     for index, objective in enumerate(stage.also):
         name = f"also-{index + 1}"
         data.datasets[name] = load_texts(objective.texts, labels=True)
-        data.losses[name] = getattr(library_losses, objective.loss)(model, **objective.options)
+        loss_class = getattr(library_losses, objective.loss)
+        options = dict(objective.options)
+        if _gathers(stage) and "gather_across_devices" in inspect.signature(loss_class).parameters:
+            options.setdefault("gather_across_devices", True)
+        data.losses[name] = loss_class(model, **options)
         data.prompts[name] = dict(objective.texts.prompts)
     return data
 
@@ -117,8 +130,12 @@ def run_stage(
     base: Path,
     seed: int,
     evaluator: BaseEvaluator | None,
+    processes: Processes,
 ) -> dict[str, Any]:
     """Train ``model`` in place, from the folder's last checkpoint where there is one, and save it as ``folder/model``.
+
+    With several processes the saved model is what counts: where each holds a part of the weights (FSDP, ZeRO-3), ``model``
+    is of no use afterwards.
 
     Args:
         stage: the stage.
@@ -128,12 +145,16 @@ def run_stage(
         base: where the student is saved as it was before the stage.
         seed: of the trainer.
         evaluator: for stages that evaluate while they train.
+        processes: that train together; every one of them calls this.
 
     Returns:
         The trainer's own metrics.
+
+    Raises:
+        ValueError: with several processes, for data that are fewer rows than their joint batch.
     """
     checkpoints = folder / "checkpoints"
-    _drop_broken_checkpoints(checkpoints)
+    processes.by_main(lambda: _drop_broken_checkpoints(checkpoints))
     several = len(data.datasets) > 1
     arguments = {**_ARGUMENT_DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available(), **stage.training_arguments()}
     if arguments.get("load_best_model_at_end"):
@@ -148,25 +169,49 @@ def run_stage(
         # The trainer's own default is the loss on held-out data, of which there is none.
         arguments.setdefault("metric_for_best_model", evaluator.primary_metric)
         arguments.setdefault("greater_is_better", evaluator.greater_is_better)
+    if processes.on_cpu:
+        arguments["use_cpu"] = True
     args = SentenceTransformerTrainingArguments(output_dir=str(checkpoints), **{"seed": seed, **arguments})
-    with (
-        _adapters(model, stage, base) if stage.lora is not None else nullcontext(),
-        training_only(model, _trained(model, stage)),
-    ):
-        trainer = SentenceTransformerTrainer(
+    _check_rows(data, args.train_batch_size, processes.count)
+    if stage.lora is not None:
+        _add_adapters(model, stage, base)
+    with training_only(model, _trained(model, stage)):
+        trainer_class = JointBatchTrainer if processes.count > 1 else SentenceTransformerTrainer
+        trainer = trainer_class(
             model=model,
             args=args,
             train_dataset=DatasetDict(data.datasets) if several else next(iter(data.datasets.values())),
             loss=data.losses if several else next(iter(data.losses.values())),
             evaluator=evaluator if args.eval_strategy != "no" else None,
         )
-        last = _last_checkpoint(checkpoints)
+        is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        whole = copy.deepcopy(model).cpu() if is_sharded and processes.is_main else model
+        if trainer.is_fsdp_enabled:
+            # The library's trainer cannot load a checkpoint of parts: a stage that is stopped begins anew.
+            args.save_strategy = SaveStrategy.NO
+        last = None if trainer.is_fsdp_enabled else _last_checkpoint(checkpoints)
         metrics = trainer.train(resume_from_checkpoint=None if last is None else str(last)).metrics
+        if is_sharded:
+            weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+            if processes.is_main:  # the only one that is given them all
+                whole.load_state_dict(weights)
         history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_runtime" in entry]
         metrics["history"] = [{key: _finite(value) for key, value in entry.items()} for entry in history]
-    model.eval()
-    save_model(model, folder / "model")
+    whole.eval()
+    if stage.lora is not None and (processes.is_main or not is_sharded):
+        _merge_adapters(whole)
+    processes.by_main(lambda: save_model(whole, folder / "model"))
     return metrics
+
+
+def _check_rows(data: StageData, batch: int, processes: int) -> None:
+    """Several processes train on full batches alone, so that none of them waits for rows that there are not."""
+    for name, dataset in data.datasets.items():
+        if processes > 1 and len(dataset) < batch * processes:
+            raise ValueError(
+                f"The stage's data must be at least {batch * processes} rows, the joint batch of {processes} processes with "
+                f"{batch} each. Got {len(dataset)} rows of '{name}' instead: take a smaller batch, or fewer processes."
+            )
 
 
 def save_model(model: SentenceTransformer, folder: Path) -> None:
@@ -193,11 +238,9 @@ def _trained(model: SentenceTransformer, stage: Stage) -> set[str]:
     return {name for name in trained if not name.startswith("0.")} | adapters
 
 
-@contextmanager
-def _adapters(model: SentenceTransformer, stage: Stage, base: Path) -> Iterator[None]:
-    """Within this, the encoder has LoRA adapters; afterwards they are merged into its weights."""
+def _add_adapters(model: SentenceTransformer, stage: Stage, base: Path) -> None:
+    """Gives the encoder LoRA adapters; `_merge_adapters` puts them into its weights."""
     from peft import LoraConfig
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
     encoder = model.transformers_model
     # A checkpoint holds the adapters alone and names the model that they belong to.
@@ -213,7 +256,12 @@ def _adapters(model: SentenceTransformer, stage: Stage, base: Path) -> Iterator[
             excluded = "|".join(rf"(?:.*\.)?{re.escape(suffix)}" for suffix in excluded) or "(?!)"
         options["exclude_modules"] = rf"(?!{re.escape(name)}\.(?:{kept})\.).*|(?:{excluded})"
     encoder.add_adapter(LoraConfig(**options))
-    yield
+
+
+def _merge_adapters(model: SentenceTransformer) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    encoder = model.transformers_model
     for name, module in list(encoder.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()

@@ -8,8 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from st_distill.files import read_json, write_json
 from st_distill.recipe.schema import Recipe, Stage, as_mapping
 from st_distill.teacher import Teacher
@@ -116,16 +114,17 @@ class RunState:
         self.write()
 
 
-def stage_fields(recipe: Recipe, index: int, data: dict[str, str]) -> dict[str, Any]:
+def stage_fields(recipe: Recipe, index: int, data: dict[str, str], *, processes: int = 1) -> dict[str, Any]:
     """The fields that determine the result of a stage by itself, flat, as JSON values.
 
     Args:
         recipe: the recipe.
         index: of the stage.
         data: name and fingerprint of each source of texts or images that the stage reads.
+        processes: how many train together.
     """
     stage = recipe.stages[index]
-    parts: dict[str, Any] = {"stage": _stage_part(stage), "data": data}
+    parts: dict[str, Any] = {"stage": _stage_part(stage, processes), "data": data}
     if index == 0:
         teachers = [
             {key: value for key, value in as_mapping(teacher).items() if key not in ("device", "batch_size")}
@@ -148,14 +147,16 @@ def fields_digest(stages: list[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps([stage["fields"] for stage in stages], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _stage_part(stage: Stage) -> dict[str, Any]:
+def _stage_part(stage: Stage, processes: int) -> dict[str, Any]:
     part = as_mapping(stage)
     arguments = stage.training_arguments()
-    for key in ("name", "arguments", "batch", "learning_rate", "steps", "epochs"):
+    for key in ("name", "arguments", "batch", "learning_rate", "steps", "epochs", "gather_across_devices"):
         part.pop(key, None)
+    if processes > 1 and not stage.gather_across_devices:
+        # The relations are then those within each process's rows, which one process with the joint batch has not.
+        part["gather_across_devices"] = False
     keeps_best = bool(arguments.get("load_best_model_at_end"))
     batch = arguments.pop("per_device_train_batch_size") * arguments.pop("gradient_accumulation_steps", 1)
-    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     part["effective_batch"] = batch * processes
     part["arguments"] = {
         key: value

@@ -1,0 +1,60 @@
+"""Batches of several processes that are together the batch that one process would take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sentence_transformers import SentenceTransformerTrainer
+from torch.utils.data import BatchSampler
+
+__all__ = ["JointBatchTrainer"]
+
+
+class JointBatchTrainer(SentenceTransformerTrainer):
+    """A SentenceTransformerTrainer whose processes share each joint batch out among themselves.
+
+    The trainer's own way is that every process takes another batch of the sampler. Of several datasets the processes would
+    then be on different ones in the same step, with different losses, whose gathering would never meet; and what a sampler
+    arranges within a batch (texts of like length, no duplicates) would not hold for the joint one.
+    """
+
+    def get_batch_sampler(self, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> Any:
+        joint = super().get_batch_sampler(dataset, batch_size * self.args.world_size, drop_last, **options)
+        return joint if isinstance(self.train_dataset, dict) else _Parts(joint, self.args.world_size)
+
+    def get_multi_dataset_batch_sampler(self, dataset: Any, batch_samplers: list[Any], **options: Any) -> Any:
+        joint = super().get_multi_dataset_batch_sampler(dataset, batch_samplers, **options)
+        return _Parts(joint, self.args.world_size)
+
+
+class _Parts(BatchSampler):
+    """Each full batch of ``joint`` as ``count`` batches in a row, of which accelerate gives every process one."""
+
+    def __init__(self, joint: Any, count: int) -> None:
+        self.joint = joint
+        self.count = count
+        self.batch_size = joint.batch_size // count
+        self.drop_last = True
+
+    # Accelerate puts a sampler of its own in the place of a random one, in one process as in several.
+    @property
+    def sampler(self) -> Any:
+        return self.joint.sampler
+
+    @sampler.setter
+    def sampler(self, sampler: Any) -> None:
+        self.joint.sampler = sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self.joint, "set_epoch"):
+            self.joint.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.joint:
+            if len(batch) == self.count * self.batch_size:
+                for start in range(0, len(batch), self.batch_size):
+                    yield batch[start : start + self.batch_size]
+
+    def __len__(self) -> int:
+        return self.count * len(self.joint)

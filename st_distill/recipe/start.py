@@ -1,0 +1,94 @@
+"""The student before the first stage: its encoder, and a projection with a start of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from st_distill.modules import MatryoshkaProjection
+from st_distill.modules.matryoshka import principal_rotation, random_rotation
+from st_distill.recipe.schema import Recipe, Texts
+from st_distill.recipe.student import build_student
+from st_distill.store import StoreView
+
+logger = logging.getLogger(__name__)
+
+#: Rows of teacher vectors, or texts, that are looked at together.
+_CHUNK = 1024
+
+
+def start_student(
+    recipe: Recipe, labelled: list[tuple[Dataset, Texts]], teacher: StoreView | None
+) -> SentenceTransformer:
+    """The student with its projection, as the first stage finds it.
+
+    Args:
+        recipe: the recipe.
+        labelled: its texts, with the row numbers of the teachers' vectors as labels.
+        teacher: the teachers' vectors; None for a recipe without teachers.
+    """
+    spec = recipe.projection
+    student = build_student(recipe.student)
+    width = student.get_embedding_dimension()
+    rotation, teacher_head = None, None
+    if teacher is not None:
+        teacher_head = teacher.dimension if spec.teacher_head else None
+        rotation = _rotation(recipe, labelled, teacher)
+    projection = MatryoshkaProjection(
+        width, spec.dims, heads=spec.heads, rotation=rotation, teacher_head=teacher_head
+    ).to(student.device)
+    if spec.start == "identity":
+        projection.start_identity()
+    elif spec.start == "ridge":
+        if teacher is None:
+            raise ValueError("A ridge start needs the recipe's 'teachers'. Got none instead: start at random.")
+        logger.info("Projection: ridge regression of the teachers' vectors.")
+        projection.start_ridge(_ridge_batches(student, labelled, teacher, recipe.seed))
+    student.append(projection)
+    return student
+
+
+def _rotation(recipe: Recipe, labelled: list[tuple[Dataset, Texts]], teacher: StoreView) -> Tensor | None:
+    spec = recipe.projection
+    dim = max(spec.dims)
+    if dim > teacher.dimension:
+        return None  # the check has seen to it that the teacher's head takes the cosine term
+    if spec.rotation == "random":
+        return random_rotation(teacher.dimension, dim, seed=recipe.seed)
+    if spec.rotation == "principal":
+        ids = np.unique(np.concatenate([np.asarray(dataset["label"]).reshape(-1) for dataset, _ in labelled]))
+        return principal_rotation((teacher.gather(part) for part in _chunks(ids)), dim)
+    return None if dim == teacher.dimension else torch.eye(teacher.dimension, dim)
+
+
+def _ridge_batches(
+    student: SentenceTransformer, labelled: list[tuple[Dataset, Texts]], teacher: StoreView, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pooled vectors and teacher vectors of a seeded sample, large enough for the regression to be well determined."""
+    wanted = max(20_000, 64 * student.get_embedding_dimension())
+    rows = sum(len(dataset) * (len(dataset.column_names) - 1) for dataset, _ in labelled)
+    share = min(1.0, wanted / rows)
+    generator = np.random.default_rng(seed)
+    for dataset, source in labelled:
+        columns = [column for column in dataset.column_names if column != "label"]
+        kept = np.sort(generator.permutation(len(dataset))[: max(1, round(share * len(dataset)))])
+        for part in _chunks(kept):
+            rows_part = dataset[part]
+            labels = np.asarray(rows_part["label"]).reshape(len(part), -1)
+            for index, column in enumerate(columns):
+                prompt = source.prompts.get(column)
+                pooled = student.encode(
+                    list(rows_part[column]), prompt=prompt, convert_to_tensor=True, show_progress_bar=False
+                )
+                yield pooled, teacher.gather(labels[:, index]).to(pooled.device)
+
+
+def _chunks(ids: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(ids), _CHUNK):
+        yield ids[start : start + _CHUNK]
