@@ -99,11 +99,20 @@ def to_standard(model: SentenceTransformer, dim: int | None = None, *, normalize
     return standard.eval()
 
 
-def load_student(path: str | os.PathLike[str], *, device: str | None = None) -> SentenceTransformer:
-    """Load a student that was saved in training, with st-distill's own modules in it. No code from the folder is run."""
+def load_student(
+    path: str | os.PathLike[str], *, device: str | None = None, model_kwargs: dict[str, Any] | None = None
+) -> SentenceTransformer:
+    """Load a student that was saved in training, with st-distill's own modules in it. No code from the folder is run.
+
+    Args:
+        path: its folder.
+        device: where to; by default the best there is.
+        model_kwargs: further arguments for transformers' ``from_pretrained``, such as a ``quantization_config``.
+    """
     _check_folder(Path(path))
     classes = {fullname(module): module for module in (MatryoshkaProjection, Transformer)}
-    return align_weights(SentenceTransformer._load_with_module_classes(str(path), classes, device=device))
+    model = SentenceTransformer._load_with_module_classes(str(path), classes, device=device, model_kwargs=model_kwargs)
+    return align_weights(model)
 
 
 def describe(model: SentenceTransformer, *, dims: list[int] | None = None) -> dict[str, Any]:

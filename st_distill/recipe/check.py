@@ -30,7 +30,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from st_distill.errors import Problem, RecipeError, format_problems
 from st_distill.files import read_array_header
-from st_distill.recipe import schema
+from st_distill.recipe import quantized, schema
 from st_distill.recipe.data import LABEL_COLUMNS, Kind, columns_of, existing_path
 from st_distill.recipe.load import Document, in_order, read_document
 from st_distill.recipe.schema import (
@@ -158,6 +158,8 @@ class _Rules:
         student, path = self.recipe.student, ("student",)
         if student is None:
             return
+        if student.load_in_4bit and not quantized.INSTALLED:
+            self.error((*path, "load_in_4bit"), str(quantized.missing()))
         model = self.model(path, student.model, student.revision, student.trust_remote_code)
         if model is None:
             return
@@ -488,6 +490,13 @@ class _Rules:
 
     def lora(self, path: FieldPath, stage: Stage) -> None:
         where = (*path, "lora")
+        student = self.recipe.student
+        in_4bit = student is not None and student.load_in_4bit
+        trains_encoder = stage.train not in ("projection", "vision")
+        if in_4bit and trains_encoder and stage.lora is None and self.sound((*path, "train"), where):
+            self.error(
+                where, "weights in 4 bits (student.load_in_4bit) cannot be trained themselves; give lora: {r: 16}"
+            )
         if stage.lora is None or not self.sound(where):
             return
         if stage.train in ("projection", "vision"):

@@ -28,6 +28,7 @@ from st_distill.recipe.check import check
 from st_distill.recipe.data import fingerprint, load_scored_pairs, load_texts, read_images
 from st_distill.recipe.load import dump_recipe, load_recipe
 from st_distill.recipe.processes import Processes
+from st_distill.recipe.quantized import load_in_4bit
 from st_distill.recipe.schema import Evaluation, Recipe, Stage, TeacherSpec, Texts
 from st_distill.recipe.stages import StageData, distill_loss, label_texts, run_stage, save_model, text_data
 from st_distill.recipe.start import start_student
@@ -216,6 +217,9 @@ class _Run:
         for index in range(first, len(state.stages)):
             stage, folder = self.recipe.stages[index], state.stage_folder(index)
             logger.info("Stage %d of %d: %s.", index + 1, len(state.stages), stage.name)
+            base = state.stage_folder(index - 1) / "model" if index else start
+            if self.recipe.student.load_in_4bit and stage.lora is not None:
+                model = load_in_4bit(base)
             set_seed(self.recipe.seed + index)
             if stage.trains_vision:
                 model, data = self._vision_stage(stage, model, fields_digest(state.stages[:index]))
@@ -231,7 +235,7 @@ class _Run:
                 model,
                 data,
                 folder=folder,
-                base=state.stage_folder(index - 1) / "model" if index else start,
+                base=base,
                 seed=self.recipe.seed + index,
                 evaluator=self._evaluator(teacher),
                 processes=self.processes,
@@ -251,16 +255,18 @@ class _Run:
         if first > 0:
             return load_student(state.stage_folder(first - 1) / "model")
         start = self.folder / "start"
-        digest = fields_digest(state.stages[:1])
-        if (start / "modules.json").is_file() and _read(start / "digest.txt") == digest:
-            return load_student(start)
-        model = None
-        if self.processes.is_main:
+
+        def make() -> SentenceTransformer:
+            digest = fields_digest(state.stages[:1])
+            if (start / "modules.json").is_file() and _read(start / "digest.txt") == digest:
+                return load_student(start)
             set_seed(self.recipe.seed)
             model = start_student(self.recipe, labelled, teacher)
             save_model(model, start)
             (start / "digest.txt").write_text(digest, encoding="utf-8")
-        self.processes.meet()
+            return model
+
+        model = self.processes.by_main(make)
         return load_student(start) if model is None else model
 
     def _evaluates_fidelity(self, first: int) -> bool:

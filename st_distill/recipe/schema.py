@@ -209,6 +209,12 @@ class Student(_Part):
     pooling: Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean"] | None = field(
         default=None, metadata=_about("pooling of a plain transformers model; mean by default")
     )
+    load_in_4bit: bool = field(
+        default=False,
+        metadata=_about(
+            "hold the encoder in 4 bits while adapters (lora) are trained, as QLoRA does; needs bitsandbytes"
+        ),
+    )
     revision: str | None = field(default=None, metadata=_about("branch, tag or commit on the hub"))
     trust_remote_code: bool = field(default=False, metadata=_about("whether code of the model's own may run"))
 

@@ -15,7 +15,7 @@ from typing import Any
 import sentence_transformers.sentence_transformer.losses as library_losses
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.util.distributed import get_world_size
 from torch import nn
@@ -23,10 +23,11 @@ from transformers.trainer_utils import SaveStrategy
 
 from st_distill.losses import JasperDistill, TeacherRows
 from st_distill.recipe.data import load_texts
-from st_distill.recipe.joint import JointBatchTrainer
 from st_distill.recipe.processes import Processes
+from st_distill.recipe.quantized import dequantized, is_quantized, restore
 from st_distill.recipe.schema import Projection, Stage, Texts
 from st_distill.recipe.student import encoder_layers, trained_parameters, training_only
+from st_distill.recipe.trainer import StageTrainer
 from st_distill.sampler import LengthGroupedBatchSampler
 from st_distill.store import TeacherStore
 
@@ -176,8 +177,7 @@ def run_stage(
     if stage.lora is not None:
         _add_adapters(model, stage, base)
     with training_only(model, _trained(model, stage)):
-        trainer_class = JointBatchTrainer if processes.count > 1 else SentenceTransformerTrainer
-        trainer = trainer_class(
+        trainer = StageTrainer(
             model=model,
             args=args,
             train_dataset=DatasetDict(data.datasets) if several else next(iter(data.datasets.values())),
@@ -259,16 +259,25 @@ def _add_adapters(model: SentenceTransformer, stage: Stage, base: Path) -> None:
 
 
 def _merge_adapters(model: SentenceTransformer) -> None:
+    """Puts the adapters into the encoder's weights, which are whole afterwards if they were in 4 bits."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     encoder = model.transformers_model
     for name, module in list(encoder.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            module.merge()
+            layer = module.get_base_layer()
+            if is_quantized(layer):
+                # peft would round the sum to 4 bits again.
+                layer = dequantized(layer)
+                for adapter in module.active_adapters:
+                    layer.weight.data += module.get_delta_weight(adapter).to(layer.weight.dtype)
+            else:
+                module.merge()
             parent, _, child = name.rpartition(".")
-            setattr(encoder.get_submodule(parent), child, module.get_base_layer())
+            setattr(encoder.get_submodule(parent), child, layer)
     encoder._hf_peft_config_loaded = False
     del encoder.peft_config
+    restore(encoder)
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

@@ -421,7 +421,7 @@ class TestStages:
                 seeds.append(self.args.seed)
                 return super().train(*args, **kwargs)
 
-        monkeypatch.setattr(stages, "SentenceTransformerTrainer", Trainer)
+        monkeypatch.setattr(stages, "StageTrainer", Trainer)
         recipe = texts_only(make_recipe, 0, 1)
         recipe.stages[0].arguments = {**FAST, "seed": 7}
         run(recipe)

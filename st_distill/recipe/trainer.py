@@ -1,4 +1,4 @@
-"""Batches of several processes that are together the batch that one process would take."""
+"""The trainer of a stage: sentence-transformers' own, but for batches of several processes, and for students in 4 bits."""
 
 from __future__ import annotations
 
@@ -8,24 +8,44 @@ from typing import Any
 from sentence_transformers import SentenceTransformerTrainer
 from torch.utils.data import BatchSampler
 
-__all__ = ["JointBatchTrainer"]
+from st_distill.exporting import load_student
+from st_distill.recipe.quantized import is_quantized
+
+__all__ = ["StageTrainer"]
 
 
-class JointBatchTrainer(SentenceTransformerTrainer):
+class StageTrainer(SentenceTransformerTrainer):
     """A SentenceTransformerTrainer whose processes share each joint batch out among themselves.
 
-    The trainer's own way is that every process takes another batch of the sampler. Of several datasets the processes would
+    The library's own way is that every process takes another batch of the sampler. Of several datasets the processes would
     then be on different ones in the same step, with different losses, whose gathering would never meet; and what a sampler
     arranges within a batch (texts of like length, no duplicates) would not hold for the joint one.
     """
 
     def get_batch_sampler(self, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> Any:
         joint = super().get_batch_sampler(dataset, batch_size * self.args.world_size, drop_last, **options)
-        return joint if isinstance(self.train_dataset, dict) else _Parts(joint, self.args.world_size)
+        return joint if isinstance(self.train_dataset, dict) else self._shared_out(joint)
 
     def get_multi_dataset_batch_sampler(self, dataset: Any, batch_samplers: list[Any], **options: Any) -> Any:
         joint = super().get_multi_dataset_batch_sampler(dataset, batch_samplers, **options)
-        return _Parts(joint, self.args.world_size)
+        return self._shared_out(joint)
+
+    def _shared_out(self, joint: Any) -> Any:
+        return _Parts(joint, self.args.world_size) if self.args.world_size > 1 else joint
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        if not any(is_quantized(module) for module in self.model.modules()):
+            super()._load_from_checkpoint(checkpoint_path)
+            return
+        # The checkpoint's weights are whole where the model's are in 4 bits, and have not been trained: only the rest counts.
+        own = self.model.state_dict()
+        stored = load_student(checkpoint_path).state_dict()
+        trained = {
+            name: value
+            for name, value in stored.items()
+            if name in own and ("lora_" in name or not name.startswith("0."))
+        }
+        self.model.load_state_dict(trained, strict=False)
 
 
 class _Parts(BatchSampler):
