@@ -135,9 +135,11 @@ def _check(options: argparse.Namespace) -> int:
 
 def _embed(options: argparse.Namespace) -> int:
     from st_distill.recipe import embed, load_recipe
-    from st_distill.recipe.processes import leave
+    from st_distill.recipe.processes import Processes, leave
 
-    store = embed(load_recipe(options.recipe, options.overrides))
+    with Processes():  # so that a mistake is said once
+        recipe = load_recipe(options.recipe, options.overrides)
+    store = embed(recipe)
     leave()
     if _speaks():
         print(f"{len(store)} rows by {', '.join(store.teachers)}, together {store.dimension} dimensions.")

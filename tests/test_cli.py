@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from datasets import Dataset
@@ -98,6 +100,11 @@ def test_every_command_has_an_example(capsys):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
         assert f"example: st-distill {command} " in capsys.readouterr().out
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "st_distill", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == __version__
 
 
 def test_version(capsys):

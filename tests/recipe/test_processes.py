@@ -19,9 +19,10 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 
 from st_distill import cli
 from st_distill.errors import OtherProcessError
-from st_distill.recipe import dump_recipe, load_recipe, processes, runner
+from st_distill.recipe import dump_recipe, load_recipe, processes, runner, stages
 from st_distill.recipe.processes import Processes
 from st_distill.recipe.schema import Recipe
+from st_distill.recipe.stages import StageData
 from st_distill.recipe.state import stage_fields
 
 STEPS = 20
@@ -193,6 +194,13 @@ class TestEffectiveBatch:
         recipe.stages[1].gather_across_devices = False
         assert stage_fields(recipe, 1, {}, processes=2)["stage.gather_across_devices"] is False
         assert "stage.gather_across_devices" not in stage_fields(recipe, 1, {})
+
+
+def test_fewer_rows_than_the_joint_batch_are_refused():
+    data = StageData({"texts": Dataset.from_dict({"text": ["a", "b", "c"]})}, {}, {})
+    stages._check_rows(data, 4, 1)
+    with pytest.raises(ValueError, match=r"at least 4 rows, the joint batch of 2 processes with 2 each. Got 3 rows"):
+        stages._check_rows(data, 2, 2)
 
 
 if __name__ == "__main__":

@@ -313,6 +313,9 @@ class TestStages:
         changed = {name for name in start if not torch.equal(start[name], trained[name])}
         assert any("query.weight" in name for name in changed)
         assert not any("embeddings" in name for name in changed)
+        assert not list((folder / "out").rglob("adapter_*"))
+        out = SentenceTransformer(str(folder / "out"), device="cpu")
+        assert not any("lora" in name for name in out.state_dict())
 
     @pytest.mark.parametrize(("student", "excluded"), [("tiny_bert", "value"), ("tiny_qwen2", "v_proj")])
     def test_lora_in_the_last_layers(self, student, excluded, make_recipe, folder, request):
