@@ -26,7 +26,7 @@ from sentence_transformers.sentence_transformer import losses as standard_losses
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.training_args import ParallelMode
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_available
 
 from st_distill.errors import Problem, RecipeError, format_problems
 from st_distill.files import read_array_header
@@ -167,6 +167,11 @@ class _Rules:
             self.error(
                 (*path, "pooling"),
                 f"'{student.model}' is a sentence-transformers model with a pooling of its own; leave pooling out",
+            )
+        if student.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+            self.error(
+                (*path, "attn_implementation"),
+                "flash_attention_2 needs a GPU and a package that is not there: pip install flash-attn --no-build-isolation",
             )
         if model.depth is not None and self.sound((*path, "layers")):
             for index, layer in enumerate(student.layers or []):

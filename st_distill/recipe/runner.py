@@ -26,6 +26,7 @@ from st_distill.losses import find_projection
 from st_distill.modules.image import load_image
 from st_distill.recipe.check import check
 from st_distill.recipe.data import fingerprint, load_scored_pairs, load_texts, read_images
+from st_distill.recipe.frozen import POOLED, PooledVectors, pooled_vectors, reads_pooled_vectors, with_frozen_encoder
 from st_distill.recipe.load import dump_recipe, load_recipe
 from st_distill.recipe.processes import Processes
 from st_distill.recipe.quantized import load_in_4bit
@@ -33,6 +34,7 @@ from st_distill.recipe.schema import Evaluation, Recipe, Stage, TeacherSpec, Tex
 from st_distill.recipe.stages import StageData, distill_loss, label_texts, run_stage, save_model, text_data
 from st_distill.recipe.start import start_student
 from st_distill.recipe.state import RunState, fields_digest, stage_fields
+from st_distill.recipe.student import choose_attention
 from st_distill.recipe.vision import OwnVectors, image_data, with_eyes
 from st_distill.store import StoreView, TeacherStore
 from st_distill.teacher import Teacher
@@ -219,21 +221,24 @@ class _Run:
             logger.info("Stage %d of %d: %s.", index + 1, len(state.stages), stage.name)
             base = state.stage_folder(index - 1) / "model" if index else start
             if self.recipe.student.load_in_4bit and stage.lora is not None:
-                model = load_in_4bit(base)
+                model = choose_attention(load_in_4bit(base), self.recipe.student)
             set_seed(self.recipe.seed + index)
             if stage.trains_vision:
                 model, data = self._vision_stage(stage, model, fields_digest(state.stages[:index]))
+                trainee = model
             elif teacher is None:
                 raise ValueError(
                     f"Stage {index + 1} learns from texts, so the recipe needs 'teachers'. Got none instead."
                 )
             else:
-                loss = distill_loss(stage, self.recipe.projection, model, teacher, match_dims=False)
-                data = text_data(stage, labelled, loss, model)
+                trainee = self._trainee(stage, model, labelled)
+                loss = distill_loss(stage, self.recipe.projection, trainee, teacher, match_dims=False)
+                data = text_data(stage, labelled, loss, trainee)
             metrics = run_stage(
                 stage,
                 model,
                 data,
+                trainee=trainee,
                 folder=folder,
                 base=base,
                 seed=self.recipe.seed + index,
@@ -242,32 +247,54 @@ class _Run:
             )
             if self.processes.count > 1:
                 # Every process goes on with what the main one wrote, also where each held a part of the weights.
-                model = load_student(folder / "model")
+                model = self._load(folder / "model")
             if self.processes.is_main:
                 state.finish(index, metrics | {"skipped_images": data.skipped})
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                for finished in (folder / "checkpoints", self.folder / POOLED):
+                    shutil.rmtree(finished, ignore_errors=True)
         return model
+
+    def _trainee(
+        self, stage: Stage, model: SentenceTransformer, labelled: list[tuple[Dataset, Texts]]
+    ) -> SentenceTransformer:
+        """What the trainer sees of the student: itself, or its projection behind vectors that the encoder makes once."""
+        rows = sum(len(dataset) for dataset, _ in labelled)
+        if not reads_pooled_vectors(stage, rows, processes=self.processes.count):
+            return model
+        *modules, _ = model.children()
+        encoder = SentenceTransformer(modules=modules, device=str(model.device))
+
+        def pooled() -> PooledVectors:
+            return pooled_vectors(self.folder, encoder, labelled, show_progress=self.show_progress)
+
+        made = self.processes.by_main(pooled)
+        return with_frozen_encoder(model, pooled() if made is None else made)
+
+    def _load(self, folder: Path) -> SentenceTransformer:
+        return choose_attention(load_student(folder), self.recipe.student)
 
     def _before(
         self, first: int, state: RunState, labelled: list[tuple[Dataset, Texts]], teacher: StoreView | None
     ) -> SentenceTransformer:
         """The student as it is before stage ``first`` (from 0)."""
         if first > 0:
-            return load_student(state.stage_folder(first - 1) / "model")
+            return self._load(state.stage_folder(first - 1) / "model")
         start = self.folder / "start"
 
         def make() -> SentenceTransformer:
             digest = fields_digest(state.stages[:1])
             if (start / "modules.json").is_file() and _read(start / "digest.txt") == digest:
-                return load_student(start)
+                return self._load(start)
             set_seed(self.recipe.seed)
-            model = start_student(self.recipe, labelled, teacher)
+            model = start_student(
+                self.recipe, labelled, teacher, processes=self.processes.count, show_progress=self.show_progress
+            )
             save_model(model, start)
             (start / "digest.txt").write_text(digest, encoding="utf-8")
             return model
 
         model = self.processes.by_main(make)
-        return load_student(start) if model is None else model
+        return self._load(start) if model is None else model
 
     def _evaluates_fidelity(self, first: int) -> bool:
         evaluation = self.recipe.evaluation

@@ -215,6 +215,13 @@ class Student(_Part):
             "hold the encoder in 4 bits while adapters (lora) are trained, as QLoRA does; needs bitsandbytes"
         ),
     )
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = field(
+        default=None,
+        metadata=_about(
+            "attention kernel in training, as transformers names it; the model's own by default. flash_attention_2 needs half "
+            "precision (arguments: {bf16: true}), and its batches have no padding"
+        ),
+    )
     revision: str | None = field(default=None, metadata=_about("branch, tag or commit on the hub"))
     trust_remote_code: bool = field(default=False, metadata=_about("whether code of the model's own may run"))
 
@@ -447,6 +454,12 @@ class Stage(_Part):
     def weights(self) -> dict[str, float]:
         """The terms that are computed, those of weight 0 left out."""
         return {name: weight for name, weight in self.losses.items() if weight > 0}
+
+    def effective_batch(self, processes: int = 1) -> int:
+        """Rows that an optimiser step sees: rows a device, times accumulation, times processes."""
+        arguments = self.training_arguments()
+        rows: int = arguments["per_device_train_batch_size"] * arguments.get("gradient_accumulation_steps", 1)
+        return rows * processes
 
     def training_arguments(self) -> dict[str, Any]:
         """Keyword arguments for SentenceTransformerTrainingArguments: ``arguments`` and what the shorthand stands for.

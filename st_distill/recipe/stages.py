@@ -127,6 +127,7 @@ def run_stage(
     model: SentenceTransformer,
     data: StageData,
     *,
+    trainee: SentenceTransformer,
     folder: Path,
     base: Path,
     seed: int,
@@ -142,6 +143,7 @@ def run_stage(
         stage: the stage.
         model: the student.
         data: what it trains on.
+        trainee: what the trainer sees of the student: itself, or its projection behind vectors that are read.
         folder: of the stage.
         base: where the student is saved as it was before the stage.
         seed: of the trainer.
@@ -178,7 +180,7 @@ def run_stage(
         _add_adapters(model, stage, base)
     with training_only(model, _trained(model, stage)):
         trainer = StageTrainer(
-            model=model,
+            model=trainee,
             args=args,
             train_dataset=DatasetDict(data.datasets) if several else next(iter(data.datasets.values())),
             loss=data.losses if several else next(iter(data.losses.values())),
@@ -194,7 +196,7 @@ def run_stage(
         if is_sharded:
             weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
             if processes.is_main:  # the only one that is given them all
-                whole.load_state_dict(weights)
+                whole.load_state_dict(_as_in(model, trainee, weights), strict=trainee is model)
         history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_runtime" in entry]
         metrics["history"] = [{key: _finite(value) for key, value in entry.items()} for entry in history]
     whole.eval()
@@ -202,6 +204,15 @@ def run_stage(
         _merge_adapters(whole)
     processes.by_main(lambda: save_model(whole, folder / "model"))
     return metrics
+
+
+def _as_in(
+    model: SentenceTransformer, trainee: SentenceTransformer, weights: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The trainee's weights under the names that the model has for them: the two end in the same module."""
+    if trainee is model:
+        return weights
+    return {f"{len(model) - 1}.{name.partition('.')[2]}": value for name, value in weights.items()}
 
 
 def _check_rows(data: StageData, batch: int, processes: int) -> None:

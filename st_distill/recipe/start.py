@@ -13,6 +13,7 @@ from torch import Tensor
 
 from st_distill.modules import MatryoshkaProjection
 from st_distill.modules.matryoshka import principal_rotation, random_rotation
+from st_distill.recipe.frozen import PooledVectors, pooled_vectors, reads_pooled_vectors
 from st_distill.recipe.schema import Recipe, Texts
 from st_distill.recipe.student import build_student
 from st_distill.store import StoreView
@@ -24,7 +25,12 @@ _CHUNK = 1024
 
 
 def start_student(
-    recipe: Recipe, labelled: list[tuple[Dataset, Texts]], teacher: StoreView | None
+    recipe: Recipe,
+    labelled: list[tuple[Dataset, Texts]],
+    teacher: StoreView | None,
+    *,
+    processes: int,
+    show_progress: bool,
 ) -> SentenceTransformer:
     """The student with its projection, as the first stage finds it.
 
@@ -32,6 +38,8 @@ def start_student(
         recipe: the recipe.
         labelled: its texts, with the row numbers of the teachers' vectors as labels.
         teacher: the teachers' vectors; None for a recipe without teachers.
+        processes: how many will train together.
+        show_progress: show a progress bar where all texts are embedded.
     """
     spec = recipe.projection
     student = build_student(recipe.student)
@@ -49,7 +57,10 @@ def start_student(
         if teacher is None:
             raise ValueError("A ridge start needs the recipe's 'teachers'. Got none instead: start at random.")
         logger.info("Projection: ridge regression of the teachers' vectors.")
-        projection.start_ridge(_ridge_batches(student, labelled, teacher, recipe.seed))
+        rows, pooled = sum(len(dataset) for dataset, _ in labelled), None
+        if reads_pooled_vectors(recipe.stages[0], rows, processes=processes):
+            pooled = pooled_vectors(recipe.work_folder, student, labelled, show_progress=show_progress)
+        projection.start_ridge(_ridge_batches(student, labelled, teacher, recipe.seed, pooled))
     student.append(projection)
     return student
 
@@ -68,12 +79,18 @@ def _rotation(recipe: Recipe, labelled: list[tuple[Dataset, Texts]], teacher: St
 
 
 def _ridge_batches(
-    student: SentenceTransformer, labelled: list[tuple[Dataset, Texts]], teacher: StoreView, seed: int
+    student: SentenceTransformer,
+    labelled: list[tuple[Dataset, Texts]],
+    teacher: StoreView,
+    seed: int,
+    pooled: PooledVectors | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pooled vectors and teacher vectors of a seeded sample, large enough for the regression to be well determined."""
+    """Pooled vectors and teacher vectors: of all texts where the former are there, else of a seeded sample that is large
+    enough for the regression to be well determined.
+    """
     wanted = max(20_000, 64 * student.get_embedding_dimension())
     rows = sum(len(dataset) * (len(dataset.column_names) - 1) for dataset, _ in labelled)
-    share = min(1.0, wanted / rows)
+    share = 1.0 if pooled is not None else min(1.0, wanted / rows)
     generator = np.random.default_rng(seed)
     for dataset, source in labelled:
         columns = [column for column in dataset.column_names if column != "label"]
@@ -82,11 +99,15 @@ def _ridge_batches(
             rows_part = dataset[part]
             labels = np.asarray(rows_part["label"]).reshape(len(part), -1)
             for index, column in enumerate(columns):
-                prompt = source.prompts.get(column)
-                pooled = student.encode(
-                    list(rows_part[column]), prompt=prompt, convert_to_tensor=True, show_progress_bar=False
-                )
-                yield pooled, teacher.gather(labels[:, index]).to(pooled.device)
+                texts, prompt = list(rows_part[column]), source.prompts.get(column)
+                if pooled is not None:
+                    vectors = torch.from_numpy(pooled.gather(texts, prompt))
+                else:
+                    # An empty prompt, because none at all means the model's default one, which the trainer does not use.
+                    vectors = student.encode(
+                        texts, prompt=prompt or "", convert_to_tensor=True, show_progress_bar=False
+                    )
+                yield vectors, teacher.gather(labels[:, index]).to(vectors.device)
 
 
 def _chunks(ids: np.ndarray) -> Iterator[np.ndarray]:

@@ -17,6 +17,8 @@ _VERSION = 1
 
 #: Training arguments that may change between two starts of one run, because the result does not depend on them.
 _FREE_ARGUMENTS = {
+    "activation_checkpointing",
+    "activation_checkpointing_kwargs",
     "disable_tqdm",
     "fsdp",
     "fsdp_config",
@@ -29,8 +31,10 @@ _FREE_ARGUMENTS = {
     "report_to",
     "restore_callback_states_from_checkpoint",
     "run_name",
-    "torch_compile",
     "use_cpu",
+    # The effective batch counts, in which these are.
+    "gradient_accumulation_steps",
+    "per_device_train_batch_size",
 }
 _FREE_PREFIXES = (
     "dataloader_num",
@@ -41,7 +45,7 @@ _FREE_PREFIXES = (
     "project",
     "push_to_hub",
     "save_",
-    "torch_empty",
+    "torch_",
 )
 #: Further ones that only matter where the best checkpoint is kept.
 _BEST_PREFIXES = ("eval_", "metric_for_best", "greater_is_better")
@@ -131,7 +135,9 @@ def stage_fields(recipe: Recipe, index: int, data: dict[str, str], *, processes:
             for teacher in recipe.teachers
         ]
         parts |= {
-            "student": as_mapping(recipe.student),
+            "student": {
+                key: value for key, value in as_mapping(recipe.student).items() if key != "attn_implementation"
+            },
             "teachers": teachers,
             "texts": [_source_part(source) for source in recipe.texts],
             "projection": as_mapping(recipe.projection),
@@ -156,8 +162,7 @@ def _stage_part(stage: Stage, processes: int) -> dict[str, Any]:
         # The relations are then those within each process's rows, which one process with the joint batch has not.
         part["gather_across_devices"] = False
     keeps_best = bool(arguments.get("load_best_model_at_end"))
-    batch = arguments.pop("per_device_train_batch_size") * arguments.pop("gradient_accumulation_steps", 1)
-    part["effective_batch"] = batch * processes
+    part["effective_batch"] = stage.effective_batch(processes)
     part["arguments"] = {
         key: value
         for key, value in arguments.items()

@@ -45,7 +45,14 @@ def build_student(spec: Student, *, device: str | None = None) -> SentenceTransf
     student.model_card_data.register_model(student)
     if spec.max_seq_length is not None:
         student.max_seq_length = spec.max_seq_length
-    return align_weights(student)
+    return align_weights(choose_attention(student, spec))
+
+
+def choose_attention(model: SentenceTransformer, spec: Student) -> SentenceTransformer:
+    """The model, with the attention kernel that the recipe names; a saved model does not remember it."""
+    if spec.attn_implementation is not None:
+        model.transformers_model.set_attn_implementation(spec.attn_implementation)
+    return model
 
 
 def encoder_layers(module: nn.Module) -> nn.ModuleList:

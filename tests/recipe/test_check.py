@@ -179,6 +179,8 @@ MISTAKES = {
     "vision value": ("vision: SIGLIP", "vision: {model_type: vit, hidden_size: big}", 14, "images.vision.hidden_size"),
     "vision heads": ("vision: SIGLIP", "vision: {model_type: vit, hidden_size: 770}", 14, "a multiple of num_attention_heads"),
     "visual tokens": ("vision: SIGLIP\n  tokens: 4", "vision: {model_type: vit}\n  tokens: 5", 15, "14 x 14 patches give 1, 4, 49, 196"),
+    "no flash attention": ("max_seq_length: 32", "attn_implementation: flash_attention_2", 5, "a package that is not there: pip install flash-attn"),
+    "unknown attention": ("max_seq_length: 32", "attn_implementation: flash", 5, "unknown value 'flash'"),
     "too many tokens": ("tokens: 4", "tokens: 64", 15, "must be below the student's max_seq_length of 32, got 64"),
     "on_error": ("tokens: 4", "on_error: ignore", 15, "unknown value 'ignore'; it may be stop or skip"),
     "no image column": ("tokens: 4", "image: picture", 15, "images.image: there is no column 'picture'"),

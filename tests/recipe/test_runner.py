@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 import st_distill
 from st_distill.errors import RecipeError
 from st_distill.exporting import load_student
-from st_distill.recipe import Evaluation, Recipe, Stage, evaluate_model, runner, stages
+from st_distill.recipe import Evaluation, Recipe, Stage, evaluate_model, frozen, runner, stages, start
 
 FAST = {"use_cpu": True, "disable_tqdm": True}
 
@@ -473,3 +473,66 @@ def test_mistakes_come_all_at_once_and_before_any_work(make_recipe, folder):
         run(recipe)
     assert len(error.value.problems) >= 2
     assert not (folder / "out-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "student", "tolerance"),
+    [
+        ({"gradient_checkpointing": True}, {}, 1e-5),
+        ({}, {"attn_implementation": "eager"}, 1e-5),
+        ({"bf16": True}, {}, 0.05),
+        ({"torch_compile": True, "torch_compile_backend": "aot_eager"}, {}, 1e-4),
+    ],
+    ids=["gradient checkpointing", "eager attention", "bf16", "compile"],
+)
+# transformers 5 renames gradient checkpointing on the way to 6, which sentence-transformers has not followed yet.
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated:FutureWarning")
+# torch.compile imports parts of torch that warn of themselves.
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+def test_ways_to_compute_give_one_result(arguments, student, tolerance, make_recipe, folder, sentences):
+    def trained(name, arguments, student):
+        recipe = texts_only(make_recipe, 0, 1, 2, output=str(folder / name))
+        stages = [
+            Stage(train=stage.train, steps=3, batch=8, arguments={**FAST, **arguments}) for stage in recipe.stages
+        ]
+        fields = {**vars(recipe.student), **student}
+        output = run(
+            make_recipe(stages=stages, images=None, evaluation=None, student=fields, output=recipe.output)
+        ).output
+        return SentenceTransformer(str(output), device="cpu").encode(sentences)
+
+    np.testing.assert_allclose(trained("other", arguments, student), trained("plain", {}, {}), atol=tolerance)
+
+
+def test_a_frozen_encoder_embeds_each_text_once(make_recipe, folder, sentences, monkeypatch):
+    asked = []
+    original = frozen.PooledVectors._encode
+    monkeypatch.setattr(
+        frozen.PooledVectors,
+        "_encode",
+        lambda self, texts, prompt: (asked.extend(texts), original(self, texts, prompt))[1],
+    )
+    stage = {"train": "projection", "epochs": 3, "batch": 8, "arguments": {**FAST, "save_steps": 2}}
+    options = {"stages": [stage], "images": None}
+    run(make_recipe(**options, work=str(folder / "read")))
+    texts = Dataset.from_parquet(str(folder / "texts.parquet"))["text"]
+    assert sorted(asked) == sorted(set(texts))
+    assert not (folder / "read" / "pooled").exists()
+    read = SentenceTransformer(str(folder / "out"), device="cpu").encode(sentences)
+
+    # A run that is killed in the stage goes on with the vectors that are there.
+    cut = make_recipe(**options, work=str(folder / "cut"))
+    run_and_interrupt(cut, 5, monkeypatch)
+    asked.clear()
+    run(cut, resume=True)
+    assert asked == []
+    np.testing.assert_allclose(
+        SentenceTransformer(str(folder / "out"), device="cpu").encode(sentences), read, atol=1e-5
+    )
+
+    # The encoder running in every step gives the same.
+    for module in (runner, start):
+        monkeypatch.setattr(module, "reads_pooled_vectors", lambda *arguments, **options: False)
+    run(make_recipe(**options, work=str(folder / "computed")))
+    computed = SentenceTransformer(str(folder / "out"), device="cpu").encode(sentences)
+    np.testing.assert_allclose(read, computed, atol=1e-5)
