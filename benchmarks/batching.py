@@ -21,6 +21,7 @@ import pandas
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.util import batch_to_device
 
 from st_distill import Teacher, TeacherStore, losses
 from st_distill.modules import MatryoshkaProjection
@@ -83,7 +84,7 @@ def train(
 def held_out_loss(student: SentenceTransformer, store: TeacherStore, texts: list[str]) -> float:
     student.eval()
     loss = losses.JasperDistill(student, teacher=store, dims=DIMS)
-    features = {name: value.to(student.device) for name, value in student.preprocess(texts).items()}
+    features = batch_to_device(student.preprocess(texts), student.device)
     return float(sum(loss([features], torch.from_numpy(store.ids(texts))).values()))
 
 

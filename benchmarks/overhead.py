@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.util import batch_to_device
 from step import Clock, random_teacher, with_projection
 
 from st_distill import TeacherStore, losses
@@ -95,7 +96,7 @@ def bare_step(student: SentenceTransformer, texts: list[str], options: Any) -> l
     student.train()
     seconds = []
     for batch in batches[: options.steps + 2]:
-        features = {name: value.to(student.device) for name, value in student.preprocess(batch).items()}
+        features = batch_to_device(student.preprocess(batch), student.device)
         start = now()
         student(features)["sentence_embedding"].square().sum().backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)

@@ -72,7 +72,9 @@ def text_recipe(data: Path, teacher: str, output: Path) -> Recipe:
                 **SHARED,
             },
         ],
-        seed=5,  # of the teacher's rotation too: among 0 to 5 and 42 the best for the teacher itself on the STS-B dev set
+        # The rotation of the teacher follows the seed: among 0 to 199 the best for the teacher itself on the STS-B dev set, by
+        # the mean of 128 and 32 dimensions.
+        seed=19,
         evaluation={
             "similarity": {"path": str(data / "stsb/test.parquet"), "columns": ["sentence1", "sentence2", "score"]},
         },
