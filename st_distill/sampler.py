@@ -1,16 +1,16 @@
-"""Batches of texts of like length, for the trainer's ``batch_sampler`` argument."""
+"""Batches of texts of like length, or of vectors that lie together, for the trainer's ``batch_sampler`` argument."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
-__all__ = ["LengthGroupedBatchSampler"]
+__all__ = ["LengthGroupedBatchSampler", "StoreOrderBatchSampler"]
 
 #: Batches that are sorted by length together: enough for little padding, few enough for batches to differ in every epoch.
 _WINDOW = 64
@@ -59,6 +59,82 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):
             batches.pop()
         for index in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[index]
+
+
+class Shards(Protocol):
+    """What `StoreOrderBatchSampler` needs of a `TeacherStore`, or of a view of one."""
+
+    def shards(self, ids: Any) -> np.ndarray: ...
+
+
+class StoreOrderBatchSampler(DefaultBatchSampler):
+    """Shuffles the rows within windows of a few shards of the store, for a store that is larger than the memory.
+
+    In a random order nearly every vector is a read of its own from the disk; in this one the files of a window are read
+    once, and stay in memory as long as it lasts. Each epoch puts the shards in another order, and so into other windows.
+    The order is the same for the same seed and epoch, and every row is in one batch. Give the store beforehand::
+
+        SentenceTransformerTrainingArguments(batch_sampler=functools.partial(StoreOrderBatchSampler, store=store))
+
+    Args:
+        dataset: with a ``label`` column of row numbers, as `TeacherStore.add_labels` makes it; where rows have several, the
+            first one counts.
+        batch_size: rows in a batch.
+        drop_last: leave out a last batch that is smaller.
+        valid_label_columns: columns that are labels; the first one in the dataset has the row numbers.
+        generator: of the shuffling.
+        seed: of the shuffling, to which the epoch is added.
+        store: that the row numbers belong to.
+        window_shards: shards in a window. As many as fit into memory: a shard has (rows per shard) x (dimension of all
+            teachers) x (bytes per number), which is 400 MB at 16,384 x 12,288 x 2.
+
+    Raises:
+        ValueError: there is no column of row numbers.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        drop_last: bool,
+        valid_label_columns: list[str] | None = None,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+        *,
+        store: Shards,
+        window_shards: int = 8,
+    ) -> None:
+        super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
+        if window_shards < 1:
+            raise ValueError(
+                f"The 'window_shards' of StoreOrderBatchSampler must be a whole number from 1. Got {window_shards} instead."
+            )
+        names = [name for name in valid_label_columns or ["label"] if name in dataset.column_names]
+        if not names:
+            raise ValueError(
+                f"Batches in the store's order need a label column of row numbers. Got the columns {dataset.column_names} "
+                "instead; TeacherStore.add_labels adds one."
+            )
+        labels = dataset.select_columns(names[:1]).with_format("numpy")[:][names[0]]
+        shards = store.shards(np.asarray(labels).reshape(len(dataset), -1)[:, 0])
+        order = np.argsort(shards, kind="stable")
+        self.window_shards = window_shards
+        self._by_shard = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = self.generator or torch.Generator()
+        generator.manual_seed(self.seed + self.epoch)
+        shards = torch.randperm(len(self._by_shard), generator=generator).tolist()
+        left = np.empty(0, dtype=np.int64)
+        for start in range(0, len(shards), self.window_shards):
+            window = np.concatenate([self._by_shard[shard] for shard in shards[start : start + self.window_shards]])
+            rows = np.concatenate([left, window[torch.randperm(len(window), generator=generator).numpy()]])
+            whole = len(rows) // self.batch_size * self.batch_size
+            for place in range(0, whole, self.batch_size):
+                yield rows[place : place + self.batch_size].tolist()
+            left = rows[whole:]
+        if len(left) and not self.drop_last:
+            yield left.tolist()
 
 
 def _lengths(dataset: Dataset, labels: list[str]) -> np.ndarray:

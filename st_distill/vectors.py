@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from st_distill.teacher import Variant
+    pass
 
 # datasets and pyarrow are imported where they are needed, because opening a store needs neither.
 
@@ -103,7 +103,12 @@ class Vectors:
     def release(self) -> None:
         """Nothing is kept."""
 
-    def encode(self, texts: list[str], variant: Variant, batch_size: int) -> Iterator[tuple[list[str], Any]]:
+    def find(self, texts: list[str]) -> np.ndarray:
+        """The texts' vectors (texts, dimension), which all blocks are searched for.
+
+        Raises:
+            ValueError: a text has none.
+        """
         wanted = dict.fromkeys(texts)
         found: dict[str, np.ndarray] = {}
         for block_texts, vectors in self.blocks():
@@ -114,7 +119,7 @@ class Vectors:
                 break
         if absent := [text for text in wanted if text not in found]:
             raise ValueError(missing_sentence(self.label, len(absent), absent[0]))
-        yield texts, np.stack([found[text] for text in texts])
+        return np.stack([found[text] for text in texts])
 
     def blocks(self) -> Iterator[tuple[list[str], np.ndarray]]:
         texts = None if self._texts is None else iter(self._texts())

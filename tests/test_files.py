@@ -57,14 +57,18 @@ def test_the_new_content_has_the_name_only_after_the_flush(tmp_path, monkeypatch
     assert order == ["flush", "rename", "flush"]  # content, name, folder
 
 
-def test_written_array_is_described(tmp_path):
-    array = np.arange(6, dtype=np.int64).reshape(3, 2)
-    written = files.write_array(tmp_path / "a.npy", array)
+@pytest.mark.parametrize("shape", [(3, 2), (6,)])
+def test_written_array_is_described(tmp_path, shape):
+    array = np.arange(6, dtype=np.int64).reshape(shape)
+    writer = files.ArrayWriter(tmp_path / "a.npy", array.dtype, *shape[1:])
+    writer.append(array[:1])
+    writer.append(array[1:])
+    written = writer.close()
     content = (tmp_path / "a.npy").read_bytes()
     assert written == (len(content), hashlib.sha256(content).hexdigest())
     assert np.array_equal(np.load(tmp_path / "a.npy"), array)
     header = files.read_array_header(tmp_path / "a.npy")
-    assert (header.shape, header.dtype) == ((3, 2), np.int64)
+    assert (header.shape, header.dtype) == (shape, np.int64)
     assert content[header.offset :] == array.tobytes()
 
 

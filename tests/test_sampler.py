@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
-from st_distill import sampler
-from st_distill.sampler import LengthGroupedBatchSampler
+from st_distill import Teacher, TeacherStore, losses, sampler
+from st_distill.sampler import LengthGroupedBatchSampler, StoreOrderBatchSampler
 
 
 def make(count: int = 1000, batch_size: int = 10, drop_last: bool = False, seed: int = 0) -> LengthGroupedBatchSampler:
@@ -43,3 +46,82 @@ def test_the_order_follows_seed_and_epoch():
 def test_a_dataset_without_texts():
     with pytest.raises(ValueError, match=r"need a column of texts. Got the columns \['label'\]"):
         LengthGroupedBatchSampler(Dataset.from_dict({"label": [1, 2]}), 2, False, ["label"])
+
+
+# --- in the order of a store
+
+ROWS = 100
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A hundred rows in ten shards; row numbers do not follow the shards, because the teacher is asked the longest first."""
+    teacher = Teacher(lambda texts: np.ones((len(texts), 32)), name="t", revision="1")
+    path = tmp_path_factory.mktemp("store") / "s"
+    return TeacherStore.create(
+        path, ["cat " * number for number in range(ROWS)], teacher, shard_rows=10, show_progress=False
+    )
+
+
+def in_store_order(store, batch_size=5, drop_last=False, *, labels=range(ROWS), seed=0, **options):
+    dataset = Dataset.from_dict({"text": ["x"] * len(labels), "label": list(labels)})
+    return StoreOrderBatchSampler(
+        dataset, batch_size, drop_last, ["label"], torch.Generator(), seed, store=store, **options
+    )
+
+
+@pytest.mark.parametrize(("batch_size", "drop_last"), [(5, False), (7, False), (7, True), (200, False), (200, True)])
+@pytest.mark.parametrize("window_shards", [1, 3, 50])
+def test_every_row_of_the_store_once(store, batch_size, drop_last, window_shards):
+    batches = in_store_order(store, batch_size, drop_last, window_shards=window_shards)
+    rows = [row for batch in batches for row in batch]
+    assert len(rows) == len(set(rows)) == (ROWS // batch_size * batch_size if drop_last else ROWS)
+    assert len(list(batches)) == len(batches)
+    assert all(len(batch) == batch_size for batch in list(batches)[:-1])
+
+
+def test_a_window_has_few_shards_which_differ_by_epoch(store):
+    batches = in_store_order(store, window_shards=2)
+    windows = []
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        rows = np.array(list(batches)).reshape(5, 20)
+        assert [len(set(store.shards(window))) for window in rows] == [2] * 5
+        assert any(len(set(store.shards(batch))) == 2 for batch in rows.reshape(20, 5))  # shuffled
+        windows.append({frozenset(store.shards(window).tolist()) for window in rows})
+    assert windows[0] != windows[1]
+    assert list(batches) == list(in_store_order(store, window_shards=2, seed=1))
+
+
+def test_labels_decide_and_not_places(store):
+    labels = [[row, 0] for row in reversed(range(ROWS))]
+    batches = in_store_order(store.view(), 10, labels=labels, window_shards=1)
+    for batch in batches:
+        assert len({int(store.shards([ROWS - 1 - place])[0]) for place in batch}) == 1
+
+
+def test_a_store_order_that_cannot_be(store):
+    with pytest.raises(ValueError, match=r"need a label column of row numbers. Got the columns \['text'\]"):
+        StoreOrderBatchSampler(Dataset.from_dict({"text": ["a"]}), 2, False, ["label"], store=store)
+    with pytest.raises(ValueError, match="'window_shards' .* from 1. Got 0"):
+        in_store_order(store, window_shards=0)
+
+
+def test_the_trainer_takes_it(store, make_student, tmp_path):
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+
+    student = make_student()
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        max_steps=2,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        batch_sampler=functools.partial(StoreOrderBatchSampler, store=store, window_shards=2),
+    )
+    dataset = Dataset.from_dict({"text": ["a cat"] * ROWS, "label": list(range(ROWS))})
+    loss = losses.CosineDistill(student, teacher=store)
+    trainer = SentenceTransformerTrainer(model=student, args=arguments, train_dataset=dataset, loss=loss)
+    assert isinstance(trainer.get_train_dataloader().batch_sampler, StoreOrderBatchSampler)
+    assert trainer.train().global_step == 2

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,140 +15,27 @@ import numpy as np
 from st_distill import files
 from st_distill.store.format import (
     DESCRIPTION,
-    DTYPES,
     HASH_BYTES,
     Column,
     Contents,
     Description,
     Entry,
-    File,
-    IndexShard,
     TeacherShard,
     hash_texts,
     read_description,
 )
+from st_distill.store.processes import Alone, Leader, Member, adopt, enter
+from st_distill.store.shards import NewIndexShard, NewTeacherShard, close
+from st_distill.store.texts import read_texts
 from st_distill.teacher import Teacher, Variant
-from st_distill.vectors import missing_sentence, shorten
+from st_distill.vectors import missing_sentence
 
-CHUNK = 4096  # texts that are looked up at a time
-_MODEL_CALL = 1024  # texts that a model is given at a time, so that only their vectors are in memory
-_OUR_FILES = re.compile(r"\d{5,}(\.[a-z]+)?\.npy")
-
-
-def check_create(texts: Any, teachers: Any, roles: Any, dtype: str, shard_rows: Any) -> None:
-    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
-        raise TypeError(
-            "The 'texts' of TeacherStore.create must be strings or (text, role) pairs, in a list or any other iterable. "
-            f"Got {type(texts).__name__} instead."
-        )
-    if not isinstance(teachers, Sequence) or not all(isinstance(teacher, Teacher) for teacher in teachers):
-        raise TypeError("The 'teachers' of TeacherStore.create must be Teacher objects: Teacher(model), say.")
-    names = [teacher.name for teacher in teachers]
-    if not names or len({name.casefold() for name in names}) < len(names):
-        raise ValueError(
-            f"The 'teachers' of TeacherStore.create must be one at least, with distinct names (upper and lower case are "
-            f"one, as on some disks). Got the names {names} instead; choose others by Teacher(..., name=...)."
-        )
-    if roles is not None and (not isinstance(roles, str) or not roles):
-        raise TypeError(
-            f"The 'roles' of TeacherStore.create must be the name of a role for all texts, or None. Got {roles!r} instead; for "
-            "several roles give (text, role) pairs."
-        )
-    if dtype not in DTYPES:
-        raise ValueError(
-            f"The 'dtype' of TeacherStore.create must be one of {', '.join(DTYPES)}. Got {dtype!r} instead."
-        )
-    if isinstance(shard_rows, bool) or not isinstance(shard_rows, int) or shard_rows < 1:
-        raise ValueError(
-            f"The 'shard_rows' of TeacherStore.create must be a whole number from 1. Got {shard_rows!r} instead."
-        )
-
-
-def prepare_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(
-            f"The 'path' of TeacherStore.create must be a folder. {folder} is a file: choose another name."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    present = {entry.name for entry in os.scandir(folder) if not entry.name.endswith(files.TEMPORARY)}
-    if DESCRIPTION not in present and present - {files.FolderLock.NAME}:
-        raise ValueError(
-            f"The 'path' of TeacherStore.create must be a store, or a new or empty folder. {folder} is neither: it has other "
-            "files; choose another folder."
-        )
-
-
-def _read_texts(texts: Iterable[Any], roles: str | None) -> Iterator[tuple[list[str], list[str]]]:
-    """Texts and their roles, a chunk at a time, checked."""
-    default = roles or ""
-    position = 0
-    iterator = iter(texts)
-    while chunk := list(itertools.islice(iterator, CHUNK)):
-        chunk_texts, chunk_roles = [], []
-        for place, item in enumerate(chunk, start=position):
-            if isinstance(item, str):
-                text, role = item, default
-            elif roles is None and isinstance(item, tuple | list) and len(item) == 2:
-                text, role = item[0], "" if item[1] is None else item[1]
-            else:
-                text = role = None  # type: ignore[assignment]
-            if not isinstance(text, str) or not isinstance(role, str):
-                expected = "a string or a (text, role) pair of strings" if roles is None else "a string"
-                raise TypeError(
-                    f"Every item of the 'texts' must be {expected}. Got {shorten(repr(item))} of type {type(item).__name__} at "
-                    f"position {place}."
-                )
-            chunk_texts.append(text)
-            chunk_roles.append(role)
-        yield chunk_texts, chunk_roles
-        position += len(chunk)
+_OUR_FILES = re.compile(r"\d{5,}(-\d+)?(\.[a-z]+)?\.npy")
 
 
 def _first_of_each(values: np.ndarray) -> np.ndarray:
     """Places of the first occurrence of each value, in order."""
     return np.sort(np.unique(values, return_index=True)[1])
-
-
-def _unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """The rows at unit length, zeros as they are."""
-    # By the largest entry first: the squares of large numbers overflow float32, those of small ones vanish.
-    largest = np.abs(vectors).max(axis=1, keepdims=True)
-    scaled = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
-    lengths = np.sqrt(np.einsum("ij,ij->i", scaled, scaled))[:, None]
-    return np.divide(scaled, lengths, out=scaled, where=lengths > 0)
-
-
-class _Shard:
-    """A file of vectors, and that of their text numbers, being written."""
-
-    def __init__(self, path: Path, dtype: str, dimension: int, variant: Variant) -> None:
-        self.path = path
-        self.variant = variant
-        self.numbers: list[np.ndarray] = []
-        self.started = time.monotonic()
-        self._writer = files.ArrayWriter(path, DTYPES[dtype], dimension)
-
-    @property
-    def rows(self) -> int:
-        return self._writer.rows
-
-    def append(self, vectors: np.ndarray, numbers: np.ndarray) -> None:
-        self._writer.append(_unit_rows(vectors))
-        self.numbers.append(numbers)
-
-    def close(self, folder: Path) -> TeacherShard:
-        vectors = self._writer.close()
-        texts_path = self.path.with_suffix(".texts.npy")
-        texts = files.write_array(texts_path, np.concatenate(self.numbers))
-        return TeacherShard(
-            self.rows,
-            *self.variant,
-            File(self.path.relative_to(folder).as_posix(), *vectors),
-            File(texts_path.relative_to(folder).as_posix(), *texts),
-        )
-
-    def discard(self) -> None:
-        self._writer.discard()
 
 
 class _Queue:
@@ -162,12 +48,14 @@ class _Queue:
 
 
 class Builder:
-    """One call of `TeacherStore.create`, while it holds the lock."""
+    """One call of `TeacherStore.create`: by the process that holds the lock, or by another of several processes."""
 
     def __init__(
         self,
         folder: Path,
         teachers: list[Teacher],
+        process: Alone,
+        *,
         dtype: str,
         shard_rows: int,
         shard_seconds: float,
@@ -175,23 +63,40 @@ class Builder:
     ) -> None:
         self.folder = folder
         self.teachers = teachers
+        self.process = process
         self.dtype = dtype
         self.shard_rows = shard_rows
         self.shard_seconds = shard_seconds
         self.show_progress = show_progress
+        self._leads = not isinstance(process, Member)
         exists = (folder / DESCRIPTION).exists()
-        self.contents = Contents(folder, read_description(folder) if exists else Description())
-        self.description = self.contents.description
-        self._remove_leftovers()
+        self.description = read_description(folder) if exists else Description()
+        self._changed = False
+        if self._leads and (remove := adopt(folder, self.description, process)) is not None:
+            files.write_json(folder / DESCRIPTION, self.description.to_json())
+            remove()
+        self.contents = Contents(folder, self.description)
         self._texts = len(self.contents.hashes)
         self._rows = len(self.contents.pairs)
         self._new_hashes: list[np.ndarray] = []
         self._new_pairs: list[np.ndarray] = []
-        self._changed = not exists
+        self._variants: dict[tuple[str, str], Variant] = {}
+        self._shared = 0  # vectors that all processes together have to add
+        self._finished: dict[str, list[TeacherShard]] = {teacher.name: [] for teacher in teachers}
+        if self._leads:
+            self._remove_leftovers()
         self._enter_teachers()
 
     def build(self, texts: Iterable[Any], roles: str | None) -> None:
-        self._commit()
+        if isinstance(self.process, Leader):
+            for chunk, chunk_roles in read_texts(texts, roles):
+                self._register(chunk, chunk_roles)
+                for role in set(chunk_roles):
+                    for teacher in self.teachers:
+                        self._variant(teacher, role)
+            self._changed = True
+            self._commit()
+            self.process.start()
         # Only what can be started anew can be given to one teacher after another.
         passes = [self.teachers] if iter(texts) is texts else [[teacher] for teacher in self.teachers]
         for teachers in passes:
@@ -200,15 +105,32 @@ class Builder:
             finally:
                 for teacher in teachers:
                     teacher.release()
+        if isinstance(self.process, Member):
+            self.process.finish()
+        if isinstance(self.process, Leader):
+            self._take_over(self.process.finish())
         if not self._rows:
             raise ValueError("The 'texts' of TeacherStore.create must be one at least. Got none.")
+
+    def _take_over(self, journals: list[Description]) -> None:
+        """Enter what the other processes have embedded."""
+        added = sum(shard.rows for shards in self._finished.values() for shard in shards)
+        added += sum(enter(self.description, journal) for journal in journals)
+        self._changed = True
+        self._commit()
+        if added != self._shared:
+            raise ValueError(
+                f"The 'texts' of TeacherStore.create must be the same in all {self.process.count} processes. Got "
+                f"{added} new vectors of the {self._shared} that process 0 counted; give every process all texts."
+            )
 
     # -- teachers
 
     def _enter_teachers(self) -> None:
         entries = self.description.teachers
         given = {teacher.name for teacher in self.teachers}
-        for name in [name for name, entry in entries.items() if not entry.shards and name not in given]:
+        idle = [name for name, entry in entries.items() if not entry.shards and name not in given]
+        for name in idle if self._leads else []:
             # A teacher that failed before its first vector, and is not asked again.
             del entries[name]
             self._changed = True
@@ -225,7 +147,14 @@ class Builder:
                     "than upper and lower case. Choose another: Teacher(..., name=...)."
                 )
             entry = Entry(teacher.label, teacher.revision, teacher.settings, None, self.dtype)
-            if known != entry:
+            if not self._leads:
+                if known is None:
+                    raise ValueError(
+                        f"The 'teachers' of TeacherStore.create must be the same in all {self.process.count} processes. "
+                        f"Process {self.process.number} has '{teacher.name}', which process 0 has not."
+                    )
+                self._check_identity(teacher, known)
+            elif known != entry:
                 entries[teacher.name] = entry
                 self._changed = True
 
@@ -246,6 +175,11 @@ class Builder:
         )
 
     def _variant(self, teacher: Teacher, role: str) -> Variant:
+        if (variant := self._variants.get((teacher.name, role))) is None:
+            variant = self._variants[teacher.name, role] = self._checked_variant(teacher, role)
+        return variant
+
+    def _checked_variant(self, teacher: Teacher, role: str) -> Variant:
         known = self.description.teachers[teacher.name].roles
         variant = teacher.variant(role or None)
         if role not in known:
@@ -266,25 +200,22 @@ class Builder:
 
         queues: dict[tuple[str, Variant], _Queue] = {}
         wanted = {teacher.name: Column() for teacher in teachers if teacher.is_stored}
-        variants: dict[tuple[str, str], Variant] = {}
         with tqdm(
             total=len(texts) * len(teachers) if isinstance(texts, Sized) else None,
             desc=", ".join(teacher.name for teacher in teachers),
             unit=" texts",
             file=sys.stderr,
-            disable=not self.show_progress,
+            disable=not (self.show_progress and self._leads),
             mininterval=0.1 if sys.stderr is not None and sys.stderr.isatty() else 30.0,
             smoothing=0.05,
         ) as bar:
-            for chunk, chunk_roles in _read_texts(texts, roles):
+            for chunk, chunk_roles in read_texts(texts, roles):
                 numbers = self._register(chunk, chunk_roles)
                 by_role = _places(chunk_roles)
                 for teacher in teachers:
                     queued = 0
                     for role, places in by_role.items():
-                        if (teacher.name, role) not in variants:
-                            variants[teacher.name, role] = self._variant(teacher, role)
-                        variant = variants[teacher.name, role]
+                        variant = self._variant(teacher, role)
                         missing = self._claim(teacher, variant, numbers, places)
                         queued += len(missing)
                         if teacher.is_stored:
@@ -313,6 +244,11 @@ class Builder:
         fresh: dict[bytes, int] = {}
         for place in np.flatnonzero(numbers < 0).tolist():
             numbers[place] = fresh.setdefault(hashes[place].tobytes(), self._texts + len(fresh))
+        if fresh and not self._leads:
+            raise ValueError(
+                f"The 'texts' of TeacherStore.create must be the same in all {self.process.count} processes. Process "
+                f"{self.process.number} has {len(fresh)} that process 0 has not; give every process all texts."
+            )
         if fresh:
             added = np.frombuffer(b"".join(fresh), dtype=np.uint8).reshape(-1, HASH_BYTES)
             self.contents.table.add(added, self._texts)
@@ -339,23 +275,36 @@ class Builder:
         missing = places[column.get(numbers[places]) < 0]
         missing = missing[_first_of_each(numbers[missing])]
         column.set(numbers[missing], 0)
-        return missing
+        self._shared += len(missing)
+        return missing[self._is_ours(teacher, numbers[missing])]
+
+    def _is_ours(self, teacher: Teacher, numbers: np.ndarray) -> np.ndarray:
+        """Which of the text numbers are this process's share.
+
+        By chance, which is another in each build: the shares are even whatever is missing, in whatever order it comes.
+        """
+        if self.process.count == 1:
+            return np.full(len(numbers), True)
+        if teacher.is_stored:  # read once, not once by each process
+            return np.full(len(numbers), self.process.number == 0)
+        # The mixing function of splitmix64.
+        mixed = numbers.astype(np.uint64) + np.uint64(self.process.salt)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return (mixed ^ (mixed >> np.uint64(31))) % np.uint64(self.process.count) == self.process.number
 
     def _ask(self, queue: _Queue, bar: Any) -> None:
         """Embed a shard's worth of a queue."""
         texts, queue.texts = queue.texts[: self.shard_rows], queue.texts[self.shard_rows :]
         numbers, queue.numbers = queue.numbers[: self.shard_rows], queue.numbers[self.shard_rows :]
-        # Texts of like length in a batch waste little padding; the longest first, so that memory runs out at once if ever.
-        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+        # The longest first, so that memory runs out at once if ever, and a function's batches are of like length.
+        order = np.array(sorted(range(len(texts)), key=lambda place: -len(texts[place])))
+        texts = [texts[place] for place in order]
+        ordered = np.array(numbers, dtype=np.int64)[order]
 
         def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for start in range(0, len(order), _MODEL_CALL):
-                places = order[start : start + _MODEL_CALL]
-                done = 0
-                for vectors in queue.teacher.encode_blocks([texts[place] for place in places], queue.variant):
-                    block = places[done : done + len(vectors)]
-                    yield vectors, np.array([numbers[place] for place in block], dtype=np.int64)
-                    done += len(vectors)
+            for places, vectors in queue.teacher.encode_blocks(texts, queue.variant):
+                yield vectors, ordered[places]
 
         self._write(queue.teacher, queue.variant, blocks(), bar)
 
@@ -385,7 +334,7 @@ class Builder:
     def _text(self, number: int, texts: Iterable[Any], roles: str | None) -> str:
         """A text by its number; only its hash is kept, so the texts are gone through again, where they can be."""
         if iter(texts) is not texts:
-            for chunk, _ in _read_texts(texts, roles):
+            for chunk, _ in read_texts(texts, roles):
                 found = np.flatnonzero(self.contents.table.find(hash_texts(chunk)) == number)
                 if len(found):
                     return chunk[found[0]]
@@ -397,70 +346,83 @@ class Builder:
         self, teacher: Teacher, variant: Variant, blocks: Iterator[tuple[np.ndarray, np.ndarray]], bar: Any
     ) -> None:
         """Write vectors and their text numbers to shards, each committed when it is full."""
-        shard: _Shard | None = None
+        shard: NewTeacherShard | None = None
         try:
             for vectors, numbers in blocks:
                 if shard is None:
                     shard = self._new_shard(teacher, variant, vectors.shape[1])
                 shard.append(vectors, numbers)
                 bar.update(len(numbers))
+                self.process.check()
                 if shard.rows >= self.shard_rows or time.monotonic() - shard.started >= self.shard_seconds:
-                    self._finish(teacher, shard)
+                    self._commit(teacher, shard)
                     shard = None
         except BaseException:
             # What the teacher has answered before it failed was paid for; it is kept if the disk still takes it.
-            if shard is not None:
-                try:
-                    self._finish(teacher, shard)
-                except Exception:
+            try:
+                self._commit(teacher, shard)
+            except Exception:
+                if shard is not None:
                     shard.discard()
             raise
         if shard is not None:
-            self._finish(teacher, shard)
+            self._commit(teacher, shard)
 
-    def _new_shard(self, teacher: Teacher, variant: Variant, dimension: int) -> _Shard:
+    def _new_shard(self, teacher: Teacher, variant: Variant, dimension: int) -> NewTeacherShard:
         entry = self.description.teachers[teacher.name]
         if entry.dimension not in (None, dimension):
             raise self._other_teacher(teacher, "the dimension", entry.dimension, dimension)
         entry.dimension = dimension
-        path = self._next(f"teachers/{teacher.name}", [shard.vectors.file for shard in entry.shards])
-        return _Shard(path.with_suffix(".npy"), entry.dtype, dimension, variant)
-
-    def _finish(self, teacher: Teacher, shard: _Shard) -> None:
-        closed = shard.close(self.folder)
-        self.description.teachers[teacher.name].shards.append(closed)
-        self._changed = True
-        self._commit()
+        stem = self._next(f"teachers/{teacher.name}", [shard.vectors.file for shard in entry.shards])
+        if self.process.number:
+            stem = stem.with_name(f"{stem.name}-{self.process.number}")
+        return NewTeacherShard(self.folder, stem, entry.dtype, dimension, variant)
 
     def _next(self, folder: str, named: list[str]) -> Path:
         """The next free number in a folder, which is made."""
         taken = [int(match[0]) for file in named if (match := re.match(r"\d+", file.rpartition("/")[2]))]
         parent = self.folder / folder
-        parent.mkdir(parents=True, exist_ok=True)
+        if not parent.is_dir():
+            parent.mkdir(parents=True, exist_ok=True)
+            files.flush_folder(parent.parent)
         return parent / f"{max(taken, default=-1) + 1:05d}"
 
-    def _commit(self) -> None:
-        """Make everything so far part of the store."""
+    def _commit(self, teacher: Teacher | None = None, shard: NewTeacherShard | None = None) -> None:
+        """Make everything so far part of the store, a finished shard of a teacher included."""
+        index: NewIndexShard | None = None
         if self._new_hashes or self._new_pairs:
-            hashes = np.concatenate([np.empty((0, HASH_BYTES), np.uint8), *self._new_hashes])
-            pairs = np.concatenate(self._new_pairs)
-            path = self._next("index", [shard.hashes.file for shard in self.description.index])
-            written = {}
-            for kind, array in [("hashes", hashes), ("pairs", pairs)]:
-                target = path.with_name(f"{path.name}.{kind}.npy")
-                written[kind] = File(target.relative_to(self.folder).as_posix(), *files.write_array(target, array))
-            self.description.index.append(IndexShard(len(hashes), len(pairs), written["hashes"], written["pairs"]))
+            stem = self._next("index", [shard.hashes.file for shard in self.description.index])
+            index = NewIndexShard(self.folder, stem, self._new_hashes, self._new_pairs)
+        try:
+            written = close(*(new for new in (index, shard) if new is not None))
+        except BaseException:
+            if index is not None:
+                index.discard()
+            raise
+        if index is not None:
+            self.description.index.append(index.shard(written))
             self._new_hashes, self._new_pairs = [], []
-            self._changed = True
-        if self._changed:
-            files.write_json(self.folder / DESCRIPTION, self.description.to_json())
+        if teacher is not None and shard is not None:
+            closed = shard.shard(written)
+            self.description.teachers[teacher.name].shards.append(closed)
+            self._finished[teacher.name].append(closed)
+        if written or self._changed:
+            if isinstance(self.process, Member):
+                own = {
+                    name: replace(entry, shards=self._finished[name])
+                    for name, entry in self.description.teachers.items()
+                    if name in self._finished
+                }
+                self.process.write_journal(Description(teachers=own))
+            else:
+                files.write_json(self.folder / DESCRIPTION, self.description.to_json())
             self._changed = False
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed build left: unfinished files, and finished ones that it could not enter any more."""
         named = {file.file for shard in self.description.index for file in (shard.hashes, shard.pairs)}
         for entry in self.description.teachers.values():
-            named |= {file.file for shard in entry.shards for file in (shard.vectors, shard.texts)}
+            named |= {file.file for shard in entry.shards for file in shard.files}
         teachers = self.folder / "teachers"
         folders = [self.folder, self.folder / "index", *(sorted(teachers.iterdir()) if teachers.is_dir() else [])]
         for folder in folders:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from st_distill import files
+from st_distill.store.dtypes import DTYPES, SCALES
 from st_distill.teacher import Variant, check_name
 from st_distill.vectors import shorten
 
@@ -22,7 +23,6 @@ FORMAT = "st-distill teacher store"
 VERSION = 1
 DESCRIPTION = "store.json"
 HASH_BYTES = 16
-DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,21 @@ class TeacherShard:
     task: str | None
     vectors: File
     texts: File
+    scales: File | None = None
 
     @property
     def variant(self) -> Variant:
         return Variant(self.prompt, self.task)
+
+    @property
+    def files(self) -> list[File]:
+        return [file for file in (self.vectors, self.texts, self.scales) if file is not None]
+
+    def to_json(self) -> dict[str, Any]:
+        described = asdict(self)
+        if self.scales is None:
+            del described["scales"]
+        return described
 
 
 @dataclass
@@ -81,7 +92,8 @@ class Description:
         for name, entry in self.teachers.items():
             described = asdict(entry)
             described["roles"] = {role: variant._asdict() for role, variant in entry.roles.items()}
-            shards = described.pop("shards")
+            del described["shards"]
+            shards = [shard.to_json() for shard in entry.shards]
             teachers[name] = described | {"normalized": True, "shards": shards}
         return {
             "format": FORMAT,
@@ -147,13 +159,17 @@ class _Reader:
 
 
 def read_description(folder: Path) -> Description:
-    path = folder / DESCRIPTION
     try:
-        content = files.read_json(path)
+        return read_journal(folder / DESCRIPTION)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(
             f"{folder} is no teacher store, because it has no {DESCRIPTION}. Make one with TeacherStore.create."
         ) from error
+
+
+def read_journal(path: Path) -> Description:
+    """A description under any name: one process's part of a store is written in the same way as the whole."""
+    content = files.read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe a teacher store. Give the folder that TeacherStore.create made.")
     reader = _Reader(path, content)
@@ -190,7 +206,11 @@ def _read_entry(reader: _Reader, name: str) -> Entry:
         raise reader.error("must be normalized (or needs a later st-distill)", reader.value.get("normalized"))
     shards = [
         TeacherShard(
-            shard.count("rows", 1), *shard.variant(), shard.file("vectors", folder), shard.file("texts", folder)
+            shard.count("rows", 1),
+            *shard.variant(),
+            shard.file("vectors", folder),
+            shard.file("texts", folder),
+            shard.file("scales", folder) if DTYPES[dtype].has_scales else None,
         )
         for shard in reader.each("shards")
     ]
@@ -383,7 +403,10 @@ class Contents:
         for shard, start in zip(entry.shards, entry.starts()):
             vectors = self.path(shard.vectors)
             self._check_size(vectors, shard.vectors)
-            self._check_header(vectors, (shard.rows, entry.dimension or 0), DTYPES[entry.dtype])
+            self._check_header(vectors, (shard.rows, entry.dimension or 0), DTYPES[entry.dtype].array)
+            if shard.scales is not None:
+                self._check_size(self.path(shard.scales), shard.scales)
+                self._check_header(self.path(shard.scales), (shard.rows,), SCALES)
             texts = self._read(shard.texts, (shard.rows,), np.int64)
             if texts.min() < 0 or texts.max() >= len(self.hashes):
                 raise _damaged(self.path(shard.texts), f"a text number is outside the {len(self.hashes)} texts")

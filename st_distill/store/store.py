@@ -41,15 +41,18 @@ import numpy as np
 import torch
 
 from st_distill import files
-from st_distill.store.build import CHUNK, Builder, check_create, prepare_folder
-from st_distill.store.format import DTYPES, Contents, hash_texts, read_description
+from st_distill.store.build import Builder
+from st_distill.store.dtypes import DTYPES
+from st_distill.store.format import Contents, hash_texts, read_description
+from st_distill.store.labels import add_labels
+from st_distill.store.processes import Alone, Leader, Member
+from st_distill.store.texts import check_create, prepare_folder
 from st_distill.teacher import Teacher
 from st_distill.vectors import shorten
 
 __all__ = ["StoreView", "TeacherStore"]
 
 _OPEN_SHARDS = 128  # each open map holds a file descriptor, of which a process has few
-_LABEL_COLUMNS = ("label", "labels", "score", "scores")  # the names sentence-transformers takes for labels
 
 
 class TeacherStore:
@@ -92,6 +95,7 @@ class TeacherStore:
         shard_rows: int = 16384,
         shard_seconds: float = 600.0,
         show_progress: bool = True,
+        process: tuple[int, int] | None = None,
     ) -> TeacherStore:
         """Embed what is missing, and open the store.
 
@@ -119,13 +123,27 @@ class TeacherStore:
             BlockingIOError: another process is writing to this store.
         """
         given = [teachers] if isinstance(teachers, Teacher) else teachers
-        check_create(texts, given, roles, dtype, shard_rows)
+        number, count = check_create(texts, given, roles, dtype, shard_rows, process)
         folder = Path(path).absolute()
         prepare_folder(folder)
+
+        def build(part: Alone) -> TeacherStore:
+            with part:
+                Builder(
+                    folder,
+                    list(given),
+                    part,
+                    dtype=dtype,
+                    shard_rows=shard_rows,
+                    shard_seconds=shard_seconds,
+                    show_progress=show_progress,
+                ).build(texts, roles)
+                return cls(folder)
+
+        if number:
+            return build(Member(folder, number, count))
         with files.FolderLock(folder, purpose="a store is being written"):
-            builder = Builder(folder, list(given), dtype, shard_rows, shard_seconds, show_progress)
-            builder.build(texts, roles)
-        return cls(folder)
+            return build(Leader(folder, number, count) if count > 1 else Alone(folder))
 
     # Copies share the index, which nothing changes: a loss that a trainer copies brings its store along.
     def __deepcopy__(self, memo: dict[int, Any]) -> TeacherStore:
@@ -188,7 +206,7 @@ class TeacherStore:
                     "dtype": entry.dtype,
                     "prompts": {role or None: variant.prompt for role, variant in entry.roles.items()},
                     "vectors": sum(shard.rows for shard in entry.shards),
-                    "bytes": sum(shard.vectors.bytes + shard.texts.bytes for shard in entry.shards),
+                    "bytes": sum(file.bytes for shard in entry.shards for file in shard.files),
                 }
                 for name, entry in description.teachers.items()
             },
@@ -270,6 +288,23 @@ class TeacherStore:
         """
         return self._gather(ids, self._chosen(teachers, weights))
 
+    def stored(self, ids: Any, *, teacher: str) -> np.ndarray:
+        """One teacher's vectors of rows as they are on disk: in the store's dtype (bfloat16 as the uint16 of its bits, int8
+        without the scales), of shape (..., dimension) for ``ids`` of shape (...).
+        """
+        shape, rows = self._row_numbers(ids)
+        vectors = self._vectors(next(iter(self._chosen([teacher], None))), rows)
+        return vectors.reshape(*shape, vectors.shape[1])
+
+    def shards(self, ids: Any, *, teacher: str | None = None) -> np.ndarray:
+        """Number of the file that has each row's vector by a teacher, by default the first: int64 (...) for ids (...).
+
+        Rows that are read one after another are read faster when they are of one file; all teachers of a store that was
+        built in one go have the same texts in files of the same number.
+        """
+        shape, rows = self._row_numbers(ids)
+        return self._places(next(iter(self._chosen(teacher, None))), rows)[0].reshape(shape)
+
     def view(
         self,
         *,
@@ -296,47 +331,7 @@ class TeacherStore:
             TypeError, ValueError: a column is missing or holds no strings, there is a label column already, or a text is not
                 in the store.
         """
-        names = [columns] if isinstance(columns, str) else list(columns)
-        role_of = _roles_of(names, roles)
-        if isinstance(dataset, dict):  # a DatasetDict is one
-            return type(dataset)({name: self.add_labels(part, columns, roles=roles) for name, part in dataset.items()})
-        if not hasattr(dataset, "with_format"):
-            raise TypeError(
-                "The 'dataset' of add_labels must be a datasets.Dataset, IterableDataset, or dictionary of them. "
-                f"Got {type(dataset).__name__} instead."
-            )
-        _check_label_columns(dataset.column_names, names)
-        if not hasattr(dataset, "__len__"):
-            return self._label_stream(dataset, names, role_of)
-
-        import pyarrow as pa
-
-        labels = np.empty((len(dataset), len(names)), dtype=np.int64)
-        selected = dataset.select_columns(names).with_format(None)
-        for start in range(0, len(dataset), CHUNK):
-            batch = selected[start : start + CHUNK]
-            for place, name in enumerate(names):
-                what = f"text of column '{name}'"
-                labels[start : start + CHUNK, place] = self._ids(batch[name], role_of[name], what, start)
-        flat = pa.array(labels.reshape(-1))
-        return dataset.add_column(
-            "label", flat if len(names) == 1 else pa.FixedSizeListArray.from_arrays(flat, len(names))
-        )
-
-    def _label_stream(self, dataset: Any, names: list[str], role_of: Mapping[str, str | None]) -> Any:
-        from datasets import Features, Sequence, Value
-
-        def label(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-            _check_label_columns(list(batch), names)  # a stream may not know its columns before
-            parts = [self._ids(batch[name], role_of[name], f"text of column '{name}'").tolist() for name in names]
-            return {"label": parts[0] if len(names) == 1 else [list(row) for row in zip(*parts)]}
-
-        features = None
-        if dataset.features is not None:
-            number = Value("int64")
-            new = number if len(names) == 1 else Sequence(number, length=len(names))
-            features = Features(dataset.features | {"label": new})
-        return dataset.map(label, batched=True, features=features)
+        return add_labels(self._ids, dataset, columns, roles)
 
     def _dimension(self, name: str) -> int:
         dimension = self._contents.description.teachers[name].dimension
@@ -379,15 +374,15 @@ class TeacherStore:
 
     def _gather(self, ids: Any, chosen: Mapping[str, float]) -> torch.Tensor:
         shape, rows = self._row_numbers(ids)
-        texts, roles = self._contents.pairs[rows].T
         widths = [self._dimension(name) for name in chosen]
         result = torch.empty((len(rows), sum(widths)), dtype=torch.float32)
         parts = result.split(widths, dim=1)
         squares = torch.zeros(len(rows))
         scales = []
         for part, (name, weight) in zip(parts, chosen.items()):
-            part.copy_(torch.from_numpy(self._vectors(name, rows, texts, roles)))
-            lengths = torch.linalg.vector_norm(part, dim=1)  # not quite 1, after rounding to float16
+            decode = DTYPES[self._contents.description.teachers[name].dtype].decode
+            part.copy_(decode(self._vectors(name, rows)))
+            lengths = torch.linalg.vector_norm(part, dim=1)  # not quite 1, after rounding to fewer bits
             scales.append(torch.where(lengths > 0, weight / lengths, 0.0))
             squares += torch.where(lengths > 0, weight**2, 0.0)
         lengths = squares.sqrt_()
@@ -411,8 +406,25 @@ class TeacherStore:
             )
         return rows.shape, flat
 
-    def _vectors(self, name: str, rows: np.ndarray, texts: np.ndarray, roles: np.ndarray) -> np.ndarray:
+    def _vectors(self, name: str, rows: np.ndarray) -> np.ndarray:
         """One teacher's vectors as they are on disk: (rows, dimension)."""
+        shards, places = self._places(name, rows)
+        dtype = DTYPES[self._contents.description.teachers[name].dtype].array
+        vectors = np.empty((len(rows), self._dimension(name)), dtype=dtype)
+        present = np.unique(shards)
+        for shard in present:
+            stored = self._map(name, int(shard))
+            if len(present) == 1:
+                # The places are known to be inside; 'clip' spares the copy that numpy makes to be able to raise.
+                np.take(stored, places, axis=0, out=vectors, mode="clip")
+            else:
+                here = np.flatnonzero(shards == shard)
+                vectors[here] = stored[places[here]]
+        return vectors
+
+    def _places(self, name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One teacher's shard of each row, and the row's place in it: twice int64 (rows,)."""
+        texts, roles = self._contents.pairs[rows].T
         entry = self._contents.description.teachers[name]
         positions = np.full(len(rows), -1, dtype=np.int64)
         for number, role in enumerate(self._contents.description.roles):
@@ -430,18 +442,7 @@ class TeacherStore:
             )
         starts = self._starts[name]
         shards = np.searchsorted(starts, positions, side="right") - 1
-        positions -= starts[shards]
-        vectors = np.empty((len(rows), self._dimension(name)), dtype=DTYPES[entry.dtype])
-        present = np.unique(shards)
-        for shard in present:
-            stored = self._map(name, int(shard))
-            if len(present) == 1:
-                # Positions are known to be inside; 'clip' spares the copy that numpy makes to be able to raise.
-                np.take(stored, positions, axis=0, out=vectors, mode="clip")
-            else:
-                here = np.flatnonzero(shards == shard)
-                vectors[here] = stored[positions[here]]
-        return vectors
+        return shards, positions - starts[shards]
 
     def _open_map(self, name: str, shard: int) -> np.ndarray:
         file = self._contents.description.teachers[name].shards[shard].vectors
@@ -484,6 +485,10 @@ class StoreView:
         """As `TeacherStore.gather`, with the view's teachers and weights."""
         return self.store._gather(ids, self.weights)
 
+    def shards(self, ids: Any) -> np.ndarray:
+        """As `TeacherStore.shards`, for the view's first teacher."""
+        return self.store.shards(ids, teacher=self.teachers[0])
+
     def ids(self, texts: Sequence[str], *, role: str | None = None) -> np.ndarray:
         """As `TeacherStore.ids`."""
         return self.store.ids(texts, role=role)
@@ -493,29 +498,3 @@ class StoreView:
     ) -> Any:
         """As `TeacherStore.add_labels`."""
         return self.store.add_labels(dataset, columns, roles=roles)
-
-
-def _roles_of(columns: list[str], roles: Any) -> dict[str, str | None]:
-    if not columns or len(set(columns)) < len(columns):
-        raise ValueError(f"The 'columns' of add_labels must be distinct names, one at least. Got {columns} instead.")
-    if roles is None or isinstance(roles, str):
-        return dict.fromkeys(columns, roles)
-    if not isinstance(roles, Mapping):
-        raise TypeError(
-            f"The 'roles' of add_labels must be a role, or a mapping of columns to roles. Got {type(roles).__name__} instead."
-        )
-    if strangers := [name for name in roles if name not in columns]:
-        raise ValueError(f"The 'roles' of add_labels must be for columns among {columns}. Got {strangers} too.")
-    return {name: roles.get(name) for name in columns}
-
-
-def _check_label_columns(present: Sequence[str] | None, wanted: Sequence[str]) -> None:
-    if present is None:
-        return
-    if missing := [name for name in wanted if name not in present]:
-        raise ValueError(f"The 'columns' of add_labels must be columns of the dataset, {present}. Got {missing} too.")
-    if taken := [name for name in _LABEL_COLUMNS if name in present]:
-        raise ValueError(
-            f"The dataset of add_labels must have no label column yet, because a trainer takes the first it finds. It has "
-            f"{taken}: remove or rename it first, with dataset.remove_columns({taken})."
-        )

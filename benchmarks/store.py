@@ -1,0 +1,264 @@
+"""What the teacher store costs: to build, to read, in fidelity.
+
+    python benchmarks/store.py build --model MINILM --data DATA         rate beside SentenceTransformer.encode
+    python benchmarks/store.py scale                                    cost per text from 10 thousand to 1 million
+    python benchmarks/store.py read                                     a batch of labels; order of reading
+    python benchmarks/store.py fidelity --model MINILM --data DATA      what each dtype loses
+    python benchmarks/store.py import                                   memory of taking over a parquet file
+
+MINILM is the name or folder of a model, DATA a folder with wikisplit/*.parquet and novel_parts_4k/*.parquet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+
+from st_distill import Teacher, TeacherStore
+from st_distill.sampler import StoreOrderBatchSampler
+from st_distill.store.dtypes import DTYPES
+
+
+def peak() -> str:
+    """The most memory that this process has had."""
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB"
+
+
+def sentences(data: Path, count: int) -> list[str]:
+    found = pq.read_table(sorted((data / "wikisplit").glob("*.parquet"))[0]).column("complex").to_pylist()
+    return list(dict.fromkeys(found))[:count]
+
+
+def mixed(model: SentenceTransformer, data: Path, count: int) -> list[str]:
+    """Sentences, and a tenth as many pieces of novels, of 256 tokens each, shuffled."""
+    texts = sentences(data, count)
+    pieces: list[str] = []
+    for novel in pq.read_table(data / "novel_parts_4k").column("text").to_pylist():
+        tokens = model.tokenizer(novel, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = tokens["offset_mapping"]
+        parts = [offsets[start : start + 254] for start in range(0, len(offsets), 254)]
+        pieces += [novel[part[0][0] : part[-1][1]] for part in parts]
+        if len(pieces) >= count // 10:
+            break
+    texts += pieces[: count // 10]
+    return [texts[place] for place in np.random.default_rng(0).permutation(len(texts))]
+
+
+def unsorted(model: SentenceTransformer, texts: list[str]) -> None:
+    for start in range(0, len(texts), 32):
+        model.encode(texts[start : start + 32], batch_size=32, show_progress_bar=False)
+
+
+def build(options: argparse.Namespace) -> None:
+    model = SentenceTransformer(options.model)
+    model.max_seq_length = 256
+    texts = mixed(model, options.data, options.texts)
+    model.encode(texts[:64], show_progress_bar=False)
+    seconds: dict[str, list[float]] = {"store": [], "encode": [], "arrival order": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(options.rounds):
+            ways = {
+                "store": partial(
+                    TeacherStore.create,
+                    *(f"{folder}/{number}", texts, Teacher(model, name="m", revision="1")),
+                    show_progress=False,
+                ),
+                "encode": lambda: model.encode(texts, batch_size=32, show_progress_bar=False),
+                "arrival order": lambda: unsorted(model, texts),
+            }
+            for name, way in ways.items():
+                started = time.perf_counter()
+                way()
+                seconds[name].append(time.perf_counter() - started)
+    rates = {name: len(texts) / statistics.median(values) for name, values in seconds.items()}
+    for name, rate in rates.items():
+        print(f"{name}: {rate:.1f} texts/s (median of {options.rounds})")
+    print(f"store / encode: {rates['store'] / rates['encode']:.3f}")
+    print(f"store / arrival order: {rates['store'] / rates['arrival order']:.2f}")
+    print(f"{len(texts)} texts, peak memory {peak()}")
+
+
+def free_teacher(dimension: int) -> Teacher:
+    vectors = np.random.default_rng(0).standard_normal((1024, dimension), dtype=np.float32)
+    return Teacher(lambda texts: vectors[: len(texts)], name="free", revision="1", batch_size=1024)
+
+
+def scale_once(options: argparse.Namespace) -> None:
+    texts = [f"This is sentence number {number}, and it is as long as many are." for number in range(options.texts)]
+    with tempfile.TemporaryDirectory() as folder:
+        TeacherStore.create(f"{folder}/warm", texts[:64], free_teacher(384), show_progress=False)
+        seconds = []
+        for number in range(options.rounds):
+            started = time.perf_counter()
+            TeacherStore.create(f"{folder}/{number}", texts, free_teacher(384), show_progress=False)
+            seconds.append(time.perf_counter() - started)
+    print(f"{options.texts}: {1e6 * statistics.median(seconds) / len(texts):.2f} us/text, peak memory {peak()}")
+
+
+def scale(options: argparse.Namespace) -> None:
+    for texts, rounds in [(10_000, 21), (100_000, 7), (1_000_000, 3)]:  # a process each, for the memory of each
+        command = [sys.executable, __file__, "scale", "--texts", str(texts), "--rounds", str(rounds)]
+        subprocess.run(command, check=True)
+
+
+def milliseconds(function, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times)
+
+
+def drop_cache(folder: Path) -> None:
+    for path in folder.rglob("*.npy"):
+        handle = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def stored(store: TeacherStore, ids: np.ndarray) -> None:
+    for teacher in store.teachers:
+        store.stored(ids, teacher=teacher)
+
+
+def read(options: argparse.Namespace) -> None:
+    generator = np.random.default_rng(0)
+    folder = Path(options.folder or tempfile.mkdtemp()) / "store"
+    texts = [f"text {number}" for number in range(options.rows)]
+    one, four = folder / "one", folder / "four"
+    if not folder.exists():
+        TeacherStore.create(one, texts, free_teacher(12_288), shard_rows=options.shard_rows, show_progress=False)
+        teachers = []
+        for number in range(4):
+            teacher = free_teacher(3072)
+            teacher.name = f"free{number}"
+            teachers.append(teacher)
+        TeacherStore.create(four, texts, teachers, shard_rows=options.shard_rows, show_progress=False)
+    for name, path in [("1 teacher of 12288", one), ("4 teachers of 3072", four)]:
+        store = TeacherStore.open(path)
+        for where, high in [("in one shard", options.shard_rows), ("anywhere", options.rows)]:
+            ids = generator.integers(0, high, 128)
+            rows = milliseconds(partial(stored, store, ids), 50)
+            label = milliseconds(partial(store.gather, ids), 50)
+            print(f"{name}, 128 rows {where}, cached: float16 rows {rows:.2f} ms, label {label:.2f} ms")
+    dataset = Dataset.from_dict({"label": list(range(options.rows))})
+    store = TeacherStore.open(one)
+    for name, batches in [
+        ("random order", np.array_split(generator.permutation(options.rows), options.rows // 128)),
+        ("windows of 4 shards", StoreOrderBatchSampler(dataset, 128, False, store=store, window_shards=4)),
+        ("in order", np.array_split(np.arange(options.rows), options.rows // 128)),
+    ]:
+        store = TeacherStore.open(one)
+        drop_cache(one)
+        started = time.perf_counter()
+        for batch in batches:
+            store.gather(batch)
+        seconds = time.perf_counter() - started
+        size = store.describe()["teachers"]["free"]["bytes"]
+        print(f"{name}, cold: {options.rows / seconds:.0f} rows/s, {size / seconds / 1e6:.0f} MB/s")
+
+
+def fidelity(options: argparse.Namespace) -> None:
+    model = SentenceTransformer(options.model)
+    texts = sentences(options.data, options.texts)
+    vectors = model.encode(texts, show_progress_bar=False).astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    similarities = vectors @ vectors.T
+    print("| dtype | bytes per number | 1 - cosine, mean | worst | change of similarity, mean | worst |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype, stored in DTYPES.items():
+            teacher = Teacher.from_vectors(vectors, texts=texts, name="t")
+            store = TeacherStore.create(f"{folder}/{dtype}", texts, teacher, dtype=dtype, show_progress=False)
+            kept = store.gather(store.ids(texts)).numpy().astype(np.float64)
+            kept /= np.linalg.norm(kept, axis=1, keepdims=True)
+            # Half the squared distance of unit vectors is 1 - cosine, without the cancellation.
+            loss = ((kept - vectors) ** 2).sum(axis=1) / 2
+            change = np.abs(kept @ kept.T - similarities)
+            print(
+                f"| {dtype} | {stored.array.itemsize} | {loss.mean():.1e} | {loss.max():.1e} | {change.mean():.1e} | "
+                f"{change.max():.1e} |"
+            )
+
+
+def import_once(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path, rows, width = f"{folder}/vectors.parquet", options.texts, 384
+        schema = pa.schema([("text", pa.string()), ("vector", pa.list_(pa.float32()))])
+        with pq.ParquetWriter(path, schema) as writer:
+            generator = np.random.default_rng(0)
+            for start in range(0, rows, 10_000):
+                flat = generator.standard_normal(10_000 * width, dtype=np.float32)
+                lists = pa.ListArray.from_arrays(np.arange(0, len(flat) + 1, width, dtype=np.int32), flat)
+                texts = pa.array([f"text {number}" for number in range(start, start + 10_000)])
+                writer.write_table(pa.table({"text": texts, "vector": lists}, schema=schema))
+        if options.kind == "parquet":
+            vectors, column = path, None
+        else:
+            vectors, column = Dataset.from_parquet(path, cache_dir=folder), "vector"
+        before = peak()
+        texts = (f"text {number}" for number in range(rows))
+        teacher = Teacher.from_vectors(vectors, column=column, name="t")
+        started = time.perf_counter()
+        TeacherStore.create(f"{folder}/store", texts, teacher, show_progress=False)
+        seconds = time.perf_counter() - started
+    print(
+        f"{options.kind}, {rows} vectors of {width} ({rows * width * 4 / 1e6:.0f} MB): {1e6 * seconds / rows:.0f} us/vector, "
+        f"peak memory {peak()} (before {before})"
+    )
+
+
+def import_vectors(options: argparse.Namespace) -> None:
+    for kind in ("parquet", "dataset"):
+        for texts in (100_000, 500_000):
+            command = [sys.executable, __file__, "import", "--texts", str(texts), "--kind", kind]
+            subprocess.run(command, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, function in {
+        "build": build,
+        "scale": scale,
+        "read": read,
+        "fidelity": fidelity,
+        "import": import_vectors,
+    }.items():
+        command = commands.add_parser(name)
+        command.set_defaults(function=function)
+        if name in ("build", "fidelity"):
+            command.add_argument("--model", required=True, help="name or folder of the teacher")
+            command.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+        defaults = {"build": 3000, "fidelity": 2000}
+        command.add_argument("--texts", type=int, default=defaults.get(name), help="how many texts")
+        command.add_argument("--rounds", type=int, default=1)
+        command.add_argument("--kind", choices=("parquet", "dataset"))
+        command.add_argument("--folder", help="where the store for reading is kept, or is already")
+        command.add_argument("--rows", type=int, default=81_920)
+        command.add_argument("--shard-rows", type=int, default=4096)
+    options = parser.parse_args()
+    if options.function is scale and options.texts is not None:
+        options.function = partial(scale_once)
+    if options.function is import_vectors and options.texts is not None:
+        options.function = partial(import_once)
+    options.function(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""How several processes, on one machine or on many with a shared folder, build one store.
+
+The first process (number 0) holds the store's lock, registers the texts, and is the only one that writes store.json. Every
+process embeds its share of the missing texts and writes its own shards; those of the others stand in a journal of their own
+until the first process enters them in store.json, at the end, or at the beginning of the next build after a crash. They
+speak to each other through files, because shares take hours, which a barrier of torch.distributed does not wait for::
+
+    processes/current.json              the session (a random name) of the build that the lock's holder runs
+    processes/SESSION/0.json            state of the first process; the tickets of those it has seen
+    processes/SESSION/1.json            state of another process, with its ticket
+    processes/SESSION/1.journal.json    its shards, as in store.json
+    processes/SESSION/1.lock            held by it as long as it lives
+
+A session that lies there from a build that died cannot be taken for the present one: a process starts when the first one
+has written the ticket that it has drawn itself. All of this is removed when the build ends well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from st_distill import files
+from st_distill.store.format import Description, TeacherShard, read_journal
+
+__all__ = ["Alone", "Leader", "Member", "adopt", "process_of_environment"]
+
+FOLDER = "processes"
+_ARRIVAL_SECONDS = 600.0  # for all processes to come: they may import and load for minutes, at very different speed
+_REMNANT_SECONDS = 10.0  # for the processes of an earlier build to end
+_CHECK_SECONDS = 2.0
+_POLL_SECONDS = 0.1
+
+
+def process_of_environment() -> tuple[int, int]:
+    """Number of this process and number of processes, as torchrun and accelerate launch say them; (0, 1) elsewhere."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class Alone:
+    """The only process of a build, and what those of several have in common.
+
+    Args:
+        folder: of the store.
+        number: of this process, from 0.
+        count: of processes.
+    """
+
+    def __init__(self, folder: Path, number: int = 0, count: int = 1) -> None:
+        self.folder = folder
+        self.number = number
+        self.count = count
+        self.salt = 0
+        self._session = folder / FOLDER
+        self._checked = time.monotonic()
+        self._state: dict[str, Any] = {}
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        """The lock is all that there is to give back."""
+
+    def check(self) -> None:
+        """Raise when another process has failed; to be called often."""
+        if self.count > 1 and time.monotonic() - self._checked >= _CHECK_SECONDS:
+            self._check()
+            self._checked = time.monotonic()
+
+    def _check(self) -> None:
+        """Nobody else can fail."""
+
+    def _read(self, number: int) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = files.read_json(self._session / f"{number}.json")
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return state
+
+    def _say(self, state: str, **more: Any) -> None:
+        self._state |= {"state": state} | more
+        files.write_json(self._session / f"{self.number}.json", self._state)
+
+    def _say_failure(self, error: BaseException) -> None:
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            self._say("failed", error=f"{type(error).__name__}: {error}")
+
+    def _raise_for(self, number: int, lock: Path) -> str:
+        """State of another process; an exception when it has failed, or is no more."""
+        alive = files.is_locked(lock)  # before the state is read: a process says its last word while it holds the lock
+        state = self._read(number)
+        if state.get("state") == "failed":
+            raise ChildProcessError(
+                f"Process {number} of {self.count} that build the store {self.folder} failed; what it has finished is kept. "
+                f"It says: {state.get('error')}"
+            )
+        if not alive and state.get("state") not in ("done", "left", "complete"):
+            raise ChildProcessError(
+                f"Process {number} of {self.count} that build the store {self.folder} has ended without a word: killed, or "
+                "its machine is lost. What it has finished is kept: run the same command again."
+            )
+        return str(state.get("state"))
+
+
+class Leader(Alone):
+    """The first of several processes; holds the store's lock already."""
+
+    def __enter__(self) -> Leader:
+        name = secrets.token_hex(8)
+        self._session = self.folder / FOLDER / name
+        self._session.mkdir(parents=True)
+        files.write_json(self.folder / FOLDER / "current.json", {"session": name})
+        self.salt = int(name, 16)
+        self._say("here", processes=self.count)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        if error is not None:
+            # The others find out at their next batch; what they have in their journals is for the next build.
+            self._state.setdefault("tickets", self._tickets())
+            self._say_failure(error)
+            return
+        self._say("complete")
+        for number in self._others():
+            for _ in _poll():
+                if self._read(number).get("state") in ("left", "failed") or not files.is_locked(self._lock(number)):
+                    break
+        _remove([self._session])
+        _remove_folder(self.folder)
+
+    def start(self) -> None:
+        """Wait until all processes are there, and let them start.
+
+        Raises:
+            TimeoutError: one has not come.
+        """
+        tickets: dict[int, str] = {}
+        for waited in _poll():
+            for number in tickets:  # they are there already, and may fail while others are awaited
+                self._raise_for(number, self._lock(number))
+            tickets = self._tickets()
+            missing = [number for number in self._others() if number not in tickets]
+            if not missing:
+                break
+            if waited > _ARRIVAL_SECONDS:
+                raise TimeoutError(
+                    f"All {self.count} processes must call TeacherStore.create with the same arguments. Within "
+                    f"{_ARRIVAL_SECONDS:.0f} s, the processes {missing} have not; to build in one process alone, pass "
+                    "process=(0, 1)."
+                )
+        self._say("started", tickets=tickets)
+
+    def _tickets(self) -> dict[int, str]:
+        """Those of the processes that are there."""
+        drawn = {number: self._read(number).get("ticket") for number in self._others()}
+        return {number: ticket for number, ticket in drawn.items() if ticket}
+
+    def finish(self) -> list[Description]:
+        """Wait until the others have embedded their shares, and return their journals."""
+        for number in self._others():
+            for _ in _poll():
+                if self._raise_for(number, self._lock(number)) == "done":
+                    break
+        return [read_journal(path) for path in sorted(self._session.glob("*.journal.json"))]
+
+    def _check(self) -> None:
+        for number in self._others():
+            self._raise_for(number, self._lock(number))
+
+    def _others(self) -> range:
+        return range(1, self.count)
+
+    def _lock(self, number: int) -> Path:
+        return self._session / f"{number}.lock"
+
+
+class Member(Alone):
+    """Another one of several processes."""
+
+    def __enter__(self) -> Member:
+        self._ticket = secrets.token_hex(8)
+        self._locked: files.FolderLock | None = None
+        try:
+            self._join()
+        except BaseException as error:
+            if self._locked is not None:
+                self._say_failure(error)
+                self._unlock()
+            raise
+        return self
+
+    def _join(self) -> None:
+        hope = time.monotonic()
+        for _ in _poll():
+            session = self._current()
+            if session is not None and session != self._session:
+                self._enter(session)
+            first = self._read(0) if self._locked is not None else {}
+            running = files.is_locked(self.folder / files.FolderLock.NAME)
+            if first.get("tickets", {}).get(str(self.number)) == self._ticket:
+                self._raise_for(0, self.folder / files.FolderLock.NAME)
+                self.salt = int(self._session.name, 16)
+                if first["processes"] != self.count:
+                    raise ValueError(
+                        f"All processes must be as many. Process {self.number} has been told {self.count}, process 0 "
+                        f"{first['processes']}."
+                    )
+                return
+            if running and first.get("state") == "here":
+                hope = time.monotonic()
+            elif time.monotonic() - hope > _ARRIVAL_SECONDS:
+                raise TimeoutError(
+                    f"All {self.count} processes must call TeacherStore.create with the same arguments. Within "
+                    f"{_ARRIVAL_SECONDS:.0f} s, process 0 has not begun to write in {self.folder}; to build in one process "
+                    "alone, pass process=(0, 1)."
+                )
+
+    def _current(self) -> Path | None:
+        try:
+            name = files.read_json(self.folder / FOLDER / "current.json")["session"]
+        except FileNotFoundError:
+            return None
+        session = self.folder / FOLDER / name
+        return session if session.is_dir() else None
+
+    def _enter(self, session: Path) -> None:
+        self._unlock()
+        self._session = session
+        with contextlib.suppress(FileNotFoundError):  # the session of a build that ended a moment ago
+            self._locked = files.FolderLock(
+                session, name=f"{self.number}.lock", purpose=f"as process {self.number} of a build"
+            ).__enter__()
+            self._say("here", ticket=self._ticket)
+
+    def _unlock(self) -> None:
+        if self._locked is not None:
+            self._locked.__exit__(None, None, None)
+            self._locked = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._say_failure(error)
+        else:
+            self._say("left")
+        self._unlock()
+
+    def write_journal(self, description: Description) -> None:
+        """Keep what this process has finished."""
+        files.write_json(self._session / f"{self.number}.journal.json", description.to_json())
+
+    def finish(self) -> None:
+        """Say that this share is done, and wait until the store is complete."""
+        self._say("done")
+        for _ in _poll():
+            if self._raise_for(0, self.folder / files.FolderLock.NAME) == "complete":
+                return
+
+    def _check(self) -> None:
+        self._raise_for(0, self.folder / files.FolderLock.NAME)
+
+
+def adopt(folder: Path, description: Description, present: Alone) -> Callable[[], None] | None:
+    """Enter what processes of builds that died have finished, for the holder of the lock.
+
+    Returns:
+        What removes their journals, to be called when the description is written; None where there are none.
+
+    Raises:
+        BlockingIOError: one of these processes still lives.
+    """
+    sessions = [path for path in (folder / FOLDER).glob("*") if path.is_dir() and path != present._session]
+    if not sessions:
+        return None
+    for session in sessions:
+        for lock in session.glob("*.lock"):
+            for waited in _poll():
+                if not files.is_locked(lock):
+                    break
+                if waited > _REMNANT_SECONDS:
+                    raise BlockingIOError(
+                        f"{folder} is still written to by process {lock.stem} of an earlier build; wait until it has "
+                        "ended, or end it."
+                    )
+        for journal in sorted(session.glob("*.journal.json")):
+            enter(description, read_journal(journal))
+
+    def remove() -> None:
+        _remove(sessions)
+        if present.count == 1:
+            _remove_folder(folder)
+
+    return remove
+
+
+def enter(description: Description, journal: Description) -> int:
+    """Enter a journal's shards in the description, those that it has not yet; the number of their vectors."""
+    rows = 0
+    for name, entry in journal.teachers.items():
+        known = description.teachers[name]
+        named = {shard.vectors.file for shard in known.shards}
+        added: list[TeacherShard] = [shard for shard in entry.shards if shard.vectors.file not in named]
+        if added:
+            if known.dimension not in (None, entry.dimension):
+                raise ValueError(
+                    f"Teacher '{name}' must have one dimension in all processes. Got {known.dimension} and {entry.dimension}."
+                )
+            known.dimension = entry.dimension
+            known.roles = entry.roles | known.roles
+        known.shards += added
+        rows += sum(shard.rows for shard in added)
+    return rows
+
+
+def _poll() -> Iterator[float]:
+    """Seconds since the first time, again and again."""
+    started = time.monotonic()
+    while True:
+        yield time.monotonic() - started
+        time.sleep(_POLL_SECONDS)
+
+
+def _remove(sessions: list[Path]) -> None:
+    for session in sessions:
+        shutil.rmtree(session, ignore_errors=True)
+
+
+def _remove_folder(folder: Path) -> None:
+    (folder / FOLDER / "current.json").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a process that begins the next build already is in there
+        (folder / FOLDER).rmdir()

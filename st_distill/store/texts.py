@@ -1,0 +1,103 @@
+"""What `TeacherStore.create` is given, checked before any work starts."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from st_distill import files
+from st_distill.store.dtypes import DTYPES
+from st_distill.store.format import DESCRIPTION
+from st_distill.store.processes import FOLDER, process_of_environment
+from st_distill.teacher import Teacher
+from st_distill.vectors import shorten
+
+CHUNK = 4096  # texts that are looked up at a time
+
+
+_OURS = {files.FolderLock.NAME, "index", "teachers", FOLDER}  # what a build writes before the description
+
+
+def check_create(texts: Any, teachers: Any, roles: Any, dtype: str, shard_rows: Any, process: Any) -> tuple[int, int]:
+    """Number of this process and number of processes, when all arguments can be right."""
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        raise TypeError(
+            "The 'texts' of TeacherStore.create must be strings or (text, role) pairs, in a list or any other iterable. "
+            f"Got {type(texts).__name__} instead."
+        )
+    if not isinstance(teachers, Sequence) or not all(isinstance(teacher, Teacher) for teacher in teachers):
+        raise TypeError("The 'teachers' of TeacherStore.create must be Teacher objects: Teacher(model), say.")
+    names = [teacher.name for teacher in teachers]
+    if not names or len({name.casefold() for name in names}) < len(names):
+        raise ValueError(
+            f"The 'teachers' of TeacherStore.create must be one at least, with distinct names (upper and lower case are "
+            f"one, as on some disks). Got the names {names} instead; choose others by Teacher(..., name=...)."
+        )
+    if roles is not None and (not isinstance(roles, str) or not roles):
+        raise TypeError(
+            f"The 'roles' of TeacherStore.create must be the name of a role for all texts, or None. Got {roles!r} instead; for "
+            "several roles give (text, role) pairs."
+        )
+    if dtype not in DTYPES:
+        raise ValueError(
+            f"The 'dtype' of TeacherStore.create must be one of {', '.join(DTYPES)}. Got {dtype!r} instead."
+        )
+    if isinstance(shard_rows, bool) or not isinstance(shard_rows, int) or shard_rows < 1:
+        raise ValueError(
+            f"The 'shard_rows' of TeacherStore.create must be a whole number from 1. Got {shard_rows!r} instead."
+        )
+    number, count = process_of_environment() if process is None else process
+    if not 0 <= number < count:
+        raise ValueError(
+            "The 'process' of TeacherStore.create must be the number of this process, from 0, and the number of processes. "
+            f"Got {(number, count)} instead."
+        )
+    if count > 1 and iter(texts) is texts:
+        raise TypeError(
+            f"The 'texts' of TeacherStore.create must be something that can be gone through again (a list, a column of a "
+            f"dataset), because {count} processes build the store. Got a {type(texts).__name__}, which ends after one time."
+        )
+    return number, count
+
+
+def prepare_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"The 'path' of TeacherStore.create must be a folder. {folder} is a file: choose another name."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    present = {entry.name for entry in os.scandir(folder) if not entry.name.endswith(files.TEMPORARY)}
+    if DESCRIPTION not in present and present - _OURS:
+        raise ValueError(
+            f"The 'path' of TeacherStore.create must be a store, or a new or empty folder. {folder} is neither: it has other "
+            "files; choose another folder."
+        )
+
+
+def read_texts(texts: Iterable[Any], roles: str | None) -> Iterator[tuple[list[str], list[str]]]:
+    """Texts and their roles, a chunk at a time, checked."""
+    default = roles or ""
+    position = 0
+    iterator = iter(texts)
+    while chunk := list(itertools.islice(iterator, CHUNK)):
+        chunk_texts, chunk_roles = [], []
+        for place, item in enumerate(chunk, start=position):
+            if isinstance(item, str):
+                text, role = item, default
+            elif roles is None and isinstance(item, tuple | list) and len(item) == 2:
+                text, role = item[0], "" if item[1] is None else item[1]
+            else:
+                text = role = None  # type: ignore[assignment]
+            if not isinstance(text, str) or not isinstance(role, str):
+                expected = "a string or a (text, role) pair of strings" if roles is None else "a string"
+                raise TypeError(
+                    f"Every item of the 'texts' must be {expected}. Got {shorten(repr(item))} of type {type(item).__name__} at "
+                    f"position {place}."
+                )
+            chunk_texts.append(text)
+            chunk_roles.append(role)
+        yield chunk_texts, chunk_roles
+        position += len(chunk)

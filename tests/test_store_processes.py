@@ -1,0 +1,175 @@
+"""Several processes that build one store."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from st_distill import Teacher, TeacherStore
+from st_distill.files import FolderLock
+from st_distill.store import processes
+
+#: The files that a process may read: what it embedded goes to stdout, the rows of its store to stderr's last line.
+BUILD = """
+import json, os, signal, sys
+import numpy as np
+from st_distill import Teacher, TeacherStore
+
+options = json.loads(sys.argv[1])
+rank = int(os.environ["RANK"])
+asked = []
+
+def function(texts):
+    for text in texts:
+        asked.append(text)
+        if rank == options.get("kill") and len(asked) == options["at"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if rank == options.get("fail") and len(asked) == options["at"]:
+            raise RuntimeError("the teacher is gone")
+    print(json.dumps(texts), flush=True)
+    return np.array([[int(text.split()[1]) + 1, 1.0] for text in texts])
+
+texts = options["texts"] if rank != options.get("other") else options["texts"] + ["text 1000"]
+if options.get("reverse") and rank:
+    texts = texts[::-1]
+teacher = Teacher(function, name="t", revision="1", batch_size=1)
+store = TeacherStore.create(options["path"], texts, teacher, shard_rows=4, show_progress=False)
+vectors = store.gather(store.ids(options["texts"]))
+print(json.dumps({"rows": len(store), "sum": float(vectors.sum())}))
+"""
+
+
+def start(rank, count, **options):
+    environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD, json.dumps(options, default=str)],
+        env=environment,
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(count, **options):
+    """Exit status, texts asked, last line and errors of each process."""
+    started = [start(rank, count, **options) for rank in range(count)]
+    results = []
+    for process in started:
+        out, err = process.communicate(timeout=100)
+        lines = [json.loads(line) for line in out.splitlines()]
+        asked = [text for line in lines if isinstance(line, list) for text in line]
+        results.append((process.returncode, asked, lines[-1] if lines else None, err))
+    return results
+
+
+TEXTS = [f"text {number}" for number in range(40)]
+
+
+def check(path, texts=TEXTS):
+    store = TeacherStore.open(path)
+    numbers = np.array([int(text.split()[1]) + 1 for text in texts])
+    cosines = store.gather(store.ids(texts)).numpy() @ np.array([1.0, 0.0])
+    assert cosines == pytest.approx(numbers / np.hypot(numbers, 1), abs=1e-3)
+    assert not (path / processes.FOLDER).exists()
+    assert not list(path.rglob("*.tmp"))
+
+
+def test_two_processes_share_the_work(tmp_path):
+    path = tmp_path / "s"
+    (code, first, end, _), (other_code, second, other_end, _) = run(2, path=path, texts=TEXTS, reverse=True)
+    assert (code, other_code) == (0, 0)
+    assert sorted(first + second) == sorted(TEXTS)
+    assert min(len(first), len(second)) >= 8
+    assert end == other_end
+    check(path)
+    # More texts, in the same way: what is there is not asked for again, by whichever process it was embedded.
+    more = [f"text {number}" for number in range(60)]
+    results = run(2, path=path, texts=more)
+    assert [result[0] for result in results] == [0, 0]
+    assert sorted(results[0][1] + results[1][1]) == sorted(more[40:])
+    check(path, more)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_loses_its_open_shard_alone(tmp_path, killed):
+    path = tmp_path / "s"
+    results = run(2, path=path, texts=TEXTS, kill=killed, at=7)
+    assert results[killed][0] == -9
+    code, survived, _, error = results[1 - killed]
+    assert code == 1
+    assert f"ChildProcessError: Process {killed} of 2 that build the store" in error
+    assert "has ended without a word" in error
+    # The survivor keeps all it has embedded, the killed one its shards of 4.
+    kept = len(survived) + 4
+    again = run(1, path=path, texts=TEXTS)
+    assert again[0][0] == 0
+    assert len(again[0][1]) == len(TEXTS) - kept
+    check(path)
+
+
+def test_a_failure_is_seen_by_the_others(tmp_path):
+    path = tmp_path / "s"
+    results = run(2, path=path, texts=TEXTS, fail=1, at=7)
+    assert [result[0] for result in results] == [1, 1]
+    assert "RuntimeError: the teacher is gone" in results[1][3]
+    assert "ChildProcessError: Process 1 of 2" in results[0][3]
+    assert "It says: RuntimeError: the teacher is gone" in results[0][3]
+    again = run(2, path=path, texts=TEXTS)
+    assert [result[0] for result in again] == [0, 0]
+    # Nothing is lost but the text that failed.
+    assert sum(len(result[1]) for result in results + again) == len(TEXTS)
+    check(path)
+
+
+def test_other_texts_in_another_process(tmp_path):
+    results = run(2, path=tmp_path / "s", texts=TEXTS, other=1)
+    assert [result[0] for result in results] == [1, 1]
+    assert "must be the same in all 2 processes. Process 1 has 1 that process 0 has not" in results[1][3]
+
+
+def test_a_process_that_does_not_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_ARRIVAL_SECONDS", 0.2)
+    teacher = Teacher(lambda texts: np.ones((len(texts), 2)), name="t", revision="1")
+    options = {"show_progress": False}
+    with pytest.raises(TimeoutError, match=r"the processes \[1\] have not; .* pass process=\(0, 1\)"):
+        TeacherStore.create(tmp_path / "s", TEXTS, teacher, process=(0, 2), **options)
+    with pytest.raises(TimeoutError, match=r"process 0 has not begun to write in .* pass process=\(0, 1\)"):
+        TeacherStore.create(tmp_path / "s", TEXTS, teacher, process=(1, 2), **options)
+    TeacherStore.create(tmp_path / "s", TEXTS, teacher, process=(0, 1), **options)
+    assert not (tmp_path / "s" / processes.FOLDER / "current.json").exists()
+
+
+def test_a_process_of_an_earlier_build_that_still_lives(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_REMNANT_SECONDS", 0.2)
+    session = tmp_path / "s" / processes.FOLDER / "0123456789abcdef"
+    session.mkdir(parents=True)
+    teacher = Teacher(lambda texts: np.ones((len(texts), 2)), name="t", revision="1")
+    with (
+        FolderLock(session, name="1.lock"),
+        pytest.raises(BlockingIOError, match="still written to by process 1 of an earlier build"),
+    ):
+        TeacherStore.create(tmp_path / "s", TEXTS, teacher, show_progress=False)
+    TeacherStore.create(tmp_path / "s", TEXTS, teacher, show_progress=False)
+    assert not session.exists()
+
+
+def test_texts_that_end_after_one_time(tmp_path):
+    teacher = Teacher(lambda texts: np.ones((len(texts), 2)), name="t", revision="1")
+    with pytest.raises(
+        TypeError, match="gone through again .* because 2 processes build the store. Got a list_iterator"
+    ):
+        TeacherStore.create(tmp_path / "s", iter(TEXTS), teacher, process=(0, 2))
+
+
+@pytest.mark.parametrize("process", [(2, 2), (-1, 2), (0, 0)])
+def test_numbers_of_a_process_that_cannot_be(tmp_path, process):
+    teacher = Teacher(lambda texts: np.ones((len(texts), 2)), name="t", revision="1")
+    with pytest.raises(ValueError, match="'process' of TeacherStore.create must be the number of this process"):
+        TeacherStore.create(tmp_path / "s", TEXTS, teacher, process=process)
