@@ -47,7 +47,7 @@ def mixed(model: SentenceTransformer, data: Path, count: int) -> list[str]:
     """Sentences, and a tenth as many pieces of novels, of 256 tokens each, shuffled."""
     texts = sentences(data, count)
     pieces: list[str] = []
-    for novel in pq.read_table(data / "novel_parts_4k").column("text").to_pylist():
+    for novel in pq.read_table(sorted((data / "novel_parts_4k").glob("*.parquet"))).column("text").to_pylist():
         tokens = model.tokenizer(novel, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         offsets = tokens["offset_mapping"]
         parts = [offsets[start : start + 254] for start in range(0, len(offsets), 254)]
@@ -99,12 +99,13 @@ def free_teacher(dimension: int) -> Teacher:
 
 def scale_once(options: argparse.Namespace) -> None:
     texts = [f"This is sentence number {number}, and it is as long as many are." for number in range(options.texts)]
+    teacher = free_teacher(384)
     with tempfile.TemporaryDirectory() as folder:
-        TeacherStore.create(f"{folder}/warm", texts[:64], free_teacher(384), show_progress=False)
+        TeacherStore.create(f"{folder}/warm", texts[:64], teacher, show_progress=False)
         seconds = []
         for number in range(options.rounds):
             started = time.perf_counter()
-            TeacherStore.create(f"{folder}/{number}", texts, free_teacher(384), show_progress=False)
+            TeacherStore.create(f"{folder}/{number}", texts, teacher, show_progress=False)
             seconds.append(time.perf_counter() - started)
     print(f"{options.texts}: {1e6 * statistics.median(seconds) / len(texts):.2f} us/text, peak memory {peak()}")
 

@@ -224,15 +224,11 @@ def close_together(writers: Sequence[ArrayWriter]) -> list[Written]:
     """
     for writer in writers:
         writer._write_out()
-    if len(writers) == 1:
-        written = [writers[0]._flush()]
-    else:
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            written = list(pool.map(ArrayWriter._flush, writers))
-    for writer in writers:
-        writer._rename()
-    for folder in {writer.path.parent for writer in writers}:
-        flush_folder(folder)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        written = list(pool.map(ArrayWriter._flush, writers))
+        for writer in writers:
+            writer._rename()
+        list(pool.map(flush_folder, {writer.path.parent for writer in writers}))
     return written
 
 

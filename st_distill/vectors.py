@@ -302,9 +302,11 @@ def _tables(table: Any, columns: list[str]) -> Iterator[Any]:
 
     if isinstance(table, _ParquetFiles):
         for path in table.paths:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=BLOCK, columns=columns):
-                    yield pa.Table.from_batches([batch])
+            with pq.ParquetFile(path, pre_buffer=False) as file:
+                # One row group after another: a single iteration over all of them keeps what it has read.
+                for group in range(file.num_row_groups):
+                    for batch in file.iter_batches(batch_size=BLOCK, row_groups=[group], columns=columns):
+                        yield pa.Table.from_batches([batch])
         return
     yield from table.select_columns(columns).with_format("arrow").iter(batch_size=BLOCK)
 

@@ -384,7 +384,8 @@ class Builder:
         parent = self.folder / folder
         if not parent.is_dir():
             parent.mkdir(parents=True, exist_ok=True)
-            files.flush_folder(parent.parent)
+            if parent.parent != self.folder:  # which is flushed with the description
+                files.flush_folder(parent.parent)
         return parent / f"{max(taken, default=-1) + 1:05d}"
 
     def _commit(self, teacher: Teacher | None = None, shard: NewTeacherShard | None = None) -> None:

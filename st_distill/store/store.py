@@ -12,6 +12,8 @@ A folder that numpy and a JSON reader can read without this package::
     index/00000.pairs.npy               int64 (rows, 2): text number and role number of each row
     teachers/minilm/00000.npy           float16 (n, dimension): vectors of unit length
     teachers/minilm/00000.texts.npy     int64 (n,): the text numbers that the vectors belong to
+    teachers/minilm/00000.scales.npy    float32 (n,): dtype int8 alone, what each row of int8 is multiplied by
+    teachers/minilm/00000-1.npy         the same of a second process that built the store too
     lock                                held by the process that writes
 
 - Hash of a text: ``hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()``. Texts are not kept.
@@ -21,9 +23,10 @@ A folder that numpy and a JSON reader can read without this package::
   files ``hashes`` and ``pairs``) and ``teachers``. A teacher has a ``label``, the ``revision`` and ``settings`` that
   identify its vectors, ``dimension`` (null before its first shard), ``dtype``, ``normalized`` (true), ``roles`` (each
   role's ``prompt`` and ``task``) and ``shards``. A shard holds ``rows`` vectors made with one ``prompt`` and ``task``, in
-  the files ``vectors`` and ``texts``, in any order of texts. Every file stands with its size (``bytes``) and ``sha256``.
+  the files ``vectors``, ``texts`` and, for int8, ``scales``, in any order of texts. Every file stands with its size (``bytes``) and ``sha256``.
 - The vector of row r by teacher t: text and role of r, then the prompt and task of that role at t, then the shard of t that
   has the text with this prompt and task. Roles with the same prompt therefore share their vectors.
+- ``dtype`` is float32, float16, bfloat16 (the file has uint16, the upper half of a float32's bits) or int8.
 - Files are only added. A file is written to a temporary name, flushed, renamed, and only then entered in store.json, which
   is replaced in the same way. What a killed build leaves beside it is not in the description and is removed by the next.
 """
@@ -112,15 +115,23 @@ class TeacherStore:
             teachers: one or several, with distinct names. A teacher that the store knows must be of the same revision and
                 settings, and have the same prompt for each role.
             roles: one role for all texts; then ``texts`` are strings.
-            dtype: of the vectors on disk, "float16" or "float32". Rows have unit length, so float16 cannot overflow.
+            dtype: of the vectors on disk, "float32", "float16", "bfloat16" or "int8" (with a scale per row); what each loses
+                is in docs/store.md. Rows have unit length, so that none overflows.
             shard_rows: vectors per file, at most.
             shard_seconds: a file that has taken so long is closed with fewer vectors; bounds what a kill can lose.
             show_progress: a progress bar on standard error, with rate and time left; a line per half a minute where
                 that is no terminal.
+            process: number of this process, from 0, and number of processes that build the store together. Each calls with
+                the same arguments (the texts in any order, and something that can be gone through again), embeds its share,
+                and gets the complete store. By default what torchrun and accelerate launch say (RANK and WORLD_SIZE);
+                ``(0, 1)`` builds in this process alone, also there. The folder must be one that all of them see.
 
         Raises:
             TypeError, ValueError: an argument, a text, or what a teacher returns is not what it must be.
             BlockingIOError: another process is writing to this store.
+            MemoryError: a teacher has no memory for one text alone.
+            ChildProcessError: another of several processes failed or was killed; what was finished is kept.
+            TimeoutError: another of several processes has not come within ten minutes.
         """
         given = [teachers] if isinstance(teachers, Teacher) else teachers
         number, count = check_create(texts, given, roles, dtype, shard_rows, process)

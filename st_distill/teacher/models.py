@@ -216,8 +216,12 @@ class LazyModel(_Model):
 
             # A folder's revision is the user's own word for its content; only the hub knows what to do with one.
             revision = None if self.is_folder else self._loaded_revision()
+            options = dict(self._options)
+            if options["device"] is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+                # Else all processes of torchrun would load it on the machine's first GPU.
+                options["device"] = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
             try:
-                self._model = SentenceTransformer(self.model_name, revision=revision, **self._options)
+                self._model = SentenceTransformer(self.model_name, revision=revision, **options)
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f"The teacher's model '{self.model_name}' could not be loaded; check its name or folder. The loader "
