@@ -23,7 +23,8 @@ A folder that numpy and a JSON reader can read without this package::
   files ``hashes`` and ``pairs``) and ``teachers``. A teacher has a ``label``, the ``revision`` and ``settings`` that
   identify its vectors, ``dimension`` (null before its first shard), ``dtype``, ``normalized`` (true), ``roles`` (each
   role's ``prompt`` and ``task``) and ``shards``. A shard holds ``rows`` vectors made with one ``prompt`` and ``task``, in
-  the files ``vectors``, ``texts`` and, for int8, ``scales``, in any order of texts. Every file stands with its size (``bytes``) and ``sha256``.
+  the files ``vectors``, ``texts`` and, for int8, ``scales``, in any order of texts. Every
+  file stands with its size (``bytes``) and ``sha256``.
 - The vector of row r by teacher t: text and role of r, then the prompt and task of that role at t, then the shard of t that
   has the text with this prompt and task. Roles with the same prompt therefore share their vectors.
 - ``dtype`` is float32, float16, bfloat16 (the file has uint16, the upper half of a float32's bits) or int8.
