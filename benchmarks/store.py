@@ -1,6 +1,7 @@
 """What the teacher store costs: to build, to read, in fidelity.
 
     python benchmarks/store.py build --model MINILM --data DATA         rate beside SentenceTransformer.encode
+    python benchmarks/store.py memory --model MINILM --data DATA        memory of a build
     python benchmarks/store.py scale                                    cost per text from 10 thousand to 1 million
     python benchmarks/store.py read                                     a batch of labels; order of reading
     python benchmarks/store.py fidelity --model MINILM --data DATA      what each dtype loses
@@ -71,6 +72,7 @@ def build(options: argparse.Namespace) -> None:
     seconds: dict[str, list[float]] = {"store": [], "encode": [], "arrival order": []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.rounds):
+            # In another order each round, so that none is always the first or the warmest.
             ways = {
                 "store": partial(
                     TeacherStore.create,
@@ -80,16 +82,26 @@ def build(options: argparse.Namespace) -> None:
                 "encode": lambda: model.encode(texts, batch_size=32, show_progress_bar=False),
                 "arrival order": lambda: unsorted(model, texts),
             }
-            for name, way in ways.items():
+            for name in [*ways][number % 3 :] + [*ways][: number % 3]:
                 started = time.perf_counter()
-                way()
+                ways[name]()
                 seconds[name].append(time.perf_counter() - started)
     rates = {name: len(texts) / statistics.median(values) for name, values in seconds.items()}
     for name, rate in rates.items():
         print(f"{name}: {rate:.1f} texts/s (median of {options.rounds})")
     print(f"store / encode: {rates['store'] / rates['encode']:.3f}")
-    print(f"store / arrival order: {rates['store'] / rates['arrival order']:.2f}")
-    print(f"{len(texts)} texts, peak memory {peak()}")
+    print(f"store / arrival order: {rates['store'] / rates['arrival order']:.2f}", flush=True)
+    sizes = ["--texts", str(min(options.texts, 1000)), "--model", options.model, "--data", str(options.data)]
+    subprocess.run([sys.executable, __file__, "memory", *sizes], check=True)
+
+
+def memory(options: argparse.Namespace) -> None:
+    """The store alone, from a model's name, as a recipe builds it."""
+    texts = mixed(SentenceTransformer(options.model), options.data, options.texts)
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = Teacher(options.model, name="m", max_seq_length=256)
+        TeacherStore.create(folder, texts, teacher, show_progress=False)
+    print(f"the store alone, {len(texts)} texts: peak memory {peak()}")
 
 
 def free_teacher(dimension: int) -> Teacher:
@@ -236,6 +248,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     for name, function in {
         "build": build,
+        "memory": memory,
         "scale": scale,
         "read": read,
         "fidelity": fidelity,
@@ -243,10 +256,10 @@ def main() -> None:
     }.items():
         command = commands.add_parser(name)
         command.set_defaults(function=function)
-        if name in ("build", "fidelity"):
+        if name in ("build", "memory", "fidelity"):
             command.add_argument("--model", required=True, help="name or folder of the teacher")
             command.add_argument("--data", type=Path, required=True, help="folder of the data sets")
-        defaults = {"build": 3000, "fidelity": 2000}
+        defaults = {"build": 3000, "memory": 1000, "fidelity": 2000}
         command.add_argument("--texts", type=int, default=defaults.get(name), help="how many texts")
         command.add_argument("--rounds", type=int, default=1)
         command.add_argument("--kind", choices=("parquet", "dataset"))

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("st_distill").setLevel(logging.INFO if _speaks() else logging.WARNING)
     try:
         return options.command(options)
-    except (ValueError, TypeError, OSError, ImportError, OtherProcessError) as error:
+    except (ValueError, TypeError, OSError, ImportError, MemoryError, OtherProcessError) as error:
         if options.debug:
             raise
         if not isinstance(error, OtherProcessError):  # or another process has said it

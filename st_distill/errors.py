@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["MissingExtraError", "OtherProcessError", "Problem", "RecipeError", "format_problems"]
+__all__ = ["MissingExtraError", "OtherProcessError", "Problem", "RecipeError", "format_problems", "one_line"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,3 +97,9 @@ def format_problems(problems: Iterable[Problem], source: str | None = None) -> s
         level = "warning" if problem.level == "warning" else ""
         lines.append(": ".join(part for part in (place, level, problem.path, problem.message) if part))
     return "\n".join(lines)
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message in one line without a full stop, to be put into a sentence."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text or type(error).__name__

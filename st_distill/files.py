@@ -261,8 +261,10 @@ class FolderLock:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             locked = _lock(handle)
-            if locked is False:
-                time.sleep(0.02)  # a process that looks whether the lock is held (`is_locked`) holds it for an instant
+            for wait in (0.01, 0.05, 0.2, 0.5):  # a process that looks whether the lock is held holds it for an instant
+                if locked is not False:
+                    break
+                time.sleep(wait)
                 locked = _lock(handle)
             if locked is None:
                 warnings.warn(

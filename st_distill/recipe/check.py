@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import os
 import typing
-import urllib.error
-import urllib.request
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -20,19 +17,18 @@ from typing import Any
 import peft
 import pyarrow.parquet as pq
 import torch
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from sentence_transformers.sentence_transformer import losses as standard_losses
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 from transformers import CONFIG_MAPPING, PretrainedConfig
-from transformers.training_args import ParallelMode
 from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_available
 
-from st_distill.errors import Problem, RecipeError, format_problems
+from st_distill.errors import Problem, RecipeError, format_problems, one_line
 from st_distill.files import read_array_header
 from st_distill.recipe import quantized, schema
+from st_distill.recipe.arguments import HARDWARE, RESERVED, complaints, hints_of, range_complaint
 from st_distill.recipe.data import LABEL_COLUMNS, Kind, columns_of, existing_path
 from st_distill.recipe.load import Document, in_order, read_document
+from st_distill.recipe.models import ModelFacts, UnknownModel, read_config, read_model
 from st_distill.recipe.schema import (
     SHORTHAND_ARGUMENTS,
     FieldPath,
@@ -86,7 +82,7 @@ class _Rules:
         self.recipe = recipe
         self.problems = problems
         self.wrong = document.wrong
-        self.models: dict[tuple[str, str | None], _Model | None] = {}
+        self.models: dict[tuple[str, str | None], ModelFacts | None] = {}
 
     def error(self, path: FieldPath, message: str) -> None:
         self.problems.append(self.document.problem(path, message))
@@ -119,7 +115,7 @@ class _Rules:
             output, work = _absolute(self.recipe.output), _absolute(self.recipe.work_folder)
             files = [name for name, path in (("output", output), ("work", work)) if path.exists() and not path.is_dir()]
         except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
-            self.error(where, f"cannot be a folder: {_one_line(error)}")
+            self.error(where, f"cannot be a folder: {one_line(error)}")
             return
         if output == work:
             self.error(where, "output and work must be two folders; leave work out for <output>-run")
@@ -133,7 +129,7 @@ class _Rules:
 
     # --- models --------------------------------------------------------------------------------------------------------
 
-    def model(self, path: FieldPath, name: str | None, revision: str | None, trusted: bool) -> _Model | None:
+    def model(self, path: FieldPath, name: str | None, revision: str | None, trusted: bool) -> ModelFacts | None:
         """What a model's configuration says, or None where it cannot be known; what is wrong is reported once."""
         if not name or not self.sound((*path, "model"), (*path, "revision")):
             return None
@@ -141,8 +137,8 @@ class _Rules:
         if key not in self.models:
             self.models[key] = None
             try:
-                self.models[key] = _read_model(name, revision)
-            except _Unknown as unknown:
+                self.models[key] = read_model(name, revision)
+            except UnknownModel as unknown:
                 self.warn((*path, "model"), str(unknown))
             except ValueError as error:
                 self.error((*path, "model"), str(error).rstrip("."))
@@ -188,7 +184,7 @@ class _Rules:
             )
 
     @property
-    def student_model(self) -> _Model | None:
+    def student_model(self) -> ModelFacts | None:
         student = self.recipe.student
         return None if student is None else self.models.get((student.model, student.revision))
 
@@ -490,6 +486,12 @@ class _Rules:
             )
         elif batch == 2 and "triplet" in relations:
             self.warn(where, "the triplet term is always 0 in a batch of 2 rows; take at least 3")
+        if stage.window_shards is not None:
+            for other in ("group_by_length", "also"):
+                if getattr(stage, other):
+                    self.error(
+                        (*path, "window_shards"), f"orders the batches by the store, which leaves no room for '{other}'"
+                    )
         if batch == 1 and any("Negatives" in str(objective.loss) for objective in stage.also or []):
             self.error(where, "a loss with in-batch negatives needs a batch of at least 2 rows")
 
@@ -508,7 +510,7 @@ class _Rules:
             self.error(
                 where, f"adapters belong to the text encoder's layers, which train: {stage.train} does not train"
             )
-        hints = _hints_of(peft.LoraConfig)
+        hints = hints_of(peft.LoraConfig)
         options = self.options(where, stage.lora, hints, {})
         for name in ("r", "lora_alpha"):
             if name in options and options[name] < 1:
@@ -520,7 +522,7 @@ class _Rules:
                 warnings.simplefilter("ignore")
                 peft.LoraConfig(**options)
         except (ValueError, TypeError, ImportError) as error:
-            self.error(where, _one_line(error))
+            self.error(where, one_line(error))
 
     def options(
         self, path: FieldPath, given: Mapping[str, Any], hints: Mapping[str, Any], reserved: Mapping[str, str]
@@ -581,9 +583,9 @@ class _Rules:
         if not self.sound(where):
             return
         before = len(self.problems)
-        good = self.options(where, stage.arguments, _hints_of(SentenceTransformerTrainingArguments), _RESERVED)
+        good = self.options(where, stage.arguments, hints_of(SentenceTransformerTrainingArguments), RESERVED)
         for name in list(good):
-            if (complaint := _range_complaint(name, good[name])) is not None:
+            if (complaint := range_complaint(name, good[name])) is not None:
                 self.error((*where, name), complaint)
                 del good[name]
         if good.pop("warmup_ratio", None) is not None:
@@ -595,7 +597,7 @@ class _Rules:
             if getattr(stage, short) is not None and argument not in stage.arguments and self.sound((*path, short)):
                 good[argument] = getattr(stage, short)
         places = {argument: (*path, short) for short, argument in SHORTHAND_ARGUMENTS.items()}
-        for blamed, message in _training_arguments_complaints(good):
+        for blamed, message in complaints(good):
             inner = (*where, blamed) if blamed in stage.arguments else places.get(str(blamed), where)
             if schema.show_path(inner) not in reported:
                 self.error(inner, message)
@@ -634,7 +636,7 @@ class _Rules:
                 self.error((*where, "deepspeed"), f"there is no file '{good['deepspeed']}'")
             if importlib.util.find_spec("deepspeed") is None:
                 self.warn((*where, "deepspeed"), "needs a package that is not installed. Run: pip install deepspeed")
-        for name in _HARDWARE:
+        for name in HARDWARE:
             good.pop(name, None)
 
     # --- images and evaluation -----------------------------------------------------------------------------------------
@@ -676,8 +678,8 @@ class _Rules:
 
     def vision_model(self, path: FieldPath, images: Images) -> None:
         try:
-            config = _read_config(str(images.vision), None)
-        except _Unknown as unknown:
+            config = read_config(str(images.vision), None)
+        except UnknownModel as unknown:
             self.warn((*path, "vision"), str(unknown))
             return
         except ValueError as error:
@@ -715,7 +717,7 @@ class _Rules:
             config = config_class(**given)
         except Exception as error:  # configurations validate themselves, each by exceptions of its own
             blamed = next((name for name in given if f"'{name}'" in str(error)), None)
-            self.error((*path, blamed) if blamed else path, _one_line(error))
+            self.error((*path, blamed) if blamed else path, one_line(error))
             return
         if not _sees(config):
             self.error((*path, "model_type"), f"'{kind}' is no vision encoder; siglip_vision_model and vit are")
@@ -793,168 +795,9 @@ class _Rules:
                 self.warn((*path, "images"), "no stage trains vision, so the student has to be an image model already")
 
 
-# --- models ------------------------------------------------------------------------------------------------------------
-
-
-class _Unknown(Exception):
-    """Something that cannot be looked at from here, and may well be right."""
-
-
-@dataclass(frozen=True)
-class _Model:
-    """What the files of a model say about it without its weights; None for what they do not say."""
-
-    code: str | None  # what of it needs code of its own
-    is_standard: bool  # a sentence-transformers model, with modules of its own
-    depth: int | None
-    positions: int | None
-    pooled: int | None  # width of the pooled vector
-    width: int | None  # width of the final vector
-
-
-def _read_model(name: str, revision: str | None) -> _Model:
-    """Raises ValueError for what is no model, and `_Unknown` for one that is out of reach."""
-    try:
-        return _understand_model(name, revision)
-    except (TypeError, KeyError, AttributeError) as error:  # JSON of another shape than a model's
-        raise ValueError(f"the files of '{name}' do not describe a model: {_one_line(error)}") from None
-
-
-def _understand_model(name: str, revision: str | None) -> _Model:
-    modules = _read_json(name, "modules.json", revision)
-    if modules is None:
-        config, folder = _read_config(name, revision), ""
-    else:
-        folder = modules[0].get("path", "") if modules else ""
-        config = _read_json(name, _joined(folder, "config.json"), revision) or {}
-    kind = config.get("model_type")
-    depth = positions = hidden = code = None
-    if kind in CONFIG_MAPPING:
-        try:
-            built = CONFIG_MAPPING[kind].from_dict(config).get_text_config()
-        except Exception as error:  # configurations validate themselves, each by exceptions of its own
-            raise ValueError(f"the configuration of '{name}' is not valid: {_one_line(error)}") from error
-        depth, hidden = getattr(built, "num_hidden_layers", None), getattr(built, "hidden_size", None)
-        positions = getattr(built, "max_position_embeddings", None)
-    elif "auto_map" in config:
-        code = f"model type '{kind}'"
-    pooled = width = hidden
-    for module in modules or []:
-        if module["type"].startswith("sentence_transformers."):
-            last = module["type"].rsplit(".", 1)[-1]
-            settings = _read_json(name, _joined(module["path"], "config.json"), revision) or {}
-            if last == "Pooling":
-                pooled = width = _pooled_width(settings)
-            elif last == "Dense":
-                width = settings.get("out_features")
-            elif last not in ("Transformer", "Normalize", "Dropout"):
-                pooled = width = None
-        else:
-            pooled = width = None
-            code = f"module '{module['type']}'"
-    if modules is not None and width is not None:
-        cut = (_read_json(name, "config_sentence_transformers.json", revision) or {}).get("truncate_dim")
-        width = min(width, cut) if isinstance(cut, int) else width
-    return _Model(
-        code=code,
-        is_standard=modules is not None,
-        depth=depth,
-        positions=positions,
-        pooled=pooled,
-        width=width,
-    )
-
-
-def _pooled_width(settings: dict[str, Any]) -> int | None:
-    width = settings.get("embedding_dimension", settings.get("word_embedding_dimension"))
-    modes = settings.get("pooling_mode")
-    if modes is None:
-        count = sum(value is True for name, value in settings.items() if name.startswith("pooling_mode_"))
-    else:
-        count = 1 if isinstance(modes, str) else len(modes)
-    return width * max(count, 1) if isinstance(width, int) else None
-
-
-def _read_config(name: str, revision: str | None) -> dict[str, Any]:
-    config = _read_json(name, "config.json", revision)
-    if config is None:
-        raise ValueError(f"'{name}' holds no model: it has neither config.json nor modules.json")
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str | None):
-        raise ValueError(f"the config.json of '{name}' does not describe a model")
-    return config
-
-
-def _read_json(name: str, file: str, revision: str | None) -> Any:
-    """A JSON file of a model, or None where the model has no such file."""
-    path = _model_file(name, file, revision)
-    if path is None:
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"'{path}' is not valid JSON: {error}") from error
-
-
-def _model_file(name: str, file: str, revision: str | None) -> Path | None:
-    folder = Path(name)
-    try:
-        is_folder = folder.is_dir()
-    except OSError as error:  # a name that is too long, say
-        raise ValueError(f"'{name}' can be neither a folder nor a model of the hub: {error.strerror}") from None
-    if is_folder:
-        return folder / file if (folder / file).is_file() else None
-    if folder.is_file():
-        raise ValueError(f"'{name}' is a file; name the model's folder")
-    if _looks_like_a_folder(name):
-        beside = (
-            [str(folder.parent / entry.name) for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        )
-        raise ValueError(f"there is no folder '{name}'{suggest(str(folder), beside)}")
-    # sentence-transformers' own models may be given by their last name.
-    repository = name if "/" in name else f"sentence-transformers/{name}"
-    cached = try_to_load_from_cache(repository, file, revision=revision)
-    if isinstance(cached, str):
-        return Path(cached)
-    if cached is not None or isinstance(try_to_load_from_cache(repository, "config.json", revision=revision), str):
-        return None  # the model is in the cache, and this file is not part of it
-    if constants.HF_HUB_OFFLINE:
-        raise _Unknown(f"'{name}' is not in the local cache, and the hub is switched off (HF_HUB_OFFLINE): not checked")
-    if not _hub_answers():
-        raise _Unknown(f"'{name}' is not in the local cache, and the hub does not answer: not checked")
-    try:
-        return Path(hf_hub_download(repository, file, revision=revision))
-    except GatedRepoError:
-        raise _Unknown(f"'{name}' is gated on the hub: accept its terms there and log in; not checked") from None
-    except RepositoryNotFoundError:
-        raise ValueError(f"the hub has no model '{name}', or not for you: see its spelling, or log in") from None
-    except RevisionNotFoundError:
-        raise ValueError(f"the hub's '{name}' has no revision '{revision}'") from None
-    except EntryNotFoundError:
-        return None
-    except Exception as error:  # whatever a network does
-        raise _Unknown(f"'{name}' could not be looked up on the hub ({_one_line(error)}): not checked") from None
-
-
-@cache
-def _hub_answers() -> bool:
-    """Asked once: the hub's own client tries for half a minute, for every file."""
-    try:
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def _looks_like_a_folder(name: str) -> bool:
-    path = Path(name)
-    has_parent = len(path.parts) > 1 and path.parent.is_dir()
-    return name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name or len(path.parts) > 2 or has_parent
-
-
-def _joined(folder: str, file: str) -> str:
-    return f"{folder}/{file}" if folder else file
+#: Patches of a side; a picture with more of them is a mistake in the configuration.
+_MOST_PATCHES = 1024
+_ONLY_MODELS = (*("prompts", "dtype", "device", "batch_size", "batch_tokens", "max_seq_length", "trust_remote_code"),)
 
 
 def _sees(config: PretrainedConfig) -> bool:
@@ -964,99 +807,6 @@ def _sees(config: PretrainedConfig) -> bool:
 def _own_width(teacher: Any) -> int | None:
     measure = getattr(teacher, "get_embedding_dimension", None)
     return measure() if callable(measure) else None
-
-
-# --- training arguments ------------------------------------------------------------------------------------------------
-
-_RESERVED = {
-    "output_dir": "checkpoints go to the recipe's work folder; set work instead",
-    "resume_from_checkpoint": "a run continues by itself with --resume; remove this",
-}
-#: They are looked at apart, because whether they can be depends on the machine.
-_HARDWARE = (
-    *("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "use_cpu", "deepspeed", "fsdp", "fsdp_config"),
-    *("torch_compile", "torch_compile_backend", "torch_compile_mode", "parallelism_config"),
-)
-#: Ranges that the training arguments do not look at themselves, and that show hours later.
-_ABOVE_ZERO = (
-    *("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"),
-    *("gradient_accumulation_steps", "logging_steps", "save_steps", "save_total_limit", "eval_accumulation_steps"),
-)
-_AT_LEAST_ZERO = (
-    *("weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "eval_steps"),
-    *("eval_delay", "seed", "data_seed", "label_smoothing_factor"),
-)
-#: Patches of a side; a picture with more of them is a mistake in the configuration.
-_MOST_PATCHES = 1024
-_ONLY_MODELS = ("prompts", "dtype", "device", "batch_size", "max_seq_length", "trust_remote_code")
-
-
-def _range_complaint(name: str, value: Any) -> str | None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return None
-    if name == "max_steps" and value != -1 and value < 1:
-        return f"must be at least 1, got {value}"
-    if name in _ABOVE_ZERO and not value > 0:
-        return f"must be above 0, got {value:g}"
-    if name in _AT_LEAST_ZERO and not value >= 0:
-        return f"must be at least 0, got {value:g}"
-    if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
-        return f"must be from 0 to below 1, got {value:g}"
-    return None
-
-
-class _Unplaced(SentenceTransformerTrainingArguments):
-    """Training arguments that validate themselves and leave alone devices, processes and accelerate's global state."""
-
-    @property
-    def _setup_devices(self) -> torch.device:
-        return torch.device("cpu")
-
-    device = _setup_devices
-
-    @property
-    def n_gpu(self) -> int:
-        return 0
-
-    @property
-    def parallel_mode(self) -> ParallelMode:
-        return ParallelMode.NOT_PARALLEL
-
-
-def _training_arguments_complaints(arguments: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
-    """What the training arguments say against themselves, and the argument that each complaint is about."""
-    arguments = dict(arguments)
-    while True:
-        complaint = _complaint(arguments)
-        if complaint is None:
-            return
-        named = [name for name in arguments if name in complaint]
-        blamed = max(named, key=len, default=None)
-        if blamed is None:
-            alone = (
-                name for name in arguments if _complaint({k: v for k, v in arguments.items() if k != name}) is None
-            )
-            blamed = next(alone, None)
-        yield blamed, complaint
-        if blamed is None:
-            return
-        del arguments[blamed]
-
-
-def _complaint(arguments: dict[str, Any]) -> str | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _Unplaced(output_dir="unused", **{"report_to": "none", **arguments})
-    except Exception as error:  # they validate themselves by exceptions of several kinds
-        return _one_line(error)
-    return None
-
-
-@cache
-def _hints_of(cls: type) -> dict[str, Any]:
-    names = {option.name for option in fields(cls)}
-    return {name: hint for name, hint in typing.get_type_hints(cls).items() if name in names}
 
 
 @cache
@@ -1072,13 +822,5 @@ def _standard_losses() -> dict[str, type]:
     return known
 
 
-# --- helpers -----------------------------------------------------------------------------------------------------------
-
-
 def _absolute(path: str | Path) -> Path:
     return Path(path).resolve()
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
-    return text or type(error).__name__

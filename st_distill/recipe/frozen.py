@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 
-from st_distill.files import write_array
+from st_distill.files import ArrayWriter
 from st_distill.recipe.schema import Stage, Texts
 from st_distill.store.format import Hashes, hash_texts
 from st_distill.teacher import Teacher
@@ -107,7 +107,9 @@ class PooledVectors:
             for prompt in dict.fromkeys(prompt for _, _, prompt in rows):
                 places = [place for place, row in enumerate(rows) if row[2] == prompt]
                 vectors[places] = self._encode([rows[place][1] for place in places], prompt)
-            write_array(path, vectors)
+            writer = ArrayWriter(path, vectors.dtype, vectors.shape[1])
+            writer.append(vectors)
+            writer.close()
         self._files.append(np.load(path, mmap_mode="r", allow_pickle=False))
         return len(rows)
 

@@ -323,12 +323,12 @@ class _Run:
             raise ValueError("A stage that trains vision needs a student with a projection.")
         pictures, skipped = read_images(spec)
         name = f"student-{digest}"
-        captions = _create_store(
+        captions = TeacherStore.create(
             self.folder / "captions",
             list(pictures[spec.caption]),
             [Teacher(OwnVectors(model, projection), name=name, revision=digest)],
-            self.processes,
             dtype="float32",
+            process=(self.processes.rank, self.processes.count),
             show_progress=self.show_progress,
         )
         loss = distill_loss(stage, self.recipe.projection, model, captions.view(teachers=[name]), match_dims=True)
@@ -388,6 +388,7 @@ def make_teacher(spec: TeacherSpec) -> Teacher:
         dtype=spec.dtype,
         device=spec.device,
         batch_size=spec.batch_size or 32,
+        batch_tokens=spec.batch_tokens,
         max_seq_length=spec.max_seq_length,
         truncate_dim=spec.truncate_dim,
         trust_remote_code=spec.trust_remote_code,
@@ -446,15 +447,14 @@ def _embed(recipe: Recipe, sources: list[Texts], processes: Processes, show_prog
     rows = _Rows(sources)
     teachers = [make_teacher(spec) for spec in recipe.teachers]
     logger.info("Teachers: %s.", ", ".join(teacher.name for teacher in teachers))
-    return _create_store(recipe.work_folder / "teachers", rows, teachers, processes, show_progress=show_progress)
-
-
-def _create_store(
-    path: Path, texts: Any, teachers: list[Teacher], processes: Processes, **options: Any
-) -> TeacherStore:
-    """TeacherStore.create, which is for one process: the others wait, and open what the main one has made."""
-    store = processes.by_main(lambda: TeacherStore.create(path, texts, teachers, **options))
-    return TeacherStore.open(path) if store is None else store
+    return TeacherStore.create(
+        recipe.work_folder / "teachers",
+        rows,
+        teachers,
+        dtype=recipe.store_dtype,
+        process=(processes.rank, processes.count),
+        show_progress=show_progress,
+    )
 
 
 def _view(recipe: Recipe, store: TeacherStore) -> StoreView:

@@ -335,7 +335,16 @@ class TeacherSpec(_Part):
     device: str | None = field(
         default=None, metadata=_about("device of the teacher (cpu, cuda:1); the best one there is")
     )
-    batch_size: int | None = field(default=None, metadata=_about("texts embedded at a time", _at_least(1)))
+    batch_size: int | None = field(
+        default=None,
+        metadata=_about(
+            "texts of full length embedded at a time; more of shorter ones, as many tokens together; 32 by default",
+            _at_least(1),
+        ),
+    )
+    batch_tokens: int | None = field(
+        default=None, metadata=_about("tokens embedded at a time, instead of what batch_size comes to", _at_least(1))
+    )
     max_seq_length: int | None = field(default=None, metadata=_about("tokens per text; the model's own", _at_least(2)))
     truncate_dim: int | None = field(default=None, metadata=_about("keep the first so many dimensions", _at_least(1)))
     trust_remote_code: bool = field(default=False, metadata=_about("whether code of the model's own may run"))
@@ -430,8 +439,23 @@ class Stage(_Part):
         default=True,
         metadata=_about("with several processes: take the losses over the joint batch of all, as one process would"),
     )
+    mini_batch_size: int | None = field(
+        default=None,
+        metadata=_about(
+            "texts in memory at a time, by gradient caching: for batches larger than memory, at the price of a second "
+            "forward pass",
+            _at_least(1),
+        ),
+    )
     group_by_length: bool = field(
         default=False, metadata=_about("batches of texts of like length, which need less padding")
+    )
+    window_shards: int | None = field(
+        default=None,
+        metadata=_about(
+            "shuffle within windows of so many files of the store: for teachers' vectors that do not fit into memory",
+            _at_least(1),
+        ),
     )
     also: list[Objective] = field(default_factory=list, metadata=_about("further losses on their own texts"))
     arguments: dict[str, Any] = field(
@@ -516,6 +540,10 @@ class Recipe(_Part):
     teachers: list[TeacherSpec] = field(default_factory=list, metadata=_about("the models it learns from"))
     texts: list[Texts] = field(
         default_factory=list, metadata=_about("the texts it learns on, from one or several sources")
+    )
+    store_dtype: Literal["float32", "float16", "bfloat16", "int8"] = field(
+        default="float16",
+        metadata=_about("precision of the teachers' vectors on disk; docs/store.md says what each loses"),
     )
     images: Images | None = field(default=None, metadata=_about("pictures, for the stages that train vision"))
     projection: Projection = field(metadata=_about("the embeddings it is to give"))

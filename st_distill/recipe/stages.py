@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from st_distill.recipe.quantized import dequantized, is_quantized, restore
 from st_distill.recipe.schema import Projection, Stage, Texts
 from st_distill.recipe.student import encoder_layers, trained_parameters, training_only
 from st_distill.recipe.trainer import StageTrainer
-from st_distill.sampler import LengthGroupedBatchSampler
+from st_distill.sampler import LengthGroupedBatchSampler, StoreOrderBatchSampler
 from st_distill.store import TeacherStore
 
 #: What the trainer is given where neither the recipe nor sentence-transformers says better.
@@ -69,6 +70,7 @@ def distill_loss(
         weights=stage.weights,
         margin=stage.margin,
         match_dims=match_dims,
+        mini_batch_size=stage.mini_batch_size,
         gather_across_devices=_gathers(stage),
     )
 
@@ -165,6 +167,10 @@ def run_stage(
         arguments["save_total_limit"] = max(2, arguments["save_total_limit"] or 2)
     if stage.group_by_length:
         arguments["batch_sampler"] = LengthGroupedBatchSampler
+    if stage.window_shards is not None:
+        # Without 'also', every dataset of the stage has the distillation loss and its teacher.
+        store = next(iter(data.losses.values())).teacher
+        arguments["batch_sampler"] = partial(StoreOrderBatchSampler, store=store, window_shards=stage.window_shards)
     prompts = data.prompts if several else next(iter(data.prompts.values()))
     if any(data.prompts.values()):
         arguments.setdefault("prompts", prompts)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from st_distill.files import read_json, write_json
-from st_distill.recipe.schema import Recipe, Stage, as_mapping
+from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Recipe, Stage, as_mapping
 from st_distill.teacher import Teacher
 
 _FORMAT = "st-distill/run"
@@ -131,7 +131,11 @@ def stage_fields(recipe: Recipe, index: int, data: dict[str, str], *, processes:
     parts: dict[str, Any] = {"stage": _stage_part(stage, processes), "data": data}
     if index == 0:
         teachers = [
-            {key: value for key, value in as_mapping(teacher).items() if key not in ("device", "batch_size")}
+            {
+                key: value
+                for key, value in as_mapping(teacher).items()
+                if key not in ("device", "batch_size", "batch_tokens")
+            }
             for teacher in recipe.teachers
         ]
         parts |= {
@@ -140,6 +144,7 @@ def stage_fields(recipe: Recipe, index: int, data: dict[str, str], *, processes:
             },
             "teachers": teachers,
             "texts": [_source_part(source) for source in recipe.texts],
+            "store_dtype": recipe.store_dtype,
             "projection": as_mapping(recipe.projection),
             "seed": recipe.seed,
         }
@@ -156,7 +161,7 @@ def fields_digest(stages: list[dict[str, Any]]) -> str:
 def _stage_part(stage: Stage, processes: int) -> dict[str, Any]:
     part = as_mapping(stage)
     arguments = stage.training_arguments()
-    for key in ("name", "arguments", "batch", "learning_rate", "steps", "epochs", "gather_across_devices"):
+    for key in (*SHORTHAND_ARGUMENTS, "name", "arguments", "gather_across_devices", "mini_batch_size"):
         part.pop(key, None)
     if processes > 1 and not stage.gather_across_devices:
         # The relations are then those within each process's rows, which one process with the joint batch has not.

@@ -16,6 +16,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
+from st_distill.recipe import models
 from st_distill.recipe.check import check, format_problems
 from st_distill.recipe.load import load_recipe, presets
 from st_distill.recipe.schema import Evaluation, Projection, Recipe, Stage, Student, TeacherSpec, Texts
@@ -179,6 +180,7 @@ MISTAKES = {
     "vision value": ("vision: SIGLIP", "vision: {model_type: vit, hidden_size: big}", 14, "images.vision.hidden_size"),
     "vision heads": ("vision: SIGLIP", "vision: {model_type: vit, hidden_size: 770}", 14, "a multiple of num_attention_heads"),
     "visual tokens": ("vision: SIGLIP\n  tokens: 4", "vision: {model_type: vit}\n  tokens: 5", 15, "14 x 14 patches give 1, 4, 49, 196"),
+    "two orders": ("steps: 10", "steps: 10\n    window_shards: 4\n    group_by_length: true", 21, "orders the batches by the store, which leaves no room for 'group_by_length'"),
     "no flash attention": ("max_seq_length: 32", "attn_implementation: flash_attention_2", 5, "a package that is not there: pip install flash-attn"),
     "unknown attention": ("max_seq_length: 32", "attn_implementation: flash", 5, "unknown value 'flash'"),
     "too many tokens": ("tokens: 4", "tokens: 64", 15, "must be below the student's max_seq_length of 32, got 64"),
@@ -366,9 +368,9 @@ def test_the_hub_is_asked_where_it_can_be(recipe, monkeypatch, error, level, mes
     def fail(*args, **kwargs):
         raise kind.__new__(kind)  # the hub's own exceptions want an answer of its HTTP library
 
-    monkeypatch.setattr(MODULE, "constants", SimpleNamespace(HF_HUB_OFFLINE=False))
-    monkeypatch.setattr(MODULE, "hf_hub_download", fail)
-    monkeypatch.setattr(MODULE, "_hub_answers", lambda: True)
+    monkeypatch.setattr(models, "constants", SimpleNamespace(HF_HUB_OFFLINE=False))
+    monkeypatch.setattr(models, "hf_hub_download", fail)
+    monkeypatch.setattr(models, "_hub_answers", lambda: True)
     recipe.teachers = [TeacherSpec(model="some/model", revision="v9")]
     (problem,) = check(recipe)
     assert problem.level == level
@@ -379,11 +381,11 @@ def test_a_hub_that_does_not_answer_is_a_warning(recipe, monkeypatch):
     endpoint = SimpleNamespace(
         HF_HUB_OFFLINE=False, ENDPOINT="http://127.0.0.1:9"
     )  # nobody listens at the discard port
-    monkeypatch.setattr(MODULE, "constants", endpoint)
-    MODULE._hub_answers.cache_clear()
+    monkeypatch.setattr(models, "constants", endpoint)
+    models._hub_answers.cache_clear()
     recipe.teachers = [TeacherSpec(model="some/model")]
     (problem,) = check(recipe)
-    MODULE._hub_answers.cache_clear()
+    models._hub_answers.cache_clear()
     assert problem.level == "warning"
     assert "the hub does not answer: not checked" in problem.message
 

@@ -138,7 +138,7 @@ def make_recipe(folder: Path, tiny_bert: str, *, output: str, batch: int) -> Rec
         stages=[
             {"train": "projection", "group_by_length": True, **common},
             {"train": {"last_layers": 1}, "lora": {"r": 2}, **common},
-            {"train": "all", "also": [ranking], **common},
+            {"train": "all", "also": [ranking], "mini_batch_size": 3, **common},
             {"train": "vision", **common},
         ],
         evaluation={"texts": str(folder / "pairs.parquet"), "teachers": False},

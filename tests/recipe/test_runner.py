@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -536,3 +537,30 @@ def test_a_frozen_encoder_embeds_each_text_once(make_recipe, folder, sentences, 
     run(make_recipe(**options, work=str(folder / "computed")))
     computed = SentenceTransformer(str(folder / "out"), device="cpu").encode(sentences)
     np.testing.assert_allclose(read, computed, atol=1e-5)
+
+
+def test_memory_for_a_part_of_the_batch_and_of_the_store(make_recipe, folder, tiny_bert, sentences):
+    # Without dropout, whose random numbers depend on how a batch is cut.
+    shutil.copytree(tiny_bert, folder / "student")
+    config = json.loads((folder / "student" / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "student" / "config.json").write_text(json.dumps(config))
+    student = {"model": str(folder / "student"), "max_seq_length": 16, "pooling": "mean"}
+
+    def trained(name, **fields):
+        stages = [{"train": "all", "epochs": 2, "batch": 16, "arguments": FAST, **fields}]
+        recipe = make_recipe(student=student, stages=stages, images=None, evaluation=None, output=str(folder / name))
+        return SentenceTransformer(str(run(recipe).output), device="cpu").encode(sentences)
+
+    plain = trained("plain")
+    np.testing.assert_allclose(trained("cached", mini_batch_size=5), plain, atol=1e-4)
+    # Another order of the same rows: not the same vectors, but near.
+    np.testing.assert_allclose(trained("windows", window_shards=1), plain, atol=0.1)
+    history = json.loads((folder / "cached-run" / "run.json").read_text())["stages"][0]["metrics"]["history"]
+    assert {"cosine", "similarity", "triplet"} <= set(history[0])
+
+
+def test_the_precision_of_the_store(make_recipe, folder):
+    run(texts_only(make_recipe, 0, store_dtype="int8"))
+    store = st_distill.TeacherStore.open(folder / "out-run" / "teachers")
+    assert {teacher["dtype"] for teacher in store.describe()["teachers"].values()} == {"int8"}

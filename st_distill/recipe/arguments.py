@@ -1,0 +1,105 @@
+"""What is wrong with training arguments, all of it, without a trainer and without touching a device."""
+
+from __future__ import annotations
+
+import typing
+import warnings
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+import torch
+from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+from transformers.training_args import ParallelMode
+
+from st_distill.errors import one_line
+
+__all__ = ["HARDWARE", "RESERVED", "complaints", "hints_of", "range_complaint"]
+
+RESERVED = {
+    "output_dir": "checkpoints go to the recipe's work folder; set work instead",
+    "resume_from_checkpoint": "a run continues by itself with --resume; remove this",
+}
+#: They are looked at apart, because whether they can be depends on the machine.
+HARDWARE = (
+    *("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "use_cpu", "deepspeed", "fsdp", "fsdp_config"),
+    *("torch_compile", "torch_compile_backend", "torch_compile_mode", "parallelism_config"),
+)
+#: Ranges that the training arguments do not look at themselves, and that show hours later.
+_ABOVE_ZERO = (
+    *("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"),
+    *("gradient_accumulation_steps", "logging_steps", "save_steps", "save_total_limit", "eval_accumulation_steps"),
+)
+_AT_LEAST_ZERO = (
+    *("weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "eval_steps"),
+    *("eval_delay", "seed", "data_seed", "label_smoothing_factor"),
+)
+
+
+def range_complaint(name: str, value: Any) -> str | None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    if name == "max_steps" and value != -1 and value < 1:
+        return f"must be at least 1, got {value}"
+    if name in _ABOVE_ZERO and not value > 0:
+        return f"must be above 0, got {value:g}"
+    if name in _AT_LEAST_ZERO and not value >= 0:
+        return f"must be at least 0, got {value:g}"
+    if name in ("adam_beta1", "adam_beta2") and not 0 <= value < 1:
+        return f"must be from 0 to below 1, got {value:g}"
+    return None
+
+
+class _Unplaced(SentenceTransformerTrainingArguments):
+    """Training arguments that validate themselves and leave alone devices, processes and accelerate's global state."""
+
+    @property
+    def _setup_devices(self) -> torch.device:
+        return torch.device("cpu")
+
+    device = _setup_devices
+
+    @property
+    def n_gpu(self) -> int:
+        return 0
+
+    @property
+    def parallel_mode(self) -> ParallelMode:
+        return ParallelMode.NOT_PARALLEL
+
+
+def complaints(arguments: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
+    """What the training arguments say against themselves, and the argument that each complaint is about."""
+    arguments = dict(arguments)
+    while True:
+        complaint = _complaint(arguments)
+        if complaint is None:
+            return
+        named = [name for name in arguments if name in complaint]
+        blamed = max(named, key=len, default=None)
+        if blamed is None:
+            alone = (
+                name for name in arguments if _complaint({k: v for k, v in arguments.items() if k != name}) is None
+            )
+            blamed = next(alone, None)
+        yield blamed, complaint
+        if blamed is None:
+            return
+        del arguments[blamed]
+
+
+def _complaint(arguments: dict[str, Any]) -> str | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _Unplaced(output_dir="unused", **{"report_to": "none", **arguments})
+    except Exception as error:  # they validate themselves by exceptions of several kinds
+        return one_line(error)
+    return None
+
+
+@cache
+def hints_of(cls: type) -> dict[str, Any]:
+    names = {option.name for option in fields(cls)}
+    return {name: hint for name, hint in typing.get_type_hints(cls).items() if name in names}

@@ -1,0 +1,183 @@
+"""What a model's files say about it, from its folder, the hub's cache or the hub; no weights are read."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from transformers import CONFIG_MAPPING
+
+from st_distill.errors import one_line
+from st_distill.recipe.schema import suggest
+
+__all__ = ["ModelFacts", "UnknownModel", "looks_like_a_folder", "read_config", "read_model"]
+
+
+class UnknownModel(Exception):
+    """Something that cannot be looked at from here, and may well be right."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the files of a model say about it without its weights; None for what they do not say."""
+
+    code: str | None  # what of it needs code of its own
+    is_standard: bool  # a sentence-transformers model, with modules of its own
+    depth: int | None
+    positions: int | None
+    pooled: int | None  # width of the pooled vector
+    width: int | None  # width of the final vector
+
+
+def read_model(name: str, revision: str | None) -> ModelFacts:
+    """Raises ValueError for what is no model, and `UnknownModel` for one that is out of reach."""
+    try:
+        return _understand_model(name, revision)
+    except (TypeError, KeyError, AttributeError) as error:  # JSON of another shape than a model's
+        raise ValueError(f"the files of '{name}' do not describe a model: {one_line(error)}") from None
+
+
+def _understand_model(name: str, revision: str | None) -> ModelFacts:
+    modules = _read_json(name, "modules.json", revision)
+    if modules is None:
+        config, folder = read_config(name, revision), ""
+    else:
+        folder = modules[0].get("path", "") if modules else ""
+        config = _read_json(name, _joined(folder, "config.json"), revision) or {}
+    kind = config.get("model_type")
+    depth = positions = hidden = code = None
+    if kind in CONFIG_MAPPING:
+        try:
+            built = CONFIG_MAPPING[kind].from_dict(config).get_text_config()
+        except Exception as error:  # configurations validate themselves, each by exceptions of its own
+            raise ValueError(f"the configuration of '{name}' is not valid: {one_line(error)}") from error
+        depth, hidden = getattr(built, "num_hidden_layers", None), getattr(built, "hidden_size", None)
+        positions = getattr(built, "max_position_embeddings", None)
+    elif "auto_map" in config:
+        code = f"model type '{kind}'"
+    pooled = width = hidden
+    for module in modules or []:
+        if module["type"].startswith("sentence_transformers."):
+            last = module["type"].rsplit(".", 1)[-1]
+            settings = _read_json(name, _joined(module["path"], "config.json"), revision) or {}
+            if last == "Pooling":
+                pooled = width = _pooled_width(settings)
+            elif last == "Dense":
+                width = settings.get("out_features")
+            elif last not in ("Transformer", "Normalize", "Dropout"):
+                pooled = width = None
+        else:
+            pooled = width = None
+            code = f"module '{module['type']}'"
+    if modules is not None and width is not None:
+        cut = (_read_json(name, "config_sentence_transformers.json", revision) or {}).get("truncate_dim")
+        width = min(width, cut) if isinstance(cut, int) else width
+    return ModelFacts(
+        code=code,
+        is_standard=modules is not None,
+        depth=depth,
+        positions=positions,
+        pooled=pooled,
+        width=width,
+    )
+
+
+def _pooled_width(settings: dict[str, Any]) -> int | None:
+    width = settings.get("embedding_dimension", settings.get("word_embedding_dimension"))
+    modes = settings.get("pooling_mode")
+    if modes is None:
+        count = sum(value is True for name, value in settings.items() if name.startswith("pooling_mode_"))
+    else:
+        count = 1 if isinstance(modes, str) else len(modes)
+    return width * max(count, 1) if isinstance(width, int) else None
+
+
+def read_config(name: str, revision: str | None) -> dict[str, Any]:
+    config = _read_json(name, "config.json", revision)
+    if config is None:
+        raise ValueError(f"'{name}' holds no model: it has neither config.json nor modules.json")
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str | None):
+        raise ValueError(f"the config.json of '{name}' does not describe a model")
+    return config
+
+
+def _read_json(name: str, file: str, revision: str | None) -> Any:
+    """A JSON file of a model, or None where the model has no such file."""
+    path = _model_file(name, file, revision)
+    if path is None:
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"'{path}' is not valid JSON: {error}") from error
+
+
+def _model_file(name: str, file: str, revision: str | None) -> Path | None:
+    folder = Path(name)
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:  # a name that is too long, say
+        raise ValueError(f"'{name}' can be neither a folder nor a model of the hub: {error.strerror}") from None
+    if is_folder:
+        return folder / file if (folder / file).is_file() else None
+    if folder.is_file():
+        raise ValueError(f"'{name}' is a file; name the model's folder")
+    if looks_like_a_folder(name):
+        beside = (
+            [str(folder.parent / entry.name) for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        )
+        raise ValueError(f"there is no folder '{name}'{suggest(str(folder), beside)}")
+    # sentence-transformers' own models may be given by their last name.
+    repository = name if "/" in name else f"sentence-transformers/{name}"
+    cached = try_to_load_from_cache(repository, file, revision=revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    if cached is not None or isinstance(try_to_load_from_cache(repository, "config.json", revision=revision), str):
+        return None  # the model is in the cache, and this file is not part of it
+    if constants.HF_HUB_OFFLINE:
+        raise UnknownModel(
+            f"'{name}' is not in the local cache, and the hub is switched off (HF_HUB_OFFLINE): not checked"
+        )
+    if not _hub_answers():
+        raise UnknownModel(f"'{name}' is not in the local cache, and the hub does not answer: not checked")
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision))
+    except GatedRepoError:
+        raise UnknownModel(f"'{name}' is gated on the hub: accept its terms there and log in; not checked") from None
+    except RepositoryNotFoundError:
+        raise ValueError(f"the hub has no model '{name}', or not for you: see its spelling, or log in") from None
+    except RevisionNotFoundError:
+        raise ValueError(f"the hub's '{name}' has no revision '{revision}'") from None
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # whatever a network does
+        raise UnknownModel(f"'{name}' could not be looked up on the hub ({one_line(error)}): not checked") from None
+
+
+@cache
+def _hub_answers() -> bool:
+    """Asked once: the hub's own client tries for half a minute, for every file."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def looks_like_a_folder(name: str) -> bool:
+    path = Path(name)
+    has_parent = len(path.parts) > 1 and path.parent.is_dir()
+    return name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name or len(path.parts) > 2 or has_parent
+
+
+def _joined(folder: str, file: str) -> str:
+    return f"{folder}/{file}" if folder else file
