@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--teacher", required=True, help="name or folder of all-MiniLM-L6-v2")
     parser.add_argument("--student", type=Path, default=Path("out/stsb"), help="output of benchmarks/stsb.py")
     parser.add_argument("--output", type=Path, default=Path("out/emoji"))
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--pixels", type=int, default=48)
     parser.add_argument("--width", type=int, default=128, help="of the vision encoder")
     parser.add_argument("--layers", type=int, default=4, help="of the vision encoder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ POOLED = "pooled"
 
 _CHUNK = 4096  # texts looked up at a time
 _EPOCHS = 3.0  # the trainer's own default
+_OPEN_FILES = 128  # each open map holds a file descriptor, of which a process has few
 _ROWS = 8192  # vectors in a file, which is what a kill can lose
 
 
@@ -56,7 +58,8 @@ class PooledVectors:
         self._folder = folder
         self._encoder = encoder
         self._table = Hashes()
-        self._files: list[np.ndarray] = []
+        self._paths: list[Path] = []
+        self._map = functools.lru_cache(maxsize=_OPEN_FILES)(self._open)
         self._count = 0
         folder.mkdir(parents=True, exist_ok=True)
         waiting: list[tuple[bytes, str, str | None]] = []
@@ -76,10 +79,10 @@ class PooledVectors:
     def gather(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
         """The texts' pooled vectors, float32 (texts, width); one that was not among the texts is embedded now."""
         numbers = self._table.find(_hashes((text, prompt) for text in texts))
-        vectors = np.empty((len(texts), self._files[0].shape[1]), dtype=np.float32)
-        for file in np.unique(numbers[numbers >= 0] // _ROWS):
+        vectors = np.empty((len(texts), self._encoder.get_embedding_dimension()), dtype=np.float32)
+        for file in np.unique(numbers[numbers >= 0] // _ROWS).tolist():
             here = np.flatnonzero(numbers // _ROWS == file)
-            vectors[here] = self._files[file][numbers[here] - file * _ROWS]
+            vectors[here] = self._map(file)[numbers[here] - file * _ROWS]
         unknown = np.flatnonzero(numbers < 0)
         if len(unknown):
             vectors[unknown] = self._encode([texts[place] for place in unknown.tolist()], prompt)
@@ -101,7 +104,7 @@ class PooledVectors:
 
     def _add(self, rows: list[tuple[bytes, str, str | None]]) -> int:
         digest = hashlib.sha256(b"".join(key for key, _, _ in rows)).hexdigest()[:16]
-        path = self._folder / f"{len(self._files):05d}-{digest}.npy"
+        path = self._folder / f"{len(self._paths):05d}-{digest}.npy"
         if not path.is_file():
             vectors = np.empty((len(rows), self._encoder.get_embedding_dimension()), dtype=np.float32)
             for prompt in dict.fromkeys(prompt for _, _, prompt in rows):
@@ -110,8 +113,11 @@ class PooledVectors:
             writer = ArrayWriter(path, vectors.dtype, vectors.shape[1])
             writer.append(vectors)
             writer.close()
-        self._files.append(np.load(path, mmap_mode="r", allow_pickle=False))
+        self._paths.append(path)
         return len(rows)
+
+    def _open(self, file: int) -> np.ndarray:
+        return np.load(self._paths[file], mmap_mode="r", allow_pickle=False)
 
     def _encode(self, texts: list[str], prompt: str | None) -> np.ndarray:
         # An empty prompt, because none at all means the model's default one, which the trainer does not use.
