@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from st_distill import __version__
 from st_distill.errors import OtherProcessError
@@ -169,7 +170,10 @@ def _eval(options: argparse.Namespace) -> int:
     from st_distill.recipe import evaluate_model, load_recipe
     from st_distill.report import report
 
-    results = evaluate_model(SentenceTransformer(options.model), load_recipe(options.recipe, options.overrides))
+    recipe = load_recipe(options.recipe, options.overrides)
+    if options.json and not Path(options.json).absolute().parent.is_dir():
+        raise FileNotFoundError(f"The folder of --json {options.json} must exist. Make it first, or name another file.")
+    results = evaluate_model(SentenceTransformer(options.model), recipe)
     print(report(results))
     if options.json:
         write_json(options.json, results)

@@ -32,8 +32,7 @@ def export(
 
     Args:
         model: a student, or the folder of one.
-        path: the folder to write; a model that st-distill or sentence-transformers wrote there is replaced, once the new
-            one is complete.
+        path: the folder to write: a new one, or that of an earlier export, which is replaced once the new one is complete.
         dim: export one dimension: a prefix of a nested projection, or one of several independent heads. Default: the
             largest (whose prefixes are the smaller ones, where they are nested).
         normalize: end the model in a Normalize module, so that its full vectors have unit length. A vector that is
@@ -44,13 +43,18 @@ def export(
 
     Raises:
         ValueError: for a ``dim`` that is none of the projection's, a module that has no standard form, or a folder that
-            holds something else than a model.
+            holds something else than an export.
     """
-    if not isinstance(model, SentenceTransformer):
-        model = load_student(model)
     path = Path(path)
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / "modules.json").is_file())):
-        raise ValueError(f"The 'path' must be a new folder, or that of a model to replace. Got {path} instead.")
+    if not may_be_replaced(path):
+        raise ValueError(
+            f"The 'path' must be a new or empty folder, or that of an earlier export (with a {DESCRIPTION}), which is then "
+            f"replaced. Got {path} instead, which holds other files: choose another folder."
+        )
+    if not isinstance(model, SentenceTransformer):
+        if path.resolve() == Path(model).resolve():
+            raise ValueError(f"The 'path' must be another folder than the model's own. Got {path} for both.")
+        model = load_student(model)
     standard = to_standard(model, dim, normalize=normalize)
     description = describe(standard, dims=_dims(model, dim))
     partial = path.with_name(path.name + ".partial")
@@ -63,6 +67,13 @@ def export(
         card.write(_card_section(description))
     _replace_folder(partial, path)
     return standard
+
+
+def may_be_replaced(path: Path) -> bool:
+    """Whether an export may be written to this path: nothing is there, or an empty folder, or an earlier export."""
+    if not path.exists():
+        return True
+    return path.is_dir() and ((path / DESCRIPTION).is_file() or not any(path.iterdir()))
 
 
 def to_standard(model: SentenceTransformer, dim: int | None = None, *, normalize: bool = True) -> SentenceTransformer:

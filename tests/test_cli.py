@@ -62,6 +62,8 @@ def test_run_embed_eval_export_info(recipe, tmp_path, capsys):
     assert main(["eval", str(tmp_path / "out"), str(recipe), "--json", str(tmp_path / "results.json")]) == 0
     assert set(json.loads((tmp_path / "results.json").read_text())["fidelity"]["spearman"]) == {"24", "8"}
     capsys.readouterr()
+    assert main(["eval", str(tmp_path / "out"), str(recipe), "--json", str(tmp_path / "none" / "results.json")]) == 2
+    assert "The folder of --json" in capsys.readouterr().err
     trained = tmp_path / "out-run" / "stages" / "1-projection" / "model"
     assert main(["export", str(trained), str(tmp_path / "small"), "--dim", "8"]) == 0
     capsys.readouterr()
@@ -74,7 +76,7 @@ def test_run_embed_eval_export_info(recipe, tmp_path, capsys):
     [
         (["run", "{recipe}", "--from-stage", "1"], "--from-stage continues a run, so it needs --resume"),
         (["info", "{folder}"], "has no modules.json"),
-        (["export", "{model}", "{folder}", "--dim", "8"], "must be a new folder"),
+        (["export", "{model}", "{folder}", "--dim", "8"], "must be a new or empty folder"),
         (["export", "{model}", "{folder}/new", "--dim", "9"], "must be one of the projection's dimensions"),
         (["export", "{folder}/nothing", "{folder}/new"], "nothing instead, which has no modules.json"),
         (["run", "{folder}/nothing.yaml"], "nothing.yaml"),

@@ -203,9 +203,24 @@ def test_an_older_model_is_replaced_whole(student, tmp_path, sentences):
 
 def test_a_folder_of_something_else_is_left_alone(student, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="must be a new folder, or that of a model to replace"):
+    with pytest.raises(ValueError, match="must be a new or empty folder, or that of an earlier export"):
         export(student, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_model_that_is_no_export_is_left_alone(student, tmp_path):
+    student.save(str(tmp_path))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for model in (student, tmp_path):
+        with pytest.raises(ValueError, match=r"with a st_distill.json.*holds other files: choose another folder"):
+            export(model, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_an_export_is_not_written_over_itself(student, tmp_path):
+    export(student, tmp_path / "model")
+    with pytest.raises(ValueError, match="must be another folder than the model's own"):
+        export(tmp_path / "model", tmp_path / "model", dim=8)
 
 
 def test_dimensions_that_are_none(student, make_student, tmp_path):

@@ -23,6 +23,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_available
 
 from st_distill.errors import Problem, RecipeError, format_problems, one_line
+from st_distill.exporting import may_be_replaced
 from st_distill.files import read_array_header
 from st_distill.recipe import quantized, schema
 from st_distill.recipe.arguments import HARDWARE, RESERVED, complaints, hints_of, range_complaint
@@ -126,6 +127,19 @@ class _Rules:
             )
         for name in files:
             self.error((name,), "is a file; name a folder")
+        if files:
+            return
+        projection = self.recipe.projection
+        heads = projection.dims if projection is not None and projection.heads == "independent" else []
+        for target in (output, *(output.with_name(f"{output.name}-{dim}") for dim in heads)):
+            if not may_be_replaced(target):
+                self.error(("output",), f"'{target}' holds other files than an export's; name a new folder")
+        if work.is_dir() and any(work.iterdir()) and not any((work / name).exists() for name in _OF_A_RUN):
+            self.error(where, f"'{self.recipe.work_folder}' holds other files than a run's; name a new folder")
+        students = [] if self.recipe.student is None else [self.recipe.student.model]
+        for model in (*students, *(teacher.model for teacher in self.recipe.teachers)):
+            if model is not None and _absolute(model) in (output, work):
+                self.error(("output",), f"'{model}' is a model that the recipe reads; name another folder")
 
     # --- models --------------------------------------------------------------------------------------------------------
 
@@ -795,6 +809,8 @@ class _Rules:
                 self.warn((*path, "images"), "no stage trains vision, so the student has to be an image model already")
 
 
+#: What a work folder has in it, from its first moment on.
+_OF_A_RUN = ("run.json", "teachers", "lock")
 #: Patches of a side; a picture with more of them is a mistake in the configuration.
 _MOST_PATCHES = 1024
 _ONLY_MODELS = (*("prompts", "dtype", "device", "batch_size", "batch_tokens", "max_seq_length", "trust_remote_code"),)

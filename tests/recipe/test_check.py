@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -446,3 +447,15 @@ def test_a_loaded_recipe_and_its_file_have_the_same_problems(problems_of):
     from_file = problems_of(text)
     from_object = check(load_recipe("recipe.yaml"))
     assert [problem.message for problem in from_file] == [problem.message for problem in from_object]
+
+
+def test_nothing_of_the_users_is_written_over(recipe, folder, tiny_bert):
+    Path("mine").mkdir()
+    Path("mine/precious.txt").write_text("x")
+    assert "holds other files than an export's; name a new folder" in format_problems(
+        check(replace(recipe, output="mine"))
+    )
+    assert "'mine' holds other files than a run's" in format_problems(check(replace(recipe, output="new", work="mine")))
+    assert "is a model that the recipe reads" in format_problems(check(replace(recipe, output=tiny_bert)))
+    Path("mine/st_distill.json").write_text("{}")
+    assert check(replace(recipe, output="mine")) == []
