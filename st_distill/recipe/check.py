@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import re
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from enum import Enum
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from st_distill.recipe import quantized, schema
 from st_distill.recipe.arguments import HARDWARE, RESERVED, complaints, hints_of, range_complaint
 from st_distill.recipe.data import LABEL_COLUMNS, Kind, columns_of, existing_path
 from st_distill.recipe.load import Document, in_order, read_document
-from st_distill.recipe.models import ModelFacts, UnknownModel, read_config, read_model
+from st_distill.recipe.models import ModelFacts, UnknownModel, encoder_without_weights, read_config, read_model
 from st_distill.recipe.schema import (
     SHORTHAND_ARGUMENTS,
     FieldPath,
@@ -457,6 +459,19 @@ class _Rules:
                 )
         elif self.recipe.images is not None and isinstance(stage.train, list) and not self.recipe.texts:
             self.error(where, "only a stage with train: vision learns from images")
+        elif isinstance(stage.train, list) and (encoder := self.encoder(stage)) is not None:
+            names = [f"{prefix}{name}" for name, _ in encoder.named_parameters() for prefix in _PREFIXES]
+            names += [f"{place}.linears.{head}.{kind}" for place, head, kind in product(_PLACES, _HEADS, _KINDS)]
+            for index, pattern in enumerate(stage.train):
+                if not any(re.search(pattern, name) for name in names):
+                    self.error((*where, index), f"'{pattern}' is found in no parameter's name, such as '{names[0]}'")
+
+    def encoder(self, stage: Stage) -> torch.nn.Module | None:
+        """The student's text encoder without weights, for a stage whose student has no vision encoder yet."""
+        before = self.recipe.stages[: self.recipe.stages.index(stage)]
+        if self.student_model is None or any(earlier.trains_vision for earlier in before):
+            return None
+        return encoder_without_weights(self.student_model)
 
     def duration(self, path: FieldPath, stage: Stage) -> None:
         shorts = [(*path, short) for short in SHORTHAND_ARGUMENTS]
@@ -531,6 +546,15 @@ class _Rules:
                 self.error((*where, name), f"must be at least 1, got {options.pop(name)}")
         if "lora_dropout" in options and not 0 <= options["lora_dropout"] < 1:
             self.error((*where, "lora_dropout"), f"must be from 0 to below 1, got {options.pop('lora_dropout'):g}")
+        targets, encoder = options.get("target_modules"), self.encoder(stage)
+        if isinstance(targets, list) and encoder is not None:
+            names = [name for name, _ in encoder.named_modules()]
+            for index, target in enumerate(targets):
+                if not any(f".{name}".endswith(f".{target}") for name in names):
+                    ends = sorted({name.rpartition(".")[2] for name in names} - {""})
+                    self.error(
+                        (*where, "target_modules", index), f"the encoder has no '{target}'{suggest(str(target), ends)}"
+                    )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -809,6 +833,9 @@ class _Rules:
                 self.warn((*path, "images"), "no stage trains vision, so the student has to be an image model already")
 
 
+#: Names that the parts of a student may have before their own: the encoder's, and the projection's.
+_PREFIXES = ("0.model.", "0.auto_model.")
+_PLACES, _HEADS, _KINDS = range(1, 6), range(12), ("weight", "bias")
 #: What a work folder has in it, from its first moment on.
 _OF_A_RUN = ("run.json", "teachers", "lock")
 #: Patches of a side; a picture with more of them is a mistake in the configuration.

@@ -10,14 +10,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from transformers import CONFIG_MAPPING
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig
 
 from st_distill.errors import one_line
 from st_distill.recipe.schema import suggest
 
-__all__ = ["ModelFacts", "UnknownModel", "looks_like_a_folder", "read_config", "read_model"]
+__all__ = ["ModelFacts", "UnknownModel", "encoder_without_weights", "read_config", "read_model"]
 
 
 class UnknownModel(Exception):
@@ -34,6 +36,7 @@ class ModelFacts:
     positions: int | None
     pooled: int | None  # width of the pooled vector
     width: int | None  # width of the final vector
+    config: PretrainedConfig | None  # of the text encoder, where the model is nothing else
 
 
 def read_model(name: str, revision: str | None) -> ModelFacts:
@@ -52,10 +55,11 @@ def _understand_model(name: str, revision: str | None) -> ModelFacts:
         folder = modules[0].get("path", "") if modules else ""
         config = _read_json(name, _joined(folder, "config.json"), revision) or {}
     kind = config.get("model_type")
-    depth = positions = hidden = code = None
+    depth = positions = hidden = code = built = whole = None
     if kind in CONFIG_MAPPING:
         try:
-            built = CONFIG_MAPPING[kind].from_dict(config).get_text_config()
+            whole = CONFIG_MAPPING[kind].from_dict(config)
+            built = whole.get_text_config()
         except Exception as error:  # configurations validate themselves, each by exceptions of its own
             raise ValueError(f"the configuration of '{name}' is not valid: {one_line(error)}") from error
         depth, hidden = getattr(built, "num_hidden_layers", None), getattr(built, "hidden_size", None)
@@ -86,7 +90,19 @@ def _understand_model(name: str, revision: str | None) -> ModelFacts:
         positions=positions,
         pooled=pooled,
         width=width,
+        config=built if built is whole else None,
     )
+
+
+def encoder_without_weights(facts: ModelFacts) -> nn.Module | None:
+    """The text encoder as its configuration describes it, on the meta device; None where that does not say."""
+    if facts.config is None:
+        return None
+    try:
+        with torch.device("meta"):
+            return AutoModel.from_config(facts.config)
+    except Exception:  # each architecture has needs of its own, and a run finds out
+        return None
 
 
 def _pooled_width(settings: dict[str, Any]) -> int | None:
@@ -129,7 +145,7 @@ def _model_file(name: str, file: str, revision: str | None) -> Path | None:
         return folder / file if (folder / file).is_file() else None
     if folder.is_file():
         raise ValueError(f"'{name}' is a file; name the model's folder")
-    if looks_like_a_folder(name):
+    if _looks_like_a_folder(name):
         beside = (
             [str(folder.parent / entry.name) for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
         )
@@ -173,7 +189,7 @@ def _hub_answers() -> bool:
     return True
 
 
-def looks_like_a_folder(name: str) -> bool:
+def _looks_like_a_folder(name: str) -> bool:
     path = Path(name)
     has_parent = len(path.parts) > 1 and path.parent.is_dir()
     return name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name or len(path.parts) > 2 or has_parent

@@ -181,6 +181,8 @@ MISTAKES = {
     "vision value": ("vision: SIGLIP", "vision: {model_type: vit, hidden_size: big}", 14, "images.vision.hidden_size"),
     "vision heads": ("vision: SIGLIP", "vision: {model_type: vit, hidden_size: 770}", 14, "a multiple of num_attention_heads"),
     "visual tokens": ("vision: SIGLIP\n  tokens: 4", "vision: {model_type: vit}\n  tokens: 5", 15, "14 x 14 patches give 1, 4, 49, 196"),
+    "pattern of nothing": ("train: projection", "train: [nomatch]", 19, "'nomatch' is found in no parameter's name, such as '0.model.embeddings.word_embeddings.weight'"),
+    "no such layer": ("train: {last_layers: 2}", "train: all\n    lora: {r: 4, target_modules: [queri]}", 23, "the encoder has no 'queri'; did you mean 'query'?"),
     "two orders": ("steps: 10", "steps: 10\n    window_shards: 4\n    group_by_length: true", 21, "orders the batches by the store, which leaves no room for 'group_by_length'"),
     "no flash attention": ("max_seq_length: 32", "attn_implementation: flash_attention_2", 5, "a package that is not there: pip install flash-attn"),
     "unknown attention": ("max_seq_length: 32", "attn_implementation: flash", 5, "unknown value 'flash'"),
