@@ -840,7 +840,7 @@ _PLACES, _HEADS, _KINDS = range(1, 6), range(12), ("weight", "bias")
 _OF_A_RUN = ("run.json", "teachers", "lock")
 #: Patches of a side; a picture with more of them is a mistake in the configuration.
 _MOST_PATCHES = 1024
-_ONLY_MODELS = (*("prompts", "dtype", "device", "batch_size", "batch_tokens", "max_seq_length", "trust_remote_code"),)
+_ONLY_MODELS = ("prompts", "dtype", "device", "batch_size", "batch_tokens", "max_seq_length", "trust_remote_code")
 
 
 def _sees(config: PretrainedConfig) -> bool:
