@@ -98,16 +98,21 @@ def to_standard(model: SentenceTransformer, dim: int | None = None, *, normalize
         )
     if normalize and not isinstance(modules[-1], Normalize):
         modules.append(Normalize())
-    standard = SentenceTransformer(
+    return with_modules(model, modules).eval()
+
+
+def with_modules(model: SentenceTransformer, modules: list[nn.Module]) -> SentenceTransformer:
+    """A model of these modules that keeps the prompts, the similarity and the card of ``model``."""
+    other = SentenceTransformer(
         modules=modules,
         device=str(model.device),
         prompts=model.prompts,
         default_prompt_name=model.default_prompt_name,
         similarity_fn_name=model.similarity_fn_name,
     )
-    standard.model_card_data = model.model_card_data
-    standard.model_card_data.register_model(standard)
-    return standard.eval()
+    other.model_card_data = model.model_card_data
+    other.model_card_data.register_model(other)
+    return other
 
 
 def load_student(

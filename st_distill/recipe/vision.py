@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 from sentence_transformers import SentenceTransformer
-from torch import nn
 
+from st_distill.exporting import with_modules
 from st_distill.losses import find_projection
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.modules.image import load_image
@@ -36,16 +36,7 @@ def with_eyes(model: SentenceTransformer, images: Images) -> SentenceTransformer
     if isinstance(model[0], Transformer):
         return model
     eyes = Transformer.from_encoders(model, images.vision, tokens=images.tokens)
-    modules: list[nn.Module] = [eyes, *list(model.children())[1:]]
-    seeing = SentenceTransformer(
-        modules=modules,
-        device=str(model.device),
-        prompts=model.prompts,
-        default_prompt_name=model.default_prompt_name,
-        similarity_fn_name=model.similarity_fn_name,
-    )
-    seeing.model_card_data = model.model_card_data
-    seeing.model_card_data.register_model(seeing)
+    seeing = with_modules(model, [eyes, *list(model.children())[1:]])
     if (projection := find_projection(seeing)) is not None:
         projection.rotate(None)  # from here on the teacher is the student itself
     return seeing
