@@ -168,6 +168,31 @@ def columns_of(source: Texts | ImageSource) -> dict[str, Kind] | None:
     return {name: _kind_of_values([row.get(name) for row in rows]) for name in _names_of(rows)}
 
 
+def rows_of(source: Texts | ImageSource) -> int | None:
+    """How many rows a source has, up to its limit, without keeping them; None for a hub dataset.
+
+    Raises:
+        ValueError: as `columns_of`, and for a text format that is broken further on.
+    """
+    if source.data is not None:
+        count = len(source.data)
+    elif source.path is None:
+        return None
+    else:
+        path = existing_path(source.path)
+        if _is_saved(path):
+            count = len(_read_path(path, source))
+        else:
+            files = _files(path, source)
+            count = sum(
+                _reading(file, lambda: pq.read_metadata(file).num_rows)
+                if file.suffix == ".parquet"
+                else sum(1 for _ in _rows(file))
+                for file in files
+            )
+    return count if source.limit is None else min(count, source.limit)
+
+
 def fingerprint(source: Texts | ImageSource) -> str:
     """64 hex digits that change when the content of a source does.
 

@@ -20,6 +20,7 @@ from st_distill.recipe.data import (
     load_scored_pairs,
     load_texts,
     read_images,
+    rows_of,
 )
 from st_distill.recipe.schema import Images, ImageSource, Texts
 
@@ -67,6 +68,8 @@ FORMATS = ["rows.parquet", "rows.jsonl", "rows.json", "rows.csv", "rows.tsv", "s
 def test_every_format_gives_the_same_texts(name):
     source = Texts(path=_write(name))
     assert columns_of(source) == {"q": "text", "a": "text", "n": "number"}
+    assert rows_of(source) == 3
+    assert rows_of(Texts(path=name, limit=2)) == 2
     dataset = load_texts(source)
     assert dataset.column_names == ["q", "a"]
     assert dataset.to_list() == [{"q": row["q"], "a": row["a"]} for row in ROWS]
@@ -94,6 +97,7 @@ def test_a_folder_is_all_its_files_by_name():
     _write("parts/a.jsonl", [{"t": "first"}])
     Path("parts/README.md").write_text("not data")
     assert load_texts(Texts(path="parts"))["t"][:] == ["first", "second"]
+    assert rows_of(Texts(path="parts")) == 2
     _write("parts/c.csv", [{"t": "third"}])
     with pytest.raises(ValueError, match=r"parts must hold files of one format .* Found \.csv and \.jsonl"):
         load_texts(Texts(path="parts"))
@@ -112,6 +116,7 @@ def test_splits():
 
 def test_data_in_python():
     assert load_texts(Texts(data=["a", "b", "c"], limit=2)).to_dict() == {"text": ["a", "b"]}
+    assert rows_of(Texts(data=["a", "b", "c"], limit=2)) == 2
     dataset = Dataset.from_dict({"x": ["a", "b"], "y": [1, 2]}).select([1])
     assert load_texts(Texts(data=dataset)).to_dict() == {"x": ["b"]}
 
@@ -126,6 +131,7 @@ def test_a_hub_dataset_is_loaded_by_its_name(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     source = Texts(dataset="some/data", config="en", revision="abc", limit=1)
     assert columns_of(source) is None
+    assert rows_of(source) is None
     assert load_texts(source)["text"][:] == ["a"]
     assert asked == [(("some/data", "en"), {"split": "train", "revision": "abc"})]
 
