@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import st_distill
-from st_distill.recipe.schema import reference
+from st_distill.recipe.reference import reference
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "st_distill"
@@ -80,5 +80,5 @@ def test_the_public_names_are_there():
 
 
 def test_the_documentation_has_every_field():
-    """``python -c "from st_distill.recipe.schema import reference; print(reference())"`` prints the tables anew."""
+    """``python -c "from st_distill.recipe.reference import reference; print(reference())"`` prints the tables anew."""
     assert reference().strip() in (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")

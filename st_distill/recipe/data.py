@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from st_distill.files import read_json, sha256
 from st_distill.modules.image import load_image
-from st_distill.recipe.schema import ImageSource, Texts, suggest
+from st_distill.recipe.schema import ImageSource, Texts
+from st_distill.recipe.words import suggest
 
 __all__ = ["LoadedImages", "columns_of", "fingerprint", "load_scored_pairs", "load_texts", "read_images"]
 

@@ -15,17 +15,9 @@ from typing import Any
 import yaml
 
 from st_distill.errors import Problem, RecipeError
-from st_distill.recipe.schema import (
-    FieldPath,
-    Found,
-    Recipe,
-    Stage,
-    TeacherSpec,
-    as_mapping,
-    build,
-    show_path,
-    suggest,
-)
+from st_distill.recipe.conversion import as_mapping, build
+from st_distill.recipe.schema import Recipe, Stage, TeacherSpec
+from st_distill.recipe.words import FieldPath, Found, show_path, suggest
 
 __all__ = ["Document", "dump_recipe", "in_order", "load_recipe", "presets", "read_document"]
 

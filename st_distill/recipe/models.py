@@ -17,7 +17,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig
 
 from st_distill.errors import one_line
-from st_distill.recipe.schema import suggest
+from st_distill.recipe.words import suggest
 
 __all__ = ["ModelFacts", "UnknownModel", "encoder_without_weights", "read_config", "read_model"]
 

@@ -1,27 +1,21 @@
 """What a recipe says: dataclasses whose fields are the one place where each option is described.
 
 They are made in Python, ``Recipe(output="out/small", student=Student(model="..."), ...)``, with plain mappings wherever a
-part is expected, or read from YAML by `st_distill.recipe.load`. Both ways go through the same conversion, which finds
-every wrong type and range at once. What needs several fields, files or model configurations is looked at by
+part is expected, or read from YAML by `st_distill.recipe.load`. Both ways go through `st_distill.recipe.conversion`, which
+finds every wrong type and range at once. What needs several fields, files or model configurations is looked at by
 `st_distill.recipe.check`.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
-import numbers
-import os
 import re
-import types
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from enum import Enum
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal
 
-from st_distill.errors import Problem, RecipeError
+from st_distill.recipe.conversion import Part
+from st_distill.recipe.words import Found, describe, folder_name, nearest, suggest
 
 __all__ = [
     "Evaluation",
@@ -34,20 +28,8 @@ __all__ = [
     "Student",
     "TeacherSpec",
     "Texts",
-    "as_mapping",
-    "build",
-    "convert",
-    "default_of",
-    "nearest",
-    "reference",
-    "show_path",
-    "suggest",
 ]
 
-#: Where a value stands in a recipe: ``("stages", 1, "learning_rate")``.
-FieldPath = tuple[str | int, ...]
-#: A mistake found on the way, before it is known in which line it stands.
-Found = tuple[FieldPath, str]
 _Rule = Callable[[Any], Iterable[Found]]
 
 #: Terms of the distillation loss, with the paper's weights (arXiv 2412.19048, section 3).
@@ -160,16 +142,16 @@ def _data_rule(value: Any) -> Iterator[Found]:
     if value is None or hasattr(value, "column_names"):
         return
     if not isinstance(value, list):
-        yield (), f"expected a list of texts or a datasets.Dataset, got {_describe(value)}"
+        yield (), f"expected a list of texts or a datasets.Dataset, got {describe(value)}"
         return
     for index, text in enumerate(value):
         if not isinstance(text, str):
-            yield (index,), f"expected text, got {_describe(text)}"
+            yield (index,), f"expected text, got {describe(text)}"
 
 
 def _python_only(value: Any) -> Iterator[Found]:
     if value is not None and isinstance(value, (str, int, float, list, tuple, Mapping)):
-        yield (), f"is an object given in Python, got {_describe(value)}"
+        yield (), f"is an object given in Python, got {describe(value)}"
 
 
 def _about(help: str, *rules: _Rule) -> dict[str, Any]:
@@ -179,26 +161,11 @@ def _about(help: str, *rules: _Rule) -> dict[str, Any]:
 # --- the parts of a recipe ---------------------------------------------------------------------------------------------
 
 
-class _Part:
-    """What the dataclasses share: conversion of what they are given, with every mistake at once."""
-
-    def __post_init__(self) -> None:
-        found: list[Found] = []
-        for option in fields(self):  # type: ignore[arg-type]
-            value = _convert_field(type(self), option, getattr(self, option.name), (option.name,), found)
-            setattr(self, option.name, value)
-        if found:
-            owner = type(self).__name__
-            raise RecipeError([Problem(path=show_path((owner, *path)), message=message) for path, message in found])
-        self._fill()
-
-    def _fill(self) -> None:
-        """Give a value to fields whose default follows from other fields."""
-
-
 @dataclass(kw_only=True)
-class Student(_Part):
+class Student(Part):
     """The model that is trained."""
+
+    short_for: ClassVar[str | None] = "model"
 
     model: str = field(metadata=_about("name or folder of a sentence-transformers or transformers model", _not_empty))
     layers: list[int] | None = field(
@@ -227,8 +194,10 @@ class Student(_Part):
 
 
 @dataclass(kw_only=True)
-class Texts(_Part):
+class Texts(Part):
     """Texts from a file, a folder, the hub or Python. Relative paths start at the working directory."""
+
+    short_for: ClassVar[str | None] = "path"
 
     path: str | None = field(
         default=None,
@@ -253,8 +222,10 @@ class Texts(_Part):
 
 
 @dataclass(kw_only=True)
-class ImageSource(_Part):
+class ImageSource(Part):
     """Pictures with their captions."""
+
+    short_for: ClassVar[str | None] = "path"
 
     path: str | None = field(
         default=None,
@@ -298,8 +269,10 @@ class Images(ImageSource):
 
 
 @dataclass(kw_only=True)
-class TeacherSpec(_Part):
+class TeacherSpec(Part):
     """A teacher: a model, or vectors that exist already."""
+
+    short_for: ClassVar[str | None] = "model"
 
     name: str | None = field(
         default=None, metadata=_about("names it in the store; the last part of the model's name by default", _file_name)
@@ -349,14 +322,14 @@ class TeacherSpec(_Part):
     truncate_dim: int | None = field(default=None, metadata=_about("keep the first so many dimensions", _at_least(1)))
     trust_remote_code: bool = field(default=False, metadata=_about("whether code of the model's own may run"))
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
         if self.name is None:
             named = Path(self.model).name if self.model else Path(self.vectors).stem if self.vectors else None
-            self.name = _folder_name(named or str(getattr(self.teacher, "name", None) or "teacher"))
+            self.name = folder_name(named or str(getattr(self.teacher, "name", None) or "teacher"))
 
 
 @dataclass(kw_only=True)
-class Projection(_Part):
+class Projection(Part):
     """The linear map from the pooled vector to the embeddings."""
 
     dims: list[int] = field(
@@ -382,7 +355,7 @@ class Projection(_Part):
 
 
 @dataclass(kw_only=True)
-class Objective(_Part):
+class Objective(Part):
     """A further loss of sentence-transformers, on its own texts, within a stage."""
 
     loss: str = field(metadata=_about("class name in sentence_transformers.losses", _not_empty))
@@ -391,7 +364,7 @@ class Objective(_Part):
 
 
 @dataclass(kw_only=True)
-class Stage(_Part):
+class Stage(Part):
     """One run of the trainer: what is trained, on which losses, for how long."""
 
     name: str | None = field(default=None, metadata=_about("names its folder; by default what is trained", _file_name))
@@ -462,7 +435,7 @@ class Stage(_Part):
         default_factory=dict, metadata=_about("any field of SentenceTransformerTrainingArguments")
     )
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
         if self.name is not None:
             return
         if isinstance(self.train, dict):
@@ -505,7 +478,7 @@ class Stage(_Part):
 
 
 @dataclass(kw_only=True)
-class Evaluation(_Part):
+class Evaluation(Part):
     """What the finished model is measured on."""
 
     texts: Texts | None = field(
@@ -527,7 +500,7 @@ class Evaluation(_Part):
 
 
 @dataclass(kw_only=True)
-class Recipe(_Part):
+class Recipe(Part):
     """The whole: from which student, teachers and data, by which stages, to which model."""
 
     output: str = field(metadata=_about("folder of the finished model", _not_empty))
@@ -554,351 +527,3 @@ class Recipe(_Part):
     def work_folder(self) -> Path:
         """``work``, or ``<output>-run``."""
         return Path(self.work if self.work is not None else f"{self.output.rstrip('/')}-run")
-
-
-#: The field that a part is when only a name is given: ``student: some/model``.
-_SHORT_FOR: dict[type, str] = {
-    Student: "model",
-    TeacherSpec: "model",
-    Texts: "path",
-    ImageSource: "path",
-    Images: "path",
-}
-
-_P = TypeVar("_P", bound=_Part)
-
-
-# --- conversion --------------------------------------------------------------------------------------------------------
-
-
-class _Invalid:
-    """Stands for a value that could not be converted, and was reported."""
-
-
-_INVALID = _Invalid()
-_WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-
-def build(cls: type[_P], data: Any, found: list[Found]) -> _P:
-    """A part made of plain data (mappings, lists, numbers, texts), with every mistake appended to ``found``.
-
-    What is missing or wrong is left at its default, or None where there is none, so that the rest can be looked at too:
-    use the result only where ``found`` stays empty, or with that in mind.
-    """
-    part = _convert_part(cls, data, (), found)
-    return _assemble(cls, {}) if isinstance(part, _Invalid) else part
-
-
-def convert(value: Any, hint: Any, path: FieldPath, found: list[Found]) -> Any:
-    """``value`` as the type that ``hint`` says, or a marker after appending to ``found`` what is wrong with it.
-
-    Types that a recipe knows nothing of are not looked at.
-    """
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return _convert_union(value, hint, path, found)
-    if origin is Literal:
-        if value in get_args(hint):
-            return value
-        return _reject(path, found, _unknown_word(value, [str(word) for word in get_args(hint)]))
-    if hint is list or origin is list:
-        return _convert_list(value, hint, path, found)
-    if hint is dict or origin is dict:
-        return _convert_dict(value, hint, path, found)
-    if isinstance(hint, type):
-        if issubclass(hint, _Part):
-            return _convert_part(hint, value, path, found)
-        if issubclass(hint, Enum):
-            words = [str(member.value) for member in hint]
-            if value in words or isinstance(value, hint):
-                return value
-            return _reject(path, found, _unknown_word(value, words))
-        if hint in _WORDS:
-            return _convert_scalar(value, hint, path, found)
-    return value
-
-
-def _reject(path: FieldPath, found: list[Found], message: str) -> _Invalid:
-    found.append((path, message))
-    return _INVALID
-
-
-def _unknown_word(value: Any, words: list[str]) -> str:
-    if not isinstance(value, str):
-        return f"expected {_any_of(words)}, got {_describe(value)}"
-    return f"unknown value '{value}'{suggest(value, words, always=True)}"
-
-
-def _convert_scalar(value: Any, hint: Any, path: FieldPath, found: list[Found]) -> Any:
-    if hint is str:
-        if isinstance(value, str):
-            return str(value)
-        if isinstance(value, os.PathLike):
-            return os.fspath(value)
-        quote = "; put it in quotes" if isinstance(value, (bool, numbers.Number)) else ""
-        return _reject(path, found, f"expected text, got {_describe(value)}{quote}")
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-        words = isinstance(value, str) and value.lower() in ("yes", "no", "on", "off", "true", "false", "y", "n")
-        hint_text = "; write true or false, without quotes" if words else ""
-        return _reject(path, found, f"expected true or false, got {_describe(value)}{hint_text}")
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if is_number and not _is_finite(value):
-        return _reject(path, found, f"expected {_WORDS[hint]}, got {_describe(value)}")
-    if is_number and hint is float:
-        return float(value)
-    if is_number and value == int(value):
-        return int(value)
-    quoted = "; write it without quotes" if isinstance(value, str) and _is_number(value) else ""
-    return _reject(path, found, f"expected {_WORDS[hint]}, got {_describe(value)}{quoted}")
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
-        return False
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _convert_list(value: Any, hint: Any, path: FieldPath, found: list[Found]) -> Any:
-    (item,) = get_args(hint) or (Any,)
-    if not isinstance(value, (list, tuple)):
-        brackets = f"; write [{value}]" if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
-        return _reject(path, found, f"expected {_expected(hint)}, got {_describe(value)}{brackets}")
-    converted = [convert(entry, item, (*path, index), found) for index, entry in enumerate(value)]
-    return _INVALID if any(isinstance(entry, _Invalid) for entry in converted) else converted
-
-
-def _convert_dict(value: Any, hint: Any, path: FieldPath, found: list[Found]) -> Any:
-    _, item = get_args(hint) or (str, Any)
-    if not isinstance(value, Mapping):
-        return _reject(path, found, f"expected {_expected(hint)}, got {_describe(value)}")
-    converted = {}
-    for key, entry in value.items():
-        if not isinstance(key, str):
-            return _reject((*path, str(key)), found, f"a name must be text, got {_describe(key)}")
-        converted[key] = convert(entry, item, (*path, key), found)
-    return _INVALID if any(isinstance(entry, _Invalid) for entry in converted.values()) else converted
-
-
-def _convert_union(value: Any, hint: Any, path: FieldPath, found: list[Found]) -> Any:
-    options = [option for option in get_args(hint) if option is not type(None)]
-    if value is None and len(options) < len(get_args(hint)):
-        return None
-    words = [option for option in options if isinstance(option, type) and issubclass(option, Enum)]
-    if words and isinstance(value, str):
-        options = words
-    if len(options) == 1:
-        return convert(value, options[0], path, found)
-    attempts: list[list[Found]] = []
-    for option in options:
-        attempt: list[Found] = []
-        converted = convert(value, option, path, attempt)
-        if not attempt:
-            return converted
-        attempts.append(attempt)
-    # An attempt that got inside the value was of the right kind, and its complaints are the useful ones.
-    inside = [attempt for attempt in attempts if any(len(where) > len(path) for where, _ in attempt)]
-    if inside:
-        found.extend(inside[0])
-        return _INVALID
-    literals = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
-    if isinstance(value, str) and literals:
-        options = [option for option in options if get_origin(option) is not Literal]
-        kinds = [f"'{word}'" for word in literals] + [_expected(option) for option in options]
-        return _reject(path, found, f"expected {_any_of(kinds)}, got {_describe(value)}{suggest(value, literals)}")
-    return _reject(path, found, f"expected {_any_of([_expected(o) for o in options])}, got {_describe(value)}")
-
-
-def _convert_part(cls: type[_P], value: Any, path: FieldPath, found: list[Found]) -> _P | _Invalid:
-    if isinstance(value, cls):
-        return value
-    if isinstance(value, (str, os.PathLike)) and cls in _SHORT_FOR:
-        value = {_SHORT_FOR[cls]: value}
-    elif hasattr(value, "column_names") and "data" in _hints(cls):
-        value = {"data": value}
-    names = [option.name for option in fields(cls)]  # type: ignore[arg-type]
-    if not isinstance(value, Mapping):
-        return _reject(path, found, f"expected a mapping with {_listed(names)}, got {_describe(value)}")
-    unknown = [str(key) for key in value if key not in names]
-    for key in unknown:
-        found.append(((*path, key), f"unknown field{suggest(key, names, always=True)}"))
-    # A required field that is only misspelt has been reported already.
-    misspelt = {nearest(key, names) for key in unknown}
-    values = {}
-    for option in fields(cls):  # type: ignore[arg-type]
-        if option.name in value:
-            converted = _convert_field(cls, option, value[option.name], (*path, option.name), found)
-            if not isinstance(converted, _Invalid):
-                values[option.name] = converted
-        elif default_of(option) is MISSING and option.name not in misspelt:
-            found.append((path, f"'{option.name}' is missing: {option.metadata['help']}"))
-    return _assemble(cls, values)
-
-
-def _convert_field(cls: type, option: Field[Any], value: Any, path: FieldPath, found: list[Found]) -> Any:
-    hint = _hints(cls)[option.name]
-    if get_origin(hint) is list and hint in (list[Texts], list[TeacherSpec]) and not isinstance(value, (list, tuple)):
-        value = [value]
-    before = len(found)
-    converted = convert(value, hint, path, found)
-    if len(found) == before:
-        for rule in option.metadata["rules"]:
-            found.extend(((*path, *inner), message) for inner, message in rule(converted))
-    return converted if len(found) == before or is_dataclass(converted) or _has_parts(converted) else _INVALID
-
-
-def _has_parts(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(entry, _Part) for entry in value)
-
-
-def _assemble(cls: type[_P], values: dict[str, Any]) -> _P:
-    """An instance without the checks of its constructor, None standing for what is required and absent."""
-    part = object.__new__(cls)
-    for option in fields(cls):  # type: ignore[arg-type]
-        default = default_of(option)
-        setattr(part, option.name, values.get(option.name, None if default is MISSING else default))
-    part._fill()
-    return part
-
-
-def default_of(option: Field[Any]) -> Any:
-    return option.default_factory() if option.default_factory is not MISSING else option.default
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    if cls not in _HINTS:
-        _HINTS[cls] = typing.get_type_hints(cls)
-    return _HINTS[cls]
-
-
-_HINTS: dict[type, dict[str, Any]] = {}
-
-
-# --- words -------------------------------------------------------------------------------------------------------------
-
-
-def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The one of ``words`` that is spelt most like ``word``, or None where none is alike."""
-    choices = {choice.lower(): choice for choice in words}
-    matches = difflib.get_close_matches(word.lower(), list(choices), n=1, cutoff=0.6)
-    return choices[matches[0]] if matches else None
-
-
-def suggest(word: str, words: Iterable[str], *, always: bool = False) -> str:
-    """``"; did you mean 'x'?"``, or, with ``always``, all the words where none is alike."""
-    words = list(words)
-    if (match := nearest(word, words)) is not None:
-        return f"; did you mean '{match}'?"
-    return f"; it may be {_any_of(words)}" if always and words else ""
-
-
-def show_path(path: FieldPath) -> str:
-    """``("stages", 1, "steps")`` as ``stages[1].steps``."""
-    shown = ""
-    for part in path:
-        shown += f"[{part}]" if isinstance(part, int) else f".{part}" if shown else part
-    return shown
-
-
-def _folder_name(name: str) -> str:
-    allowed = (letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in name)
-    return "".join(allowed).strip(".")[:100] or "teacher"
-
-
-def _any_of(words: list[str]) -> str:
-    words = [str(word) for word in dict.fromkeys(words)]
-    if len(words) > 12:
-        words = [*words[:12], f"{len(words) - 12} more"]
-    return " or ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
-
-
-def _listed(words: list[str]) -> str:
-    return f"{', '.join(words[:4])}, ..." if len(words) > 4 else ", ".join(words)
-
-
-def _expected(hint: Any) -> str:
-    origin = get_origin(hint)
-    if hint is list or origin is list:
-        (item,) = get_args(hint) or (Any,)
-        plural = {int: "whole numbers", float: "numbers", str: "texts"}.get(item)
-        return f"a list of {plural}" if plural else "a list"
-    if hint is dict or origin is dict:
-        return "a mapping"
-    if origin is Literal:
-        return _any_of([f"'{word}'" for word in get_args(hint)])
-    if isinstance(hint, type) and issubclass(hint, _Part):
-        return "a mapping"
-    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _describe(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return f"the text '{value if len(value) <= 60 else value[:57] + '...'}'"
-    if isinstance(value, numbers.Number):
-        return f"the number {value}" if len(str(value)) <= 40 else "a number beyond all measure"
-    if isinstance(value, Mapping):
-        return "a mapping"
-    return "a list" if isinstance(value, (list, tuple)) else f"a {type(value).__name__}"
-
-
-# --- back to plain data ------------------------------------------------------------------------------------------------
-
-
-def as_mapping(part: _Part) -> dict[str, Any]:
-    """A part as plain mappings and lists, fields at their default left out."""
-    plain = {}
-    for option in fields(part):  # type: ignore[arg-type]
-        value, default = getattr(part, option.name), default_of(option)
-        if default is MISSING or type(value) is not type(default) or value != default:
-            plain[option.name] = _as_plain(value)
-    return plain
-
-
-def _as_plain(value: Any) -> Any:
-    if isinstance(value, _Part):
-        return as_mapping(value)
-    if isinstance(value, (list, tuple)):
-        return [_as_plain(entry) for entry in value]
-    if isinstance(value, Mapping):
-        return {key: _as_plain(entry) for key, entry in value.items()}
-    return value
-
-
-def reference() -> str:
-    """Every field of a recipe with its type, default and meaning, as Markdown."""
-    sections = []
-    for cls in (Recipe, Student, TeacherSpec, Texts, Images, Projection, Stage, Objective, Evaluation):
-        rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
-        for option in fields(cls):
-            default = default_of(option)
-            shown = "required" if default is MISSING else "" if default in (None, {}, []) else f"`{default}`"
-            kind = _kind(_hints(cls)[option.name]).replace("|", "\\|")
-            rows.append(f"| `{option.name}` | {kind} | {shown} | {option.metadata['help']} |")
-        sections.append("\n".join([f"### {cls.__name__}", "", str(cls.__doc__), "", *rows]))
-    return "\n\n".join(sections) + "\n"
-
-
-def _kind(hint: Any) -> str:
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return ", or ".join(_kind(option) for option in get_args(hint) if option is not type(None))
-    if origin is Literal:
-        return ", ".join(f"`{word}`" for word in get_args(hint))
-    if origin is list and isinstance(get_args(hint)[0], type) and issubclass(get_args(hint)[0], _Part):
-        return f"list of {get_args(hint)[0].__name__}"
-    if isinstance(hint, type) and issubclass(hint, _Part):
-        return hint.__name__
-    return "any" if hint is Any else _expected(hint)

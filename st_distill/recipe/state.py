@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from st_distill.files import read_json, write_json
-from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Recipe, Stage, as_mapping
+from st_distill.recipe.conversion import as_mapping
+from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Recipe, Stage
 from st_distill.teacher import Teacher
 
 _FORMAT = "st-distill/run"

@@ -12,6 +12,8 @@ from datasets import Dataset
 
 from st_distill.errors import MissingExtraError, Problem, RecipeError
 from st_distill.recipe import schema
+from st_distill.recipe.conversion import as_mapping, build
+from st_distill.recipe.reference import reference
 from st_distill.recipe.schema import (
     Evaluation,
     Images,
@@ -23,12 +25,8 @@ from st_distill.recipe.schema import (
     Student,
     TeacherSpec,
     Texts,
-    as_mapping,
-    build,
-    nearest,
-    reference,
-    show_path,
 )
+from st_distill.recipe.words import nearest, show_path
 
 PARTS = (Recipe, Student, TeacherSpec, Texts, ImageSource, Images, Projection, Stage, Objective, Evaluation)
 

@@ -1,0 +1,294 @@
+"""The rules of a recipe's stages: what is trained, for how long, on which losses, by which arguments."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import warnings
+from collections.abc import Iterable
+from enum import Enum
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from sentence_transformers.sentence_transformer import losses as standard_losses
+from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+
+from st_distill.errors import one_line
+from st_distill.recipe.arguments import HARDWARE, RESERVED, complaints, hints_of, range_complaint
+from st_distill.recipe.data import LABEL_COLUMNS
+from st_distill.recipe.findings import Findings
+from st_distill.recipe.models import encoder_without_weights
+from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Objective, Stage
+from st_distill.recipe.words import FieldPath, show_path, suggest
+
+__all__ = ["StageRules"]
+
+#: Names that the parts of a student may have before their own: the encoder's, and the projection's.
+_PREFIXES = ("0.model.", "0.auto_model.")
+_PLACES, _HEADS, _KINDS = range(1, 6), range(12), ("weight", "bias")
+
+
+class StageRules(Findings):
+    """What a stage may say, beside the projection, the student and the other stages."""
+
+    def stages(self) -> None:
+        stages = self.recipe.stages or []
+        self.unique("stages", [stage.name for stage in stages])
+        seen_vision = False
+        for index, stage in enumerate(stages):
+            path: FieldPath = ("stages", index)
+            if seen_vision and not stage.trains_vision and self.sound((*path, "train")):
+                self.error((*path, "train"), "stages that train texts must stand before those that train vision")
+            seen_vision = seen_vision or stage.trains_vision
+            self.stage(path, stage)
+        if any(stage.weights and not stage.trains_vision for stage in stages):
+            for field, what in (("teachers", "a teacher to learn from"), ("texts", "texts to learn on")):
+                if not getattr(self.recipe, field) and self.sound((field,)):
+                    self.error((field,), f"a stage with distillation losses needs {what}")
+
+    def stage(self, path: FieldPath, stage: Stage) -> None:
+        self.train(path, stage)
+        self.duration(path, stage)
+        self.stage_dims(path, stage)
+        self.lora(path, stage)
+        for index, objective in enumerate(stage.also or []):
+            self.objective((*path, "also", index), objective)
+        if self.sound((*path, "losses"), (*path, "also")) and not stage.weights and not stage.also:
+            self.error(
+                (*path, "losses"), "the stage has nothing to learn from: give a loss a weight above 0, or 'also'"
+            )
+        self.batch(path, stage)
+        self.arguments(path, stage)
+
+    def train(self, path: FieldPath, stage: Stage) -> None:
+        if not self.sound((*path, "train")):
+            return
+        where = (*path, "train")
+        if isinstance(stage.train, dict):
+            depth, count = self.student_depth, stage.train.get("last_layers")
+            if depth is not None and count is not None and count > depth and self.sound(("student", "layers")):
+                self.error((*where, "last_layers"), f"the student has {depth} layers, got {count}")
+        if stage.trains_vision:
+            if self.recipe.images is None and self.sound(("images",)):
+                self.error(where, "training vision needs 'images'")
+            if stage.also:
+                self.error(
+                    (*path, "also"), "the text encoder is frozen while vision is trained; give this to another stage"
+                )
+        elif self.recipe.images is not None and isinstance(stage.train, list) and not self.recipe.texts:
+            self.error(where, "only a stage with train: vision learns from images")
+        elif isinstance(stage.train, list) and (encoder := self.encoder(stage)) is not None:
+            names = [f"{prefix}{name}" for name, _ in encoder.named_parameters() for prefix in _PREFIXES]
+            names += [f"{place}.linears.{head}.{kind}" for place, head, kind in product(_PLACES, _HEADS, _KINDS)]
+            for index, pattern in enumerate(stage.train):
+                if not any(re.search(pattern, name) for name in names):
+                    self.error((*where, index), f"'{pattern}' is found in no parameter's name, such as '{names[0]}'")
+
+    def encoder(self, stage: Stage) -> torch.nn.Module | None:
+        """The student's text encoder without weights, for a stage whose student has no vision encoder yet."""
+        before = self.recipe.stages[: self.recipe.stages.index(stage)]
+        if self.student_model is None or any(earlier.trains_vision for earlier in before):
+            return None
+        return encoder_without_weights(self.student_model)
+
+    def duration(self, path: FieldPath, stage: Stage) -> None:
+        shorts = [(*path, short) for short in SHORTHAND_ARGUMENTS]
+        if not self.sound(*shorts, (*path, "arguments")):
+            return
+        for short, argument in SHORTHAND_ARGUMENTS.items():
+            if getattr(stage, short) is not None and argument in stage.arguments:
+                self.error((*path, "arguments", argument), f"means the same as '{short}'; remove one of them")
+        given = [
+            short
+            for short in ("steps", "epochs")
+            if getattr(stage, short) is not None or SHORTHAND_ARGUMENTS[short] in stage.arguments
+        ]
+        if len(given) == 2:
+            where = (*path, "epochs") if stage.epochs is not None else (*path, "arguments", "num_train_epochs")
+            self.error(where, "steps and epochs are both given; remove one of them")
+        elif not given:
+            self.error(path, "says not how long to train; give steps or epochs")
+
+    def stage_dims(self, path: FieldPath, stage: Stage) -> None:
+        if self.recipe.projection is None or not self.recipe.projection.dims or not self.sound(("projection", "dims")):
+            return
+        for field in ("dims", "cosine_dims"):
+            value = getattr(stage, field)
+            if not isinstance(value, list) or not self.sound((*path, field)):
+                continue
+            for index, dim in enumerate(value):
+                if dim not in self.recipe.projection.dims:
+                    shown = ", ".join(map(str, self.recipe.projection.dims))
+                    self.error((*path, field, index), f"{dim} is not among the projection's dims ({shown})")
+
+    def batch(self, path: FieldPath, stage: Stage) -> None:
+        if not self.sound((*path, "batch"), (*path, "arguments"), (*path, "losses")):
+            return
+        where = (*path, "batch") if stage.batch is not None else (*path, "arguments", "per_device_train_batch_size")
+        batch = stage.batch if stage.batch is not None else stage.arguments.get("per_device_train_batch_size")
+        relations = [name for name in ("similarity", "triplet") if name in stage.weights]
+        if batch == 1 and relations:
+            self.error(
+                where, f"{' and '.join(relations)} compare the rows of a batch, so it must have at least 2 of them"
+            )
+        elif batch == 2 and "triplet" in relations:
+            self.warn(where, "the triplet term is always 0 in a batch of 2 rows; take at least 3")
+        if stage.window_shards is not None:
+            for other in ("group_by_length", "also"):
+                if getattr(stage, other):
+                    self.error(
+                        (*path, "window_shards"), f"orders the batches by the store, which leaves no room for '{other}'"
+                    )
+        if batch == 1 and any("Negatives" in str(objective.loss) for objective in stage.also or []):
+            self.error(where, "a loss with in-batch negatives needs a batch of at least 2 rows")
+
+    def lora(self, path: FieldPath, stage: Stage) -> None:
+        where = (*path, "lora")
+        student = self.recipe.student
+        in_4bit = student is not None and student.load_in_4bit
+        trains_encoder = stage.train not in ("projection", "vision")
+        if in_4bit and trains_encoder and stage.lora is None and self.sound((*path, "train"), where):
+            self.error(
+                where, "weights in 4 bits (student.load_in_4bit) cannot be trained themselves; give lora: {r: 16}"
+            )
+        if stage.lora is None or not self.sound(where):
+            return
+        if stage.train in ("projection", "vision"):
+            self.error(
+                where, f"adapters belong to the text encoder's layers, which train: {stage.train} does not train"
+            )
+        hints = hints_of(peft.LoraConfig)
+        options = self.options(where, stage.lora, hints, {})
+        for name in ("r", "lora_alpha"):
+            if name in options and options[name] < 1:
+                self.error((*where, name), f"must be at least 1, got {options.pop(name)}")
+        if "lora_dropout" in options and not 0 <= options["lora_dropout"] < 1:
+            self.error((*where, "lora_dropout"), f"must be from 0 to below 1, got {options.pop('lora_dropout'):g}")
+        targets, encoder = options.get("target_modules"), self.encoder(stage)
+        if isinstance(targets, list) and encoder is not None:
+            names = [name for name, _ in encoder.named_modules()]
+            for index, target in enumerate(targets):
+                if not any(f".{name}".endswith(f".{target}") for name in names):
+                    ends = sorted({name.rpartition(".")[2] for name in names} - {""})
+                    self.error(
+                        (*where, "target_modules", index), f"the encoder has no '{target}'{suggest(str(target), ends)}"
+                    )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                peft.LoraConfig(**options)
+        except (ValueError, TypeError, ImportError) as error:
+            self.error(where, one_line(error))
+
+    def objective(self, path: FieldPath, objective: Objective) -> None:
+        columns = self.texts((*path, "texts"), objective.texts, numbers=True)
+        for name, kind in (columns or {}).items():
+            if kind == "number" and objective.texts.columns is not None and name not in LABEL_COLUMNS:
+                self.error(
+                    (*path, "texts", "columns"),
+                    f"the trainer takes a column of numbers for labels only if it is called {' or '.join(LABEL_COLUMNS)}, "
+                    f"got '{name}'; rename it",
+                )
+        if not objective.loss or not self.sound((*path, "loss")):
+            return
+        known = _standard_losses()
+        loss = known.get(objective.loss)
+        if loss is None:
+            reason = suggest(objective.loss, known)
+            if objective.loss in standard_losses.__all__:
+                reason = ", or one that needs a model or another loss as its argument, which a recipe cannot give"
+            self.error((*path, "loss"), f"'{objective.loss}' is no loss of sentence-transformers{reason}")
+            return
+        if not self.sound((*path, "options")):
+            return
+        parameters = list(inspect.signature(loss).parameters.values())[1:]
+        names = [parameter.name for parameter in parameters]
+        for name in objective.options:
+            if name not in names:
+                offer = suggest(name, names, always=True)
+                self.error((*path, "options", name), f"{objective.loss} has no such argument{offer}")
+        for parameter in parameters:
+            if parameter.default is inspect.Parameter.empty and parameter.name not in objective.options:
+                self.error(path, f"{objective.loss} needs options: {{{parameter.name}: ...}}")
+
+    # --- training arguments ------------------------------------------------------------------------------------------
+
+    def arguments(self, path: FieldPath, stage: Stage) -> None:
+        where = (*path, "arguments")
+        if not self.sound(where):
+            return
+        before = len(self.problems)
+        good = self.options(where, stage.arguments, hints_of(SentenceTransformerTrainingArguments), RESERVED)
+        for name in list(good):
+            if (complaint := range_complaint(name, good[name])) is not None:
+                self.error((*where, name), complaint)
+                del good[name]
+        if good.pop("warmup_ratio", None) is not None:
+            self.warn((*where, "warmup_ratio"), "is deprecated; give warmup_steps the same number, a share below 1")
+        self.hardware(where, good)
+        self.evaluates(where, good)
+        reported = {problem.path for problem in self.problems[before:] if problem.level == "error"}
+        for short, argument in SHORTHAND_ARGUMENTS.items():
+            if getattr(stage, short) is not None and argument not in stage.arguments and self.sound((*path, short)):
+                good[argument] = getattr(stage, short)
+        places = {argument: (*path, short) for short, argument in SHORTHAND_ARGUMENTS.items()}
+        for blamed, message in complaints(good):
+            inner = (*where, blamed) if blamed in stage.arguments else places.get(str(blamed), where)
+            if show_path(inner) not in reported:
+                self.error(inner, message)
+
+    def evaluates(self, where: FieldPath, good: dict[str, Any]) -> None:
+        """Evaluation during training needs something to evaluate on."""
+        asks = str(good.get("eval_strategy", "no")) != "no"
+        held_out = self.recipe.evaluation is not None and self.recipe.evaluation.texts is not None
+        if asks and not held_out and self.sound(("evaluation",)):
+            self.error((*where, "eval_strategy"), "evaluating while training needs texts in the recipe's 'evaluation'")
+        for name in ("load_best_model_at_end", "metric_for_best_model"):
+            if good.get(name) and not asks and "eval_strategy" not in self.given(where):
+                self.error((*where, name), "needs evaluation during training; set eval_strategy: steps or epoch")
+                del good[name]
+
+    def given(self, where: FieldPath) -> Iterable[str]:
+        return self.recipe.stages[int(where[1])].arguments
+
+    def hardware(self, where: FieldPath, good: dict[str, Any]) -> None:
+        """What depends on the machine: a recipe may be checked on another one than it runs on."""
+        for names in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval")):
+            if all(good.get(name) for name in names):
+                self.error((*where, names[1]), f"only one of {' and '.join(names)} can be true")
+        on_cpu = bool(good.get("use_cpu"))
+        if (good.get("bf16") or good.get("bf16_full_eval")) and not on_cpu and not is_torch_bf16_gpu_available():
+            name = "bf16" if good.get("bf16") else "bf16_full_eval"
+            self.warn(
+                (*where, name), "no accelerator of this machine computes in bf16; add use_cpu: true to run it here"
+            )
+        if good.get("fp16") and (on_cpu or not torch.accelerator.is_available()):
+            self.warn((*where, "fp16"), "needs an accelerator, which this machine does not have")
+        if good.get("tf32") and not torch.cuda.is_available():
+            self.warn((*where, "tf32"), "needs an Nvidia GPU, which this machine does not have")
+        if good.get("deepspeed"):
+            if isinstance(good["deepspeed"], str) and not Path(good["deepspeed"]).is_file():
+                self.error((*where, "deepspeed"), f"there is no file '{good['deepspeed']}'")
+            if importlib.util.find_spec("deepspeed") is None:
+                self.warn((*where, "deepspeed"), "needs a package that is not installed. Run: pip install deepspeed")
+        for name in HARDWARE:
+            good.pop(name, None)
+
+
+@cache
+def _standard_losses() -> dict[str, type]:
+    """The losses that plain options can make: no enumerations, no data loaders, none around another loss or model."""
+    known = {}
+    for name in standard_losses.__all__:
+        loss = getattr(standard_losses, name)
+        if not inspect.isclass(loss) or issubclass(loss, Enum) or not issubclass(loss, torch.nn.Module):
+            continue
+        if not {"loss", "guide"} & set(inspect.signature(loss).parameters):
+            known[name] = loss
+    return known
