@@ -67,7 +67,7 @@ def text_recipe(data: Path, teacher: str, output: Path) -> Recipe:
                 "name": "all",
                 "train": "all",
                 "learning_rate": 3e-4,
-                "steps": 520,
+                "steps": 540,
                 "arguments": {"warmup_steps": 0.1},
                 **SHARED,
             },

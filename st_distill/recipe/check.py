@@ -16,7 +16,7 @@ from st_distill.exporting import may_be_replaced
 from st_distill.files import read_array_header
 from st_distill.recipe import quantized
 from st_distill.recipe.conversion import as_mapping
-from st_distill.recipe.data import existing_path
+from st_distill.recipe.data import existing_path, rows_of
 from st_distill.recipe.image_rules import ImageRules
 from st_distill.recipe.load import Document, in_order, read_document
 from st_distill.recipe.schema import Recipe, Stage, TeacherSpec
@@ -187,8 +187,9 @@ class _Rules(StageRules, ImageRules):
             )
 
     def vectors(self, path: FieldPath, teacher: TeacherSpec) -> int | None:
+        texts = None
         if teacher.texts is not None:
-            self.texts((*path, "texts"), teacher.texts)
+            texts = self.texts((*path, "texts"), teacher.texts)
         try:
             file = existing_path(str(teacher.vectors))
             if file.suffix == ".npy":
@@ -197,6 +198,8 @@ class _Rules(StageRules, ImageRules):
                 shape = read_array_header(file).shape
                 if len(shape) != 2:
                     raise ValueError(f"{file} must hold an array (texts, dimension). Got the shape {shape} instead.")
+                if texts is not None and self.sound((*path, "texts")):
+                    self.one_vector_a_text(path, teacher, shape[0], list(texts.values()).count("text"))
                 return shape[1]
             if file.suffix == ".parquet":
                 return self.parquet_vectors(path, teacher, file)
@@ -205,6 +208,20 @@ class _Rules(StageRules, ImageRules):
         except ValueError as error:
             self.error((*path, "vectors"), str(error).rstrip("."))
         return None
+
+    def one_vector_a_text(self, path: FieldPath, teacher: TeacherSpec, vectors: int, columns: int) -> None:
+        assert teacher.texts is not None
+        try:
+            rows = rows_of(teacher.texts)
+        except ValueError as error:
+            self.error((*path, "texts"), str(error).rstrip("."))
+            return
+        if rows is not None and rows * columns != vectors:
+            self.error(
+                (*path, "texts"),
+                f"there must be a text for each of the {vectors} vectors in {teacher.vectors}, in the same order, got "
+                f"{rows * columns}",
+            )
 
     def parquet_vectors(self, path: FieldPath, teacher: TeacherSpec, file: Path) -> int | None:
         try:

@@ -23,7 +23,7 @@ from st_distill.modules.image import load_image
 from st_distill.recipe.schema import ImageSource, Texts
 from st_distill.recipe.words import suggest
 
-__all__ = ["LoadedImages", "columns_of", "fingerprint", "load_scored_pairs", "load_texts", "read_images"]
+__all__ = ["LoadedImages", "columns_of", "fingerprint", "load_scored_pairs", "load_texts", "read_images", "rows_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -181,16 +181,7 @@ def rows_of(source: Texts | ImageSource) -> int | None:
         return None
     else:
         path = existing_path(source.path)
-        if _is_saved(path):
-            count = len(_read_path(path, source))
-        else:
-            files = _files(path, source)
-            count = sum(
-                _reading(file, lambda: pq.read_metadata(file).num_rows)
-                if file.suffix == ".parquet"
-                else sum(1 for _ in _rows(file))
-                for file in files
-            )
+        count = len(_read_path(path, source)) if _is_saved(path) else sum(map(_row_count, _files(path, source)))
     return count if source.limit is None else min(count, source.limit)
 
 
@@ -264,6 +255,12 @@ def _read_path(path: Path, source: Texts | ImageSource) -> datasets.Dataset:
     if source.limit is not None:
         rows = itertools.islice(rows, source.limit)
     return datasets.Dataset(_table(rows, kinds, path))
+
+
+def _row_count(file: Path) -> int:
+    if file.suffix == ".parquet":
+        return int(_reading(file, lambda: pq.read_metadata(file).num_rows))
+    return sum(1 for _ in _rows(file))
 
 
 def _table(rows: Iterable[dict[str, Any]], kinds: dict[str, Kind], path: Path) -> pa.Table:

@@ -65,6 +65,11 @@ def _above(limit: float) -> _Rule:
     return rule
 
 
+def _share(value: Any) -> Iterator[Found]:
+    if value is not None and not 0 <= value < 1:
+        yield (), f"must be from 0 to below 1, got {value:g}"
+
+
 def _numbers_list(lowest: int, *, empty: bool = False, ascending: bool = False) -> _Rule:
     def rule(value: Any) -> Iterator[Found]:
         if not isinstance(value, list):
@@ -403,6 +408,14 @@ class Stage(Part):
         ),
     )
     learning_rate: float | None = field(default=None, metadata=_about("peak learning rate; 1e-4 by default", _above(0)))
+    dropout: float | None = field(
+        default=0.0,
+        metadata=_about(
+            "share of its activations that the student drops while it learns; null: as its configuration says. A teacher "
+            "tells the student everything about a text, so that dropout takes more than it gives",
+            _share,
+        ),
+    )
     steps: int | None = field(default=None, metadata=_about("optimiser steps; or give epochs", _at_least(1)))
     epochs: float | None = field(default=None, metadata=_about("passes over the data; or give steps", _above(0)))
     batch: int | None = field(

@@ -27,7 +27,7 @@ from st_distill.recipe.data import load_texts
 from st_distill.recipe.processes import Processes
 from st_distill.recipe.quantized import dequantized, is_quantized, restore
 from st_distill.recipe.schema import Projection, Stage, Texts
-from st_distill.recipe.student import encoder_layers, trained_parameters, training_only
+from st_distill.recipe.student import dropout_of, encoder_layers, trained_parameters, training_only
 from st_distill.recipe.trainer import StageTrainer
 from st_distill.sampler import LengthGroupedBatchSampler, StoreOrderBatchSampler
 from st_distill.store import TeacherStore
@@ -184,7 +184,7 @@ def run_stage(
     _check_rows(data, args.train_batch_size, processes.count)
     if stage.lora is not None:
         _add_adapters(model, stage, base)
-    with training_only(model, _trained(model, stage)):
+    with training_only(model, _trained(model, stage)), dropout_of(model, stage.dropout):
         trainer = StageTrainer(
             model=trainee,
             args=args,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
@@ -150,6 +151,29 @@ def training_only(model: nn.Module, trained: set[str]) -> Iterator[None]:
             hook.remove()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(before.get(name, True))
+
+
+@contextmanager
+def dropout_of(model: nn.Module, share: float | None) -> Iterator[None]:
+    """Within this, every dropout of the model drops ``share`` of its inputs in training; None leaves each as it is.
+
+    Adapters of peft keep their own (``lora_dropout``).
+    """
+    before: list[tuple[nn.Module, str, Real]] = []
+    for name, module in model.named_modules() if share is not None else ():
+        if "lora_" in name:
+            continue
+        # Attention drops by a function in many models, and keeps the share as a plain number.
+        names = ["p"] if isinstance(module, nn.Dropout) else [name for name in vars(module) if "dropout" in name]
+        values = [(name, getattr(module, name)) for name in names]
+        before += [(module, name, value) for name, value in values if isinstance(value, Real)]
+    for module, name, _ in before:
+        setattr(module, name, share)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 def _stay_in_evaluation(module: nn.Module, inputs: Any) -> None:

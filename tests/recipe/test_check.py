@@ -325,6 +325,14 @@ def test_vectors_on_disk(recipe):
     recipe.teachers[0].texts = Texts(data=["one", "two"])
     recipe.projection.dims = [24]
     assert check(recipe) == []
+    recipe.teachers[0].texts = Texts(data=["one", "two", "three"])
+    assert (
+        "teachers[0].texts: there must be a text for each of the 2 vectors in vectors.npy, in the same order, got 3"
+        in (format_problems(check(recipe)))
+    )
+    Path("texts.jsonl").write_text('{"text": "one"}\n{"text": \n')
+    recipe.teachers[0].texts = Texts(path="texts.jsonl")
+    assert "Line 2 of texts.jsonl is not valid JSON" in format_problems(check(recipe))
 
 
 def test_the_width_of_a_sentence_transformers_teacher(recipe, make_student, tmp_path):

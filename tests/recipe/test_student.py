@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from torch import nn
@@ -9,7 +10,14 @@ from torch import nn
 from st_distill.modules import MatryoshkaProjection
 from st_distill.modules import Transformer as ImageTransformer
 from st_distill.recipe.schema import Student
-from st_distill.recipe.student import build_student, encoder_layers, prune_layers, trained_parameters, training_only
+from st_distill.recipe.student import (
+    build_student,
+    dropout_of,
+    encoder_layers,
+    prune_layers,
+    trained_parameters,
+    training_only,
+)
 
 
 @pytest.mark.parametrize("family", ["tiny_bert", "tiny_qwen2"])
@@ -126,3 +134,33 @@ class TestTrainingOnly:
                 {module.training for module in layer.modules() if isinstance(module, nn.Dropout)} for layer in layers
             ]
         assert modes == [{False}, {False}, {False}, {True}]
+
+
+class TestDropout:
+    @pytest.mark.parametrize("family", ["tiny_bert", "tiny_qwen2"])
+    def test_is_what_the_stage_says_and_then_the_models_own(self, family, request, sentences):
+        model = SentenceTransformer(
+            modules=[Transformer(request.getfixturevalue(family)), Pooling(32, "mean")], device="cpu"
+        )
+
+        def embed():
+            return model(model.preprocess(sentences))["sentence_embedding"]
+
+        exact = embed()
+        model.train()
+        own = torch.equal(embed(), embed())
+        with dropout_of(model, 0.0):
+            assert torch.equal(embed(), exact)
+        with dropout_of(model, 0.5):
+            assert not torch.equal(embed(), embed())
+        with dropout_of(model, None):
+            assert torch.equal(embed(), embed()) == own
+        assert torch.equal(embed(), embed()) == own
+
+    def test_adapters_keep_theirs(self, make_student):
+        student = make_student()
+        student.add_adapter(LoraConfig(r=2, lora_dropout=0.25, target_modules=["query"]))
+        with dropout_of(student, 0.0):
+            shares = {name: module.p for name, module in student.named_modules() if isinstance(module, nn.Dropout)}
+        assert {share for name, share in shares.items() if "lora_" in name} == {0.25}
+        assert {share for name, share in shares.items() if "lora_" not in name} == {0.0}
