@@ -139,6 +139,11 @@ class StageRules(Findings):
             )
         elif batch == 2 and "triplet" in relations:
             self.warn(where, "the triplet term is always 0 in a batch of 2 rows; take at least 3")
+        if isinstance(batch, int) and stage.mini_batch_size is not None and stage.mini_batch_size >= batch:
+            self.warn(
+                (*path, "mini_batch_size"),
+                f"is not below the batch of {batch} rows, so it saves no memory and costs a second forward pass; leave it out",
+            )
         if stage.window_shards is not None:
             for other in ("group_by_length", "also"):
                 if getattr(stage, other):

@@ -16,8 +16,11 @@ Found = tuple[FieldPath, str]
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The one of ``words`` that is spelt most like ``word``, or None where none is alike."""
+    """The one of ``words`` that is spelt most like ``word`` or has its initials, or None where none is alike."""
     choices = {choice.lower(): choice for choice in words}
+    initials = {"".join(part[:1] for part in choice.split("_")): choice for choice in choices.values() if "_" in choice}
+    if word.lower() in initials:  # lr: learning_rate
+        return initials[word.lower()]
     matches = difflib.get_close_matches(word.lower(), list(choices), n=1, cutoff=0.6)
     return choices[matches[0]] if matches else None
 

@@ -88,6 +88,7 @@ def test_a_good_recipe_has_no_problems(problems_of):
 
 
 MISTAKES = {
+    "initials": ("    batch: 8", "    lr: 8", 21, "stages[0].lr: unknown field; did you mean 'learning_rate'?"),
     "unknown field": ("    batch: 8", "    btach: 8", 21, "stages[0].btach: unknown field; did you mean 'batch'?"),
     "unknown top field": ("output:", "outptu:", 1, "outptu: unknown field; did you mean 'output'?"),
     "missing field": ("output: out/model\n", "", 1, "'output' is missing: folder of the finished model"),
@@ -231,6 +232,7 @@ def test_all_mistakes_come_at_once_and_in_order(problems_of):
     ("old", "new", "message"),
     [
         ("    batch: 8", "    batch: 2", "always 0 in a batch of 2 rows"),
+        ("    batch: 8", "    batch: 8\n    mini_batch_size: 8", "saves no memory and costs a second forward pass"),
         ("weight_decay: 0.01", "warmup_ratio: 0.1", "give warmup_steps the same number"),
         ("weight_decay: 0.01", "bf16: true", "no accelerator of this machine computes in bf16"),
         ("    model: BERT\n", "    model: some/model\n", "'some/model' is not in the local cache, and the hub is switched off"),
