@@ -483,7 +483,7 @@ def _index(entry: _Entry, key: str, path: FieldPath) -> int:
     count = len(entry.value)
     if re.fullmatch(r"\d+", key):
         if int(key) >= count:
-            raise _Misfit(f"'{show_path(path)}' has {count} entries, so the number must be 0 to {count - 1}, got {key}")
+            raise _Misfit(f"'{show_path(path)}' has no entry {key}; it has {count}, numbered from 0")
         return int(key)
     cls = _NAMED.get(path)
     if cls is None:

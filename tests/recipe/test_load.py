@@ -320,7 +320,7 @@ def test_overrides_follow_one_another(load):
         ("seed", "--set seed: is not of the form field.field=value"),
         ("=3", "--set =3: is not of the form"),
         ("a..b=3", "--set a..b=3: is not of the form"),
-        ("stages.9.steps=3", "'stages' has 2 entries, so the number must be 0 to 1, got 9"),
+        ("stages.9.steps=3", "'stages' has no entry 9; it has 2, numbered from 0"),
         ("stages.frist.steps=3", "'stages' has no entry 'frist'; did you mean 'first'?"),
         ("texts.first.limit=3", "'texts' is a list, so a number must follow it, such as texts.0, got 'first'"),
         ("seed.x=3", "'seed' has no fields, it is 42"),
