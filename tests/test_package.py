@@ -18,6 +18,7 @@ PACKAGE = ROOT / "st_distill"
 LAYERS = [
     "errors",
     "files",
+    "tables",
     "functional",
     "alignment",
     "modules",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import itertools
-import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +20,7 @@ from st_distill.files import read_json, sha256
 from st_distill.modules.image import load_image
 from st_distill.recipe.schema import ImageSource, Texts
 from st_distill.recipe.words import suggest
+from st_distill.tables import FORMATS, text_rows
 
 __all__ = ["LoadedImages", "columns_of", "fingerprint", "load_scored_pairs", "load_texts", "read_images", "rows_of"]
 
@@ -33,7 +32,6 @@ Kind = Literal["text", "number", "image", "other"]
 _PAIR_KINDS: tuple[Kind, ...] = ("text", "text", "number")
 #: Rows that the columns of a text format are judged by.
 _SAMPLE = 1000
-_FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
 #: What the trainer calls a column of labels.
 LABEL_COLUMNS = ("label", "labels", "score", "scores")
 _METADATA = ("metadata.parquet", "metadata.jsonl", "metadata.csv")
@@ -165,7 +163,7 @@ def columns_of(source: Texts | ImageSource) -> dict[str, Kind] | None:
     first = _files(path, source)[0]
     if first.suffix == ".parquet":
         return _kinds_of_features(_reading(first, lambda: datasets.Features.from_arrow_schema(pq.read_schema(first))))
-    rows = list(itertools.islice(_rows(first), _SAMPLE))
+    rows = list(itertools.islice(text_rows(first), _SAMPLE))
     return {name: _kind_of_values([row.get(name) for row in rows]) for name in _names_of(rows)}
 
 
@@ -218,7 +216,7 @@ def fingerprint(source: Texts | ImageSource) -> str:
             add(file.relative_to(path).as_posix() if path.is_dir() else file.suffix, sha256(file))
         if isinstance(source, ImageSource) and not path.is_dir() and path.suffix != ".parquet":
             column = _image_column(source, list(columns_of(source) or {}))
-            for row in _rows(path):
+            for row in text_rows(path):
                 picture = _picture_path(row.get(column), path.parent)
                 add(str(row.get(column)), sha256(picture) if picture and Path(picture).is_file() else None)
     return total.hexdigest()
@@ -251,7 +249,7 @@ def _read_path(path: Path, source: Texts | ImageSource) -> datasets.Dataset:
     if files[0].suffix == ".parquet":
         return _reading(path, lambda: datasets.Dataset.from_parquet([str(file) for file in files]))
     kinds = columns_of(source) or {}
-    rows: Iterator[dict[str, Any]] = itertools.chain.from_iterable(_rows(file) for file in files)
+    rows: Iterator[dict[str, Any]] = itertools.chain.from_iterable(text_rows(file) for file in files)
     if source.limit is not None:
         rows = itertools.islice(rows, source.limit)
     return datasets.Dataset(_table(rows, kinds, path))
@@ -260,7 +258,7 @@ def _read_path(path: Path, source: Texts | ImageSource) -> datasets.Dataset:
 def _row_count(file: Path) -> int:
     if file.suffix == ".parquet":
         return int(_reading(file, lambda: pq.read_metadata(file).num_rows))
-    return sum(1 for _ in _rows(file))
+    return sum(1 for _ in text_rows(file))
 
 
 def _table(rows: Iterable[dict[str, Any]], kinds: dict[str, Kind], path: Path) -> pa.Table:
@@ -302,72 +300,6 @@ def _fits(value: Any, type: pa.DataType) -> bool:
     return True
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a jsonl, json, csv, tsv or txt file."""
-    # utf-8-sig takes away the mark that some programs put in front; newline="" keeps line breaks inside quotes.
-    with path.open(encoding="utf-8-sig", newline="" if path.suffix in (".csv", ".tsv") else None) as file:
-        try:
-            if path.suffix == ".txt":
-                for line in file:
-                    yield {"text": line.removesuffix("\n")}
-            elif path.suffix in (".csv", ".tsv"):
-                yield from _csv_rows(file, path)
-            else:
-                yield from _json_rows(file, path)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
-
-
-def _csv_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
-    # Python's limit of 128 kB a field is less than a long document.
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-    try:
-        names = next(reader, [])
-        for row, values in enumerate(reader):
-            if not values and len(names) > 1:
-                continue  # a blank line
-            if len(values) > len(names) or (len(values) < len(names) and values):
-                raise ValueError(
-                    f"Row {row} of {path} (line {reader.line_num}) must have {len(names)} fields, as the first line has. "
-                    f"Got {len(values)} instead. Put texts with commas in double quotes."
-                )
-            yield dict(zip(names, values or [""]))
-    except csv.Error as error:
-        raise ValueError(f"{path} is not valid CSV in line {reader.line_num}: {error}.") from error
-
-
-def _json_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
-    beginning = file.read(1)
-    while beginning.isspace():
-        beginning = file.read(1)
-    file.seek(0)
-    if beginning == "[":
-        try:
-            rows: Iterable[tuple[int, Any]] = enumerate(json.load(file))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}.") from error
-        where = "Entry"
-    else:
-        rows, where = _json_lines(file, path), "Line"
-    for number, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"{where} {number} of {path} must be an object of named values. Got {type(row).__name__} instead."
-            )
-        yield row
-
-
-def _json_lines(file: io.TextIOBase, path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"Line {number} of {path} is not valid JSON: {error}.") from error
-
-
 def existing_path(name: str) -> Path:
     """The path of a file or folder that exists; ValueError with the nearest name otherwise."""
     path = Path(name)
@@ -402,10 +334,10 @@ def _files(path: Path, source: Texts | ImageSource) -> list[Path]:
         if metadata:
             return metadata[:1]
     elif path.is_file():
-        if path.suffix not in _FORMATS:
-            raise ValueError(f"{path} must be one of {', '.join(_FORMATS)}. Got '{path.suffix}' instead.")
+        if path.suffix not in FORMATS:
+            raise ValueError(f"{path} must be one of {', '.join(FORMATS)}. Got '{path.suffix}' instead.")
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix in _FORMATS and not file.name.startswith("."))
+    files = sorted(file for file in path.iterdir() if file.suffix in FORMATS and not file.name.startswith("."))
     if isinstance(source, ImageSource):
         files = [file for file in files if file.suffix == ".parquet"]
         if not files:
@@ -417,7 +349,7 @@ def _files(path: Path, source: Texts | ImageSource) -> list[Path]:
     if len(formats) != 1:
         found = f"Found {' and '.join(formats)}" if formats else "Found none of them"
         raise ValueError(
-            f"{path} must hold files of one format ({', '.join(_FORMATS)}). {found}. Name one file, or a pure folder."
+            f"{path} must hold files of one format ({', '.join(FORMATS)}). {found}. Name one file, or a pure folder."
         )
     return files
 

@@ -1,0 +1,113 @@
+"""What the evaluators share: how they check what they are given, how they encode, and where their figures go."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import BaseEvaluator
+from torch.nn.functional import normalize
+
+
+def checked_dims(dims: Sequence[int] | None) -> tuple[int, ...] | None:
+    """``dims`` without repetitions, largest first; None stays None (the model's full width)."""
+    if dims is None:
+        return None
+    if isinstance(dims, str) or not isinstance(dims, Sequence) or not dims:
+        raise ValueError(f"The 'dims' parameter must be a non-empty list of dimensions, or None. Got {dims!r} instead.")
+    for dim in dims:
+        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+            raise ValueError(f"The 'dims' parameter must hold whole numbers of at least 1. Got {dim!r} in it instead.")
+    return tuple(sorted(set(dims), reverse=True))
+
+
+def dims_of(dims: tuple[int, ...] | None, width: int) -> tuple[int, ...]:
+    """The dimensions to judge vectors of ``width`` at; sentence-transformers would keep a narrower one silently."""
+    if dims is None:
+        return (width,)
+    if dims[0] > width:
+        raise ValueError(
+            f"The 'dims' parameter asks for {dims[0]} dimensions, but the model's vectors have {width}: "
+            f"leave out the dimensions above {width}, or lift the model's truncate_dim."
+        )
+    return dims
+
+
+def checked_positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"The '{name}' parameter must be a whole number of at least 1. Got {value!r} instead.")
+    return value
+
+
+def checked_texts(name: str, texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError(f"The '{name}' parameter must be a list of texts. Got a single text instead: put it in a list.")
+    texts = list(texts)
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"The '{name}' parameter must hold texts alone. Got {type(text).__name__} at row {row} instead: "
+                "drop the row or turn it into a text."
+            )
+    return texts
+
+
+def same_length(first: str, first_values: Sequence[Any], second: str, second_values: Sequence[Any]) -> None:
+    if len(first_values) != len(second_values):
+        raise ValueError(
+            f"The '{first}' and '{second}' parameters must be of equal length, row i of one belonging to row i of the "
+            f"other. Got {len(first_values)} and {len(second_values)} rows instead."
+        )
+
+
+def encode(model: SentenceTransformer, inputs: list[Any], **options: Any) -> torch.Tensor:
+    """Vectors of ``inputs``, float32 (rows, width), on the model's device, of whatever length the model gives them."""
+    return model.encode(inputs, convert_to_tensor=True, **options).float()
+
+
+def prefix(vectors: torch.Tensor, dim: int) -> torch.Tensor:
+    """The first ``dim`` columns of ``vectors`` (rows, width), each row of length 1; a zero row stays zero."""
+    return normalize(vectors[:, :dim], dim=1)
+
+
+def append_row(output_path: str | None, file_name: str, metrics: dict[str, float], epoch: int, steps: int) -> None:
+    """Add a row to a CSV file in the folder that a trainer names; nothing without one."""
+    if output_path is None:
+        return
+    path = Path(output_path) / file_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(["epoch", "steps", *metrics])
+        writer.writerow([epoch, steps, *metrics.values()])
+
+
+class Evaluator(BaseEvaluator):
+    """What our evaluators share: metrics named like sentence-transformers' own, in the model card and in a CSV file."""
+
+    def __init__(self, name: str, csv_name: str, write_csv: bool) -> None:
+        super().__init__()
+        self.name = name
+        self.write_csv = write_csv
+        self.csv_file = f"{csv_name}{'_' + name if name else ''}_results.csv"
+
+    def report(
+        self,
+        model: SentenceTransformer,
+        metrics: dict[str, float],
+        output_path: str | None,
+        epoch: int,
+        steps: int,
+    ) -> dict[str, float]:
+        """The metrics with the evaluator's name before them, after they went to the file and the model card."""
+        if self.write_csv:
+            append_row(output_path, self.csv_file, metrics, epoch, steps)
+        metrics = self.prefix_name_to_metrics(metrics, self.name)
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
+        return metrics

@@ -1,0 +1,223 @@
+"""The parts of a data set and their rows, from files or from the hub, with the columns checked where they are read."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from st_distill.errors import one_line
+from st_distill.tables import FORMATS, text_rows
+
+__all__ = ["Part", "Table", "parts_of_hub", "parts_of_path"]
+
+#: Rows that a column is judged by.
+_SAMPLE = 1000
+#: How the hub numbers the files of one part.
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+#: What a column holds: texts, numbers (or texts of digits, as in a tsv file), pictures, or lists in each row.
+Holds = Literal["text", "number", "image", "list"]
+
+
+class Part:
+    """A part of a data set (train, test, corpus), which is read when it is asked for.
+
+    Args:
+        source: what messages call it.
+        read: gives its rows.
+        folder: that paths in it are relative to.
+    """
+
+    def __init__(self, source: str, read: Callable[[], Iterable[dict[str, Any]]], folder: Path | None = None) -> None:
+        self.source = source
+        self.folder = folder
+        self._read = read
+
+    def load(self, limit: int | None = None) -> Table:
+        """Its first ``limit`` rows; ValueError where there is none, or they cannot be read."""
+        try:
+            rows = list(itertools.islice(self._read(), limit))
+        except (OSError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+            raise ValueError(f"{self.source} cannot be read: {one_line(error.__cause__ or error)}.") from error
+        if not rows:
+            raise ValueError(f"{self.source} has no rows.")
+        return Table(self.source, rows, self.folder)
+
+
+class Table:
+    """Rows, a mapping from column to value each."""
+
+    def __init__(self, source: str, rows: list[dict[str, Any]], folder: Path | None = None) -> None:
+        self.source = source
+        self.rows = rows
+        self.folder = folder
+        self.columns = list(dict.fromkeys(name for row in rows[:_SAMPLE] for name in row))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def holds(self, column: str, what: Holds) -> bool:
+        """Whether the column's first values are of that kind."""
+        values = [row.get(column) for row in self.rows[:_SAMPLE]]
+        present = [value for value in values if value is not None]
+        tests: dict[Holds, Callable[[Any], bool]] = {
+            "text": lambda value: isinstance(value, str),
+            "number": _is_number,
+            "image": lambda value: _is_image(value) or (column == "file_name" and isinstance(value, str)),
+            "list": lambda value: isinstance(value, (list, tuple)),
+        }
+        return bool(present) and all(tests[what](value) for value in present)
+
+    def _column(self, column: str, fits: Callable[[Any], bool], wanted: str) -> list[Any]:
+        values = [row.get(column) for row in self.rows]
+        for row, value in enumerate(values):
+            if not fits(value):
+                shown = repr(value) if len(repr(value)) <= 40 else type(value).__name__
+                raise ValueError(
+                    f"Row {row} of {self.source} must have {wanted} in column '{column}'. Got {shown} instead: mend the row "
+                    "or remove it."
+                )
+        return values
+
+    def texts(self, column: str, *, missing: str | None = None) -> list[str]:
+        """The column's texts; what is missing is ``missing``, or, without, an error."""
+        texts = self._column(
+            column, lambda value: isinstance(value, str) or (value is None and missing is not None), "a text"
+        )
+        return [missing if text is None else text for text in texts]  # type: ignore[misc]
+
+    def ids(self, column: str) -> list[str]:
+        """The column's names of rows, which some files have as numbers."""
+        return [str(value) for value in self._column(column, lambda value: isinstance(value, (str, int)), "a name")]
+
+    def labels(self, column: str) -> list[Any]:
+        """The column's labels: texts or whole numbers, all of one kind."""
+        kind = next((type(row.get(column)) for row in self.rows if row.get(column) is not None), str)
+        return self._column(
+            column,
+            lambda value: isinstance(value, (str, int)) and isinstance(value, kind),
+            f"a label ({kind.__name__})",
+        )
+
+    def numbers(self, column: str) -> list[float]:
+        """The column's numbers, also where a text file has them in letters."""
+        return [float(value) for value in self._column(column, _is_number, "a number")]
+
+    def lists(self, column: str) -> list[list[Any]]:
+        """The column's lists, which no text file of columns can have."""
+        return [list(value) for value in self._column(column, lambda value: isinstance(value, (list, tuple)), "a list")]
+
+    def text_lists(self, column: str) -> list[list[str]]:
+        """The column's lists of texts."""
+        return self._column(
+            column,
+            lambda value: isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value),
+            "a list of texts",
+        )
+
+    def pictures(self, column: str) -> list[Any]:
+        """The column's pictures as ``load_image`` takes them; paths are relative to the file that names them."""
+        values = self._column(column, lambda value: _is_image(value) or isinstance(value, str), "a picture or its path")
+        return [
+            str(self.folder / value) if isinstance(value, str) and self.folder is not None else value
+            for value in values
+        ]
+
+
+def parts_of_path(path: Path) -> dict[str, Part]:
+    """The parts of a file (one, of its name) or a folder: each file's name, or the splits that save_to_disk wrote.
+
+    Files in the folder ``qrels`` become ``qrels-<name>``.
+
+    Raises:
+        ValueError: for a file of no format that is known, or a folder without any.
+    """
+    if path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
+        return _parts(datasets.load_from_disk(str(path)), str(path))
+    if path.is_file():
+        if path.suffix not in FORMATS:
+            raise ValueError(f"{path} must be one of {', '.join(FORMATS)}. Got '{path.suffix}' instead.")
+        return {path.stem: _part_of_files([path])}
+    files: dict[str, list[Path]] = {}
+    for folder, start in ((path, ""), (path / "qrels", "qrels-")):
+        if folder.is_dir():
+            for file in sorted(folder.iterdir()):
+                if file.suffix in FORMATS and file.suffix != ".txt" and not file.name.startswith("."):
+                    files.setdefault(start + _SHARD.sub("", file.stem), []).append(file)
+    if not files:
+        raise ValueError(f"{path} must hold files of data ({', '.join(FORMATS)}). Found none of them.")
+    return {name: _part_of_files(some) for name, some in files.items()}
+
+
+def parts_of_hub(name: str, config: str | None, revision: str | None) -> dict[str, Part]:
+    """The splits of a data set on the hub; of a collection with the configurations corpus and queries, those too.
+
+    Raises:
+        ValueError: where there is no such data set, or the hub cannot be reached.
+    """
+    try:
+        if config is None and {"corpus", "queries"} <= set(
+            configs := datasets.get_dataset_config_names(name, revision=revision)
+        ):
+            parts = {}
+            for part in ("corpus", "queries"):
+                loaded = datasets.load_dataset(name, part, revision=revision)
+                parts[part] = next(iter(_parts(loaded, f"{name}, {part}").values()))
+            judged = next(iter([known for known in ("default", "qrels") if known in configs]), None)
+            loaded = datasets.load_dataset(name, judged, revision=revision)
+            return parts | {f"qrels-{split}": part for split, part in _parts(loaded, f"{name}, qrels").items()}
+        return _parts(datasets.load_dataset(name, config, revision=revision), name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"There is no file or folder '{name}', and no data set of that name could be had from the hub "
+            f"({one_line(error)})."
+        ) from error
+
+
+def _parts(loaded: Any, source: str) -> dict[str, Part]:
+    several = loaded if isinstance(loaded, Mapping) else {"test": loaded}
+    return {str(split): _part_of_dataset(f"{source}, {split}", dataset) for split, dataset in several.items()}
+
+
+def _part_of_dataset(source: str, dataset: datasets.Dataset) -> Part:
+    def read() -> Iterable[dict[str, Any]]:
+        stored = dataset.with_format(None)
+        for name, feature in stored.features.items():
+            if isinstance(feature, datasets.Image):
+                stored = stored.cast_column(name, datasets.Image(decode=False))
+        return iter(stored)
+
+    return Part(source, read)
+
+
+def _part_of_files(files: list[Path]) -> Part:
+    def read() -> Iterable[dict[str, Any]]:
+        for file in files:
+            if file.suffix == ".parquet":
+                for batch in pq.ParquetFile(file).iter_batches():
+                    yield from batch.to_pylist()
+            else:
+                yield from text_rows(file)
+
+    return Part(str(files[0]), read, files[0].parent)
+
+
+def _is_number(value: Any) -> bool:
+    if value is None or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, bytes) or (isinstance(value, Mapping) and {"bytes", "path"} <= set(value))

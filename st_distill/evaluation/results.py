@@ -1,0 +1,120 @@
+"""Tasks measured, and their figures as a table, JSON and CSV."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from st_distill.evaluation.base import checked_dims, dims_of
+from st_distill.evaluation.sweep import Precision, SweepEvaluator, checked_precisions
+from st_distill.evaluation.tasks import KINDS, Task
+
+__all__ = ["averages", "evaluate_tasks", "rows_of_results"]
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_tasks(
+    model: SentenceTransformer,
+    tasks: Sequence[Task],
+    *,
+    dims: Sequence[int] | None = None,
+    precisions: Sequence[Precision] = ("float32",),
+    prompts: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Measure a model on tasks, at every dimension and precision, each task's texts encoded once.
+
+    Args:
+        model: any sentence-transformers model.
+        tasks: what `read_task` gave.
+        dims: prefixes of the vectors; None: the full width alone.
+        precisions: of float32, int8 and binary.
+        prompts: put before the texts instead of the model's own, as in `SweepEvaluator`.
+
+    Returns:
+        A dictionary that JSON can hold: "dims", "precisions", "tasks" (each with its "name", "kind", "metric", number of
+        "examples", and "scores": dimension to precision to metric to figure, None where it is not defined) and "averages",
+        see `averages`.
+    """
+    width = model.get_embedding_dimension()
+    if width is None:
+        raise ValueError("The 'model' parameter must be a model that knows its dimension. Got one that does not.")
+    wanted, kept = dims_of(checked_dims(dims), width), checked_precisions(precisions)
+    measured = []
+    for task in tasks:
+        logger.info("%s, %s, %d examples.", task.name, task.kind, task.examples)
+        found = SweepEvaluator(task.evaluator, dims=wanted, precisions=kept, prompts=prompts)(model)
+        scores = {str(dim): {precision: _of(found, dim, precision) for precision in kept} for dim in wanted}
+        measured.append(
+            {
+                "name": task.name,
+                "kind": task.kind,
+                "metric": task.metric,
+                "examples": task.examples,
+                "scores": scores,
+            }
+        )
+    results = {"dims": list(wanted), "precisions": list(kept), "tasks": measured}
+    return results | {"averages": averages(results)}
+
+
+def _of(found: Mapping[str, float], dim: int, precision: Precision) -> dict[str, float | None]:
+    suffix = f"_{dim}" if precision == "float32" else f"_{dim}_{precision}"
+    return {
+        metric.removesuffix(suffix): float(value) if math.isfinite(value) else None
+        for metric, value in found.items()
+        if metric.endswith(suffix)
+    }
+
+
+def averages(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Means of the tasks' metrics, at each dimension and precision.
+
+    Returns:
+        Dimension to precision to ``{"kinds": {kind: mean over its tasks}, "tasks": mean over all tasks, "mean of kinds":
+        mean over the kinds}``, as MTEB's tables have them. None where one of the figures is not defined.
+    """
+
+    def mean(values: Iterable[float | None]) -> float | None:
+        values = list(values)
+        known = [value for value in values if value is not None]
+        return statistics.fmean(known) if len(known) == len(values) else None
+
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for dim in map(str, results["dims"]):
+        found[dim] = {}
+        for precision in results["precisions"]:
+            by_kind: dict[str, list[float | None]] = {}
+            for task in sorted(results["tasks"], key=lambda task: KINDS.index(task["kind"])):
+                by_kind.setdefault(task["kind"], []).append(task["scores"][dim][precision][task["metric"]])
+            kinds = {kind: mean(scores) for kind, scores in by_kind.items()}
+            found[dim][precision] = {
+                "kinds": kinds,
+                "tasks": mean(score for scores in by_kind.values() for score in scores),
+                "mean of kinds": mean(kinds.values()),
+            }
+    return found
+
+
+def rows_of_results(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every figure as a row (task, kind, dimension, precision, metric, main, score), for a CSV file or a data frame."""
+    return [
+        {
+            "task": task["name"],
+            "kind": task["kind"],
+            "dimension": int(dim),
+            "precision": precision,
+            "metric": metric,
+            "main": metric == task["metric"],
+            "score": score,
+        }
+        for task in results["tasks"]
+        for dim, by_precision in task["scores"].items()
+        for precision, scores in by_precision.items()
+        for metric, score in scores.items()
+    ]

@@ -1,0 +1,81 @@
+"""Rows of the files that people keep data in, a mapping from column to value for each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FORMATS", "text_rows"]
+
+#: Endings of the files that can be read.
+FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
+
+
+def text_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a jsonl, json, csv, tsv or txt file."""
+    # utf-8-sig takes away the mark that some programs put in front; newline="" keeps line breaks inside quotes.
+    with path.open(encoding="utf-8-sig", newline="" if path.suffix in (".csv", ".tsv") else None) as file:
+        try:
+            if path.suffix == ".txt":
+                for line in file:
+                    yield {"text": line.removesuffix("\n")}
+            elif path.suffix in (".csv", ".tsv"):
+                yield from _csv_rows(file, path)
+            else:
+                yield from _json_rows(file, path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+
+
+def _csv_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
+    # Python's limit of 128 kB a field is less than a long document.
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    try:
+        names = next(reader, [])
+        for row, values in enumerate(reader):
+            if not values and len(names) > 1:
+                continue  # a blank line
+            if len(values) > len(names) or (len(values) < len(names) and values):
+                raise ValueError(
+                    f"Row {row} of {path} (line {reader.line_num}) must have {len(names)} fields, as the first line has. "
+                    f"Got {len(values)} instead. Put texts with commas in double quotes."
+                )
+            yield dict(zip(names, values or [""]))
+    except csv.Error as error:
+        raise ValueError(f"{path} is not valid CSV in line {reader.line_num}: {error}.") from error
+
+
+def _json_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
+    beginning = file.read(1)
+    while beginning.isspace():
+        beginning = file.read(1)
+    file.seek(0)
+    if beginning == "[":
+        try:
+            rows: Iterable[tuple[int, Any]] = enumerate(json.load(file))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not valid JSON: {error}.") from error
+        where = "Entry"
+    else:
+        rows, where = _json_lines(file, path), "Line"
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{where} {number} of {path} must be an object of named values. Got {type(row).__name__} instead."
+            )
+        yield row
+
+
+def _json_lines(file: io.TextIOBase, path: Path) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"Line {number} of {path} is not valid JSON: {error}.") from error
