@@ -13,9 +13,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from st_distill import __version__
 from st_distill.errors import OtherProcessError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from st_distill.recipe import Recipe
 
 _RECIPE_HELP = "a recipe's YAML file, or the name of a preset"
 
@@ -72,13 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "--from-stage", type=int, metavar="N", help="with --resume: do stage N (from 1) and those after it again"
     )
 
-    command = _command(
-        commands, _eval, "eval", "measure a model as a recipe's evaluation says", "eval out/jasper recipe.yaml"
-    )
-    command.add_argument("model", help="name or folder of a sentence-transformers model")
-    command.add_argument("recipe", help=_RECIPE_HELP)
-    _add_overrides(command)
-    command.add_argument("--json", metavar="FILE", help="also write the figures here")
+    _add_eval(commands)
 
     command = _command(
         commands,
@@ -103,6 +103,44 @@ def _command(commands, function, name: str, help: str, example: str) -> argparse
     command.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     command.set_defaults(command=function)
     return command
+
+
+def _add_eval(commands) -> None:  # type: ignore[no-untyped-def]
+    command = _command(
+        commands,
+        _eval,
+        "eval",
+        "measure a model on tasks, or as a recipe's evaluation says",
+        "eval out/jasper data/scifact sts:data/pairs.tsv mteb:STSBenchmark --dims 384,128 --precisions float32,int8",
+    )
+    command.add_argument("model", help="name or folder of a sentence-transformers model")
+    command.add_argument(
+        "tasks",
+        nargs="+",
+        metavar="task",
+        help="a file or folder of data, or a data set of the hub, KIND: before it where the data do not tell; mteb:NAME; a "
+        f"YAML file with a list of tasks; or, alone, {_RECIPE_HELP}",
+    )
+    _add_overrides(command)
+    command.add_argument("--dims", type=_numbers, metavar="N,N", help="dimensions; the model's own by default")
+    command.add_argument("--precisions", type=_words, default=["float32"], help="of float32,int8,binary")
+    command.add_argument("--split", help="part of the data to measure on; test by default")
+    command.add_argument("--limit", type=int, metavar="N", help="the first so many rows of each task's data")
+    command.add_argument("--query-prompt", metavar="TEXT", help="before queries, instead of the model's own prompt")
+    command.add_argument("--document-prompt", metavar="TEXT", help="before documents, likewise")
+    command.add_argument("--text-prompt", metavar="TEXT", help="before any other text, likewise")
+    command.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts encoded at a time")
+    command.add_argument("--json", metavar="FILE", help="also write the figures here")
+    command.add_argument("--csv", metavar="FILE", help="also write every figure here, a row each")
+    command.add_argument("--mteb-results", metavar="FOLDER", help="also write MTEB's own results here")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in _words(text)]
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:
@@ -134,12 +172,22 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
+def _checked_recipe(path: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe, if it has no mistakes: what only one command needs of it is as wrong as the rest."""
+    from st_distill.errors import RecipeError
+    from st_distill.recipe import check, load_recipe
+
+    if errors := [problem for problem in check(path, overrides) if problem.level == "error"]:
+        raise RecipeError(errors)
+    return load_recipe(path, overrides)
+
+
 def _embed(options: argparse.Namespace) -> int:
-    from st_distill.recipe import embed, load_recipe
+    from st_distill.recipe import embed
     from st_distill.recipe.processes import Processes, leave
 
     with Processes():  # so that a mistake is said once
-        recipe = load_recipe(options.recipe, options.overrides)
+        recipe = _checked_recipe(options.recipe, options.overrides)
     store = embed(recipe)
     leave()
     if _speaks():
@@ -164,20 +212,103 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from sentence_transformers import SentenceTransformer
+    from st_distill.evaluation.task_list import is_task_file
+    from st_distill.recipe.load import presets
 
+    for option in ("json", "csv"):
+        file = getattr(options, option)
+        if file and not Path(file).absolute().parent.is_dir():
+            raise FileNotFoundError(f"The folder of --{option} {file} must exist. Make it first, or name another file.")
+    if Path(options.model).suffix in (".yaml", ".yml"):
+        raise ValueError(f"{options.model} is no model: st-distill eval MODEL TASK takes the model first.")
+    recipes = [
+        word
+        for word in options.tasks
+        if word in presets() or (word.endswith((".yaml", ".yml")) and not is_task_file(word))
+    ]
+    if not recipes:
+        return _eval_tasks(options)
+    if len(options.tasks) > 1:
+        raise ValueError(f"{recipes[0]} is a recipe, which is measured alone. Got {len(options.tasks)} tasks instead.")
+    return _eval_recipe(options, recipes[0])
+
+
+def _eval_recipe(options: argparse.Namespace, path: str) -> int:
     from st_distill.files import write_json
-    from st_distill.recipe import evaluate_model, load_recipe
+    from st_distill.recipe import evaluate_model
     from st_distill.report import report
 
-    recipe = load_recipe(options.recipe, options.overrides)
-    if options.json and not Path(options.json).absolute().parent.is_dir():
-        raise FileNotFoundError(f"The folder of --json {options.json} must exist. Make it first, or name another file.")
-    results = evaluate_model(SentenceTransformer(options.model), recipe)
+    for option in ("dims", "split", "limit", "query_prompt", "document_prompt", "text_prompt", "csv", "mteb_results"):
+        if getattr(options, option) is not None:
+            raise ValueError(
+                f"The option --{option.replace('_', '-')} is for tasks; what a recipe measures stands in its 'evaluation'. "
+                "Leave the option out."
+            )
+    recipe = _checked_recipe(path, options.overrides)
+    results = evaluate_model(_load_model(options.model), recipe)
     print(report(results))
     if options.json:
         write_json(options.json, results)
     return 0
+
+
+def _eval_tasks(options: argparse.Namespace) -> int:
+    from st_distill.evaluation import evaluate_tasks, read_task
+    from st_distill.evaluation.base import checked_dims
+    from st_distill.evaluation.mteb_tasks import evaluate_mteb, find_mteb_tasks
+    from st_distill.evaluation.results import csv_of_results, with_averages
+    from st_distill.evaluation.sweep import checked_precisions
+    from st_distill.evaluation.task_list import tasks_of_words
+    from st_distill.files import write_json, write_text
+    from st_distill.report import task_report
+
+    if options.overrides:
+        raise ValueError("The option --set changes a recipe, and none is given. Leave it out.")
+    given = {"split": options.split, "limit": options.limit}
+    specs, names = tasks_of_words(options.tasks, {key: value for key, value in given.items() if value is not None})
+    prompts = {
+        use: text for use in ("query", "document", "text") if (text := getattr(options, f"{use}_prompt")) is not None
+    }
+    # Everything that can be wrong is looked at before the first text is encoded.
+    how: dict[str, Any] = {
+        "dims": checked_dims(options.dims),
+        "precisions": checked_precisions(options.precisions),
+        "prompts": prompts,
+    }
+    found = find_mteb_tasks(names) if names else []
+    tasks = [task for spec in specs for task in read_task(spec, batch_size=options.batch_size)]
+    model = _load_model(options.model)
+    results = evaluate_tasks(model, tasks, **how)
+    if found:
+        measured = evaluate_mteb(model, found, batch_size=options.batch_size, folder=options.mteb_results, **how)
+        results["tasks"] += measured
+    results = {"model": options.model, **with_averages(results)}
+    print(task_report(results))
+    if options.json:
+        write_json(options.json, results)
+    if options.csv:
+        write_text(options.csv, csv_of_results(results))
+    return 0
+
+
+def _load_model(name: str) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+
+    from st_distill.errors import one_line
+    from st_distill.exporting import load_student
+    from st_distill.recipe.models import UnknownModel, read_model
+
+    try:
+        # A student in training has modules that only st-distill knows.
+        return load_student(name) if (Path(name) / "modules.json").is_file() else SentenceTransformer(name)
+    except (OSError, ValueError) as error:
+        # The library's message is a paragraph on files of the hub; ours knows what is in the place of the model.
+        try:
+            read_model(name, None)
+            reason = one_line(error)
+        except (UnknownModel, ValueError) as found:
+            reason = one_line(found).removesuffix(": not checked")
+        raise ValueError(f"The model cannot be loaded: {reason}.") from error
 
 
 def _export(options: argparse.Namespace) -> int:

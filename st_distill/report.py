@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from st_distill.files import write_json, write_text
 
-__all__ = ["report", "write_report"]
+__all__ = ["report", "task_report", "write_report"]
 
 
 def _percent(share: float | None) -> str:
@@ -20,11 +20,14 @@ def _count(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns two spaces apart, the first to the left and the others, numbers, to the right; a rule below the header."""
+def _aligned(rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
+    """Columns two spaces apart, the first ``words`` to the left, numbers to the right; a rule below the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()
+        "  ".join(
+            cell.ljust(width) if column < words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
         for row in rows
     ]
     return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
@@ -101,6 +104,35 @@ def report(results: Mapping[str, Any]) -> str:
     if results.get("models"):
         parts.append(_models(results["models"]))
     return "\n\n".join(parts)
+
+
+def task_report(results: Mapping[str, Any]) -> str:
+    """The tasks' main metrics times 100, with the averages of the kinds, as plain text without a final newline.
+
+    Args:
+        results: what ``st_distill.evaluation.evaluate_tasks`` returned, or the same read back from JSON.
+    """
+    places = [(str(dim), precision) for precision in results["precisions"] for dim in results["dims"]]
+    headers = [dim if precision == "float32" else f"{dim} {precision}" for dim, precision in places]
+    rows = [["task", "kind", "metric", *headers]]
+
+    def average(label: str, kind: str, find: Callable[[Mapping[str, Any]], float | None]) -> None:
+        means = [_percent(find(results["averages"][dim][precision])) for dim, precision in places]
+        rows.append([label, kind, "", *means])
+
+    by_kind: dict[str, list[Mapping[str, Any]]] = {}
+    for task in results["tasks"]:
+        by_kind.setdefault(task["kind"], []).append(task)
+    for kind, tasks in by_kind.items():
+        for task in tasks:
+            scores = [task["scores"][dim][precision][task["metric"]] for dim, precision in places]
+            rows.append([task["name"], kind, task["metric"], *map(_percent, scores)])
+        if len(tasks) > 1:
+            average(f"mean of {len(tasks)}", kind, lambda means, kind=kind: means["kinds"][kind])  # type: ignore[misc]
+    if len(by_kind) > 1:
+        average("mean of tasks", "", lambda means: means["tasks"])
+        average("mean of kinds", "", lambda means: means["mean of kinds"])
+    return "Tasks by dimension, times 100\n\n" + _aligned(rows, words=3)
 
 
 def write_report(results: Mapping[str, Any], folder: str | os.PathLike[str]) -> tuple[Path, Path]:

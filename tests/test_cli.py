@@ -29,6 +29,9 @@ evaluation:
 """
 
 
+PAIRS = "sentence1\tsentence2\tscore\na cat\ta small cat\t5\na cat\ta dog\t3\na cat\tthe sea\t0\n"
+
+
 @pytest.fixture
 def recipe(tmp_path, make_student, tiny_bert, sentences):
     make_student().save(str(tmp_path / "teacher"))
@@ -71,6 +74,20 @@ def test_run_embed_eval_export_info(recipe, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["dims"] == [8]
 
 
+def test_eval_on_tasks(tmp_path, make_student, capsys):
+    make_student().save(str(tmp_path / "model"))
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    files = [tmp_path / name for name in ("results.json", "results.csv")]
+    capsys.readouterr()
+    words = [str(tmp_path / "model"), f"sts:{tmp_path}/pairs.tsv", "--dims", "8,32", "--precisions", "float32,int8"]
+    assert main(["eval", *words, "--json", str(files[0]), "--csv", str(files[1]), "--text-prompt", "a "]) == 0
+    assert "pairs  sts   spearman_cosine" in capsys.readouterr().out
+    results = json.loads(files[0].read_text())
+    assert results["dims"] == [32, 8]
+    assert results["tasks"][0]["scores"]["8"]["int8"]["spearman_cosine"] is not None
+    assert "pairs,sts,8,int8,spearman_cosine,True," in files[1].read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -80,10 +97,26 @@ def test_run_embed_eval_export_info(recipe, tmp_path, capsys):
         (["export", "{model}", "{folder}/new", "--dim", "9"], "must be one of the projection's dimensions"),
         (["export", "{folder}/nothing", "{folder}/new"], "nothing instead, which has no modules.json"),
         (["run", "{folder}/nothing.yaml"], "nothing.yaml"),
+        (["eval", "{folder}/nothing", "{folder}/texts.parquet"], "no kind of task"),
+        (["eval", "{folder}/nothing", "{folder}/pairs.tsv"], "The model cannot be loaded: there is no folder"),
+        (["eval", "nope", "{recipe}"], "The model cannot be loaded: 'nope' is not in the local cache, and the hub"),
+        (["eval", "{recipe}", "{model}"], "recipe.yaml is no model: st-distill eval MODEL TASK takes the model first"),
+        (["eval", "{folder}/pairs.tsv", "{model}"], "is a model, where a task is expected"),
+        (["eval", "{model}", "{recipe}", "{folder}/pairs.tsv"], "is a recipe, which is measured alone. Got 2 tasks"),
+        (["eval", "{model}", "{recipe}", "--dims", "8"], "--dims is for tasks"),
+        (["eval", "{model}", "{recipe}", "--set", "stages.0.learning_rate=-1"], "stages[0].learning_rate: must be"),
+        (["embed", "{recipe}", "--set", "student.layers=[0, 9]"], "student.layers"),
+        (["eval", "{model}", "{folder}/pairs.tsv", "--set", "output=x"], "--set changes a recipe, and none is given"),
+        (
+            ["eval", "{model}", "{folder}/pairs.tsv", "--dims", "9"],
+            "asks for 9 dimensions, but the model's vectors have 8",
+        ),
+        (["eval", "{model}", "{folder}/pairs.tsv", "--precisions", "int4"], "list of float32, int8, binary"),
     ],
 )
 def test_mistakes_are_a_sentence_and_exit_code_2(arguments, message, recipe, tmp_path, make_student, capsys):
     make_student(MatryoshkaProjection(32, [8])).save(str(tmp_path / "model"))
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
     places = {"recipe": recipe, "folder": tmp_path, "model": tmp_path / "model"}
     capsys.readouterr()
     assert main([argument.format(**places) for argument in arguments]) == 2

@@ -35,7 +35,8 @@ class ClassificationEvaluator(Evaluator):
     """A linear classifier (logistic regression) on the vectors.
 
     Metrics, averaged over the experiments, all in [0, 1]: ``accuracy`` (primary), ``f1`` (mean over labels),
-    ``f1_weighted``, and, where there are two labels, ``ap``, the average precision of the one that sorts last.
+    ``f1_weighted``, and, where there are two labels, ``ap``, the average precision of the one that sorts last (where any
+    text that is judged has it).
 
     Args:
         train_texts: what the classifier learns on.
@@ -118,8 +119,8 @@ class ClassificationEvaluator(Evaluator):
                 "f1": f1_score(self.labels, predicted, average="macro"),
                 "f1_weighted": f1_score(self.labels, predicted, average="weighted"),
             }
-            if len(classifier.classes_) == 2:
-                positive = self.labels == classifier.classes_[1]
+            positive = self.labels == classifier.classes_[-1]
+            if len(classifier.classes_) == 2 and positive.any():
                 scores["ap"] = average_precision_score(positive, classifier.decision_function(test))
             found.append(scores)
         metrics = {metric: float(statistics.fmean(scores[metric] for scores in found)) for metric in found[0]}

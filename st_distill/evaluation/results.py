@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import math
 import statistics
@@ -14,7 +16,7 @@ from st_distill.evaluation.base import checked_dims, dims_of
 from st_distill.evaluation.sweep import Precision, SweepEvaluator, checked_precisions
 from st_distill.evaluation.tasks import KINDS, Task
 
-__all__ = ["averages", "evaluate_tasks", "rows_of_results"]
+__all__ = ["csv_of_results", "evaluate_tasks", "with_averages"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ def evaluate_tasks(
     Returns:
         A dictionary that JSON can hold: "dims", "precisions", "tasks" (each with its "name", "kind", "metric", number of
         "examples", and "scores": dimension to precision to metric to figure, None where it is not defined) and "averages",
-        see `averages`.
+        see `with_averages`.
     """
     width = model.get_embedding_dimension()
     if width is None:
@@ -60,7 +62,7 @@ def evaluate_tasks(
             }
         )
     results = {"dims": list(wanted), "precisions": list(kept), "tasks": measured}
-    return results | {"averages": averages(results)}
+    return with_averages(results)
 
 
 def _of(found: Mapping[str, float], dim: int, precision: Precision) -> dict[str, float | None]:
@@ -72,25 +74,26 @@ def _of(found: Mapping[str, float], dim: int, precision: Precision) -> dict[str,
     }
 
 
-def averages(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Means of the tasks' metrics, at each dimension and precision.
+def with_averages(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results with their tasks in the order of `KINDS`, and the means of the tasks' metrics as "averages".
 
-    Returns:
-        Dimension to precision to ``{"kinds": {kind: mean over its tasks}, "tasks": mean over all tasks, "mean of kinds":
-        mean over the kinds}``, as MTEB's tables have them. None where one of the figures is not defined.
+    These are dimension to precision to ``{"kinds": {kind: mean over its tasks}, "tasks": mean over all tasks, "mean of
+    kinds": mean over the kinds}``, as MTEB's tables have them; None where one of the figures is not defined.
     """
 
     def mean(values: Iterable[float | None]) -> float | None:
         values = list(values)
-        known = [value for value in values if value is not None]
-        return statistics.fmean(known) if len(known) == len(values) else None
+        defined = [value for value in values if value is not None]
+        return statistics.fmean(defined) if len(defined) == len(values) else None
 
+    known = [*KINDS, *sorted({task["kind"] for task in results["tasks"]} - set(KINDS))]
+    tasks = sorted(results["tasks"], key=lambda task: known.index(task["kind"]))
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for dim in map(str, results["dims"]):
         found[dim] = {}
         for precision in results["precisions"]:
             by_kind: dict[str, list[float | None]] = {}
-            for task in sorted(results["tasks"], key=lambda task: KINDS.index(task["kind"])):
+            for task in tasks:
                 by_kind.setdefault(task["kind"], []).append(task["scores"][dim][precision][task["metric"]])
             kinds = {kind: mean(scores) for kind, scores in by_kind.items()}
             found[dim][precision] = {
@@ -98,23 +101,18 @@ def averages(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]
                 "tasks": mean(score for scores in by_kind.values() for score in scores),
                 "mean of kinds": mean(kinds.values()),
             }
-    return found
+    return {**results, "tasks": tasks, "averages": found}
 
 
-def rows_of_results(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every figure as a row (task, kind, dimension, precision, metric, main, score), for a CSV file or a data frame."""
-    return [
-        {
-            "task": task["name"],
-            "kind": task["kind"],
-            "dimension": int(dim),
-            "precision": precision,
-            "metric": metric,
-            "main": metric == task["metric"],
-            "score": score,
-        }
-        for task in results["tasks"]
-        for dim, by_precision in task["scores"].items()
-        for precision, scores in by_precision.items()
-        for metric, score in scores.items()
-    ]
+def csv_of_results(results: Mapping[str, Any]) -> str:
+    """Every figure as a row: task, kind, dimension, precision, metric, whether it is the task's main one, and the score."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["task", "kind", "dimension", "precision", "metric", "main", "score"])
+    for task in results["tasks"]:
+        for dim, by_precision in task["scores"].items():
+            for precision, scores in by_precision.items():
+                for metric, score in scores.items():
+                    is_main = metric == task["metric"]
+                    writer.writerow([task["name"], task["kind"], dim, precision, metric, is_main, score])
+    return file.getvalue()

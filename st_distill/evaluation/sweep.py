@@ -28,7 +28,7 @@ class EncodedOnce:
     Args:
         model: the model.
         prompts: what is put before a text: "query" in ``encode_query``, "document" in ``encode_document``, "text" in
-            ``encode``. What is left out is the model's own.
+            ``encode``; it stands in for what an evaluator itself asks for. What is left out is the model's own.
     """
 
     def __init__(self, model: SentenceTransformer, *, prompts: Mapping[str, str] | None = None) -> None:
@@ -50,15 +50,14 @@ class EncodedOnce:
 
     def vectors(self, method: str, inputs: Sequence[Any], options: dict[str, Any]) -> torch.Tensor:
         """Vectors of ``inputs`` as the model gives them, float32 (rows, width), on its device."""
-        options = {
-            "prompt": self.prompts[method],
-            **{name: value for name, value in options.items() if value is not None},
-        }
+        options = {name: value for name, value in options.items() if value is not None}
+        if (prompt := self.prompts[method]) is not None:
+            options = {name: value for name, value in options.items() if name != "prompt_name"} | {"prompt": prompt}
+        encode = getattr(self.model, method)
         # Pictures have no hash; they stay in the cache, so that no other one gets their number.
         rows = tuple(item if isinstance(item, str) else id(item) for item in inputs)
         key = (method, rows, options.get("prompt"), options.get("prompt_name"))
         if key not in self._vectors:
-            encode = getattr(self.model, method)
             self._vectors[key] = inputs, encode(list(inputs), convert_to_tensor=True, **options).float()
         return self._vectors[key][1]
 

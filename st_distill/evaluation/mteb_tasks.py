@@ -1,0 +1,121 @@
+"""Tasks of MTEB, run by MTEB's own code on vectors that are encoded once for all dimensions and precisions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from st_distill.errors import MissingExtraError
+from st_distill.evaluation.base import checked_dims, dims_of
+from st_distill.evaluation.sweep import EncodedOnce, Precision, checked_precisions
+
+__all__ = ["evaluate_mteb", "find_mteb_tasks"]
+
+#: MTEB's types of task, where they are called otherwise here.
+_KINDS = {
+    "Classification": "classification",
+    "Clustering": "clustering",
+    "PairClassification": "pair_classification",
+    "Reranking": "reranking",
+    "Retrieval": "retrieval",
+    "STS": "sts",
+    "Summarization": "summarization",
+    "Any2AnyRetrieval": "image_retrieval",
+}
+
+
+def _mteb() -> Any:
+    try:
+        import mteb
+    except ImportError:
+        raise MissingExtraError("mteb", extra="mteb", purpose="Measuring a task of MTEB") from None
+    return mteb
+
+
+def find_mteb_tasks(names: Sequence[str]) -> list[Any]:
+    """MTEB's tasks of these names, without their data.
+
+    Raises:
+        MissingExtraError: mteb is not installed.
+        ValueError: MTEB has no task of a name.
+    """
+    mteb = _mteb()
+    tasks = []
+    for name in names:
+        try:
+            tasks.append(mteb.get_task(name))
+        except KeyError as error:
+            raise ValueError(f"MTEB has no task '{name}': {error.args[0]}") from None
+    return tasks
+
+
+def evaluate_mteb(
+    model: SentenceTransformer,
+    tasks: Sequence[Any],
+    *,
+    dims: Sequence[int] | None = None,
+    precisions: Sequence[Precision] = ("float32",),
+    prompts: Mapping[str, str] | None = None,
+    batch_size: int = 32,
+    folder: str | os.PathLike[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Measure a model on tasks of MTEB.
+
+    Args:
+        model: any sentence-transformers model; its prompts are used as MTEB uses them, by task, type of task, or query and
+            document.
+        tasks: of MTEB (`find_mteb_tasks`), or of one's own, derived from its classes.
+        dims: prefixes of the vectors; None: the full width alone.
+        precisions: of float32, int8 and binary. int8 takes its ranges from all that float32 has encoded before.
+        prompts: put before the texts instead of the model's own: "query", "document", and "text" for any other.
+        batch_size: texts encoded at a time.
+        folder: where MTEB's own results go, as ``<dimension>/<task>.json``, or ``<dimension>-<precision>/<task>.json``.
+
+    Returns:
+        The entries of "tasks" in what `st_distill.evaluation.evaluate_tasks` returns, with MTEB's main score alone.
+
+    Raises:
+        MissingExtraError: mteb is not installed.
+    """
+    mteb = _mteb()
+    from mteb.models import SentenceTransformerEncoderWrapper
+
+    width = model.get_embedding_dimension()
+    if width is None:
+        raise ValueError("The 'model' parameter must be a model that knows its dimension. Got one that does not.")
+    wanted, kept = dims_of(checked_dims(dims), width), checked_precisions(precisions)
+    if "int8" in kept and "float32" not in kept:
+        raise ValueError("The 'precisions' parameter must hold float32 beside int8, which takes its ranges from it.")
+    measured = []
+    for task in tasks:
+        encoded = EncodedOnce(model, prompts=prompts)
+        scores: dict[str, dict[str, dict[str, float]]] = {str(dim): {} for dim in wanted}
+        for precision in kept:
+            for dim in wanted:
+                wrapper = SentenceTransformerEncoderWrapper(model)
+                wrapper.model = encoded.at(dim, precision)
+                options = {"batch_size": batch_size, "show_progress_bar": False}
+                found = mteb.evaluate(
+                    wrapper, task, encode_kwargs=options, cache=None, co2_tracker=False, show_progress_bar=False
+                )
+                result = found.task_results[0]
+                scores[str(dim)][precision] = {"main_score": float(result.get_score())}
+                if folder is not None:
+                    place = Path(folder) / (str(dim) if precision == "float32" else f"{dim}-{precision}")
+                    place.mkdir(parents=True, exist_ok=True)
+                    result.to_disk(place / f"{task.metadata.name}.json")
+        kind = str(task.metadata.type)
+        measured.append(
+            {
+                "name": task.metadata.name,
+                "kind": _KINDS.get(kind, kind),
+                "metric": "main_score",
+                "examples": None,
+                "scores": scores,
+            }
+        )
+    return measured

@@ -1,0 +1,88 @@
+"""The tasks that a command line names, in words or in a YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from st_distill.evaluation.tasks import KINDS, TaskSpec
+
+__all__ = ["MTEB", "is_task_file", "tasks_of_words"]
+
+#: What stands before the name of a task of MTEB.
+MTEB = "mteb:"
+
+_FIELDS = [field.name for field in dataclasses.fields(TaskSpec)]
+
+
+def is_task_file(word: str) -> bool:
+    """Whether a word names a YAML file with ``tasks`` in it, which no recipe has."""
+    path = Path(word)
+    return path.suffix in (".yaml", ".yml") and path.is_file() and "tasks" in _mapping(path)
+
+
+def tasks_of_words(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[list[TaskSpec], list[str]]:
+    """The tasks from data, and the names of those of MTEB.
+
+    Args:
+        words: of each task a file, a folder or the name of a data set on the hub, ``kind:`` before it or not; ``mteb:``
+            and the name of a task of MTEB; or a YAML file with a list ``tasks`` of such words and of mappings with the
+            fields of `TaskSpec`.
+        defaults: fields of `TaskSpec` for what does not have its own.
+
+    Raises:
+        ValueError: for what is none of these.
+    """
+    specs: list[TaskSpec] = []
+    names: list[str] = []
+    for word in words:
+        entries: list[Any] = [word]
+        place = ""
+        if is_task_file(word):
+            place = f" of {word}"
+            entries = _mapping(Path(word))["tasks"]
+            if not isinstance(entries, list):
+                raise ValueError(f"The 'tasks'{place} must be a list. Got {type(entries).__name__} instead.")
+        for entry in entries:
+            if isinstance(entry, str) and entry.startswith(MTEB):
+                names.append(entry.removeprefix(MTEB))
+            elif isinstance(entry, str):
+                specs.append(_spec(entry, defaults))
+            elif isinstance(entry, Mapping):
+                if unknown := [str(name) for name in entry if name not in _FIELDS]:
+                    raise ValueError(
+                        f"A task{place} must have fields of {', '.join(_FIELDS)}. Got '{unknown[0]}' instead."
+                    )
+                if "source" not in entry:
+                    raise ValueError(
+                        f"A task{place} must have a 'source', its file, folder or data set. Got none instead."
+                    )
+                specs.append(TaskSpec(**{**defaults, **entry}))
+            else:
+                raise ValueError(
+                    f"A task{place} must be a word or a mapping of fields. Got {type(entry).__name__} instead."
+                )
+    return specs, names
+
+
+def _spec(word: str, defaults: Mapping[str, Any]) -> TaskSpec:
+    kind, colon, source = word.partition(":")
+    if colon and kind in KINDS:
+        return TaskSpec(**{**defaults, "source": source, "kind": kind})
+    if (Path(word) / "modules.json").is_file():
+        raise ValueError(
+            f"{word} is a model, where a task is expected: st-distill eval MODEL TASK takes the model first."
+        )
+    return TaskSpec(**{**defaults, "source": word})
+
+
+def _mapping(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return {}  # a recipe's reader says where it is broken
+    return content if isinstance(content, Mapping) else {}

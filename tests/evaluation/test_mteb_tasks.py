@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from datasets import Dataset, DatasetDict
+from lookup import lookup, on_circle
+
+from st_distill.errors import MissingExtraError
+from st_distill.evaluation.mteb_tasks import evaluate_mteb, find_mteb_tasks
+
+
+def test_missing_extra_is_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "mteb", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'st-distill\[mteb\]'"):
+        find_mteb_tasks(["STSBenchmark"])
+
+
+@pytest.mark.filterwarnings("default")  # mteb's own
+def test_a_task_of_mteb_from_local_data(tmp_path):
+    mteb = pytest.importorskip("mteb")
+    from mteb.abstasks import AbsTaskSTS
+
+    rows = {"sentence1": ["a"] * 4, "sentence2": ["b", "c", "d", "f"], "score": [5.0, 4.0, 0.5, 1.0]}
+
+    class LocalSTS(AbsTaskSTS):
+        metadata = mteb.get_task("STSBenchmark").metadata.model_copy(update={"name": "LocalSTS"})
+        min_score, max_score = 0, 5
+
+        def load_data(self, **options):
+            self.dataset = DatasetDict(test=Dataset.from_dict(rows))
+            self.data_loaded = True
+
+    model = lookup(on_circle({"a": 0, "b": 10, "c": 50, "d": 60, "f": 180}))
+    (task,) = evaluate_mteb(model, [LocalSTS()], dims=[2, 1], precisions=["float32", "binary"], folder=tmp_path)
+    assert (task["name"], task["kind"]) == ("LocalSTS", "sts")
+    assert task["scores"]["2"]["float32"]["main_score"] == pytest.approx(0.8)
+    assert sorted(set(model[0].seen)) == ["a", "b", "c", "d", "f"]
+    assert len(model[0].seen) <= 8  # both columns once, for two dimensions and two precisions
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "1-binary", "2", "2-binary"]
+    stored = json.loads((tmp_path / "2" / "LocalSTS.json").read_text())
+    assert stored["scores"]["test"][0]["main_score"] == pytest.approx(0.8)
+    assert {"task_name", "mteb_version", "scores"} <= set(stored)
+    with pytest.raises(ValueError, match="MTEB has no task 'Nothing'"):
+        find_mteb_tasks(["Nothing"])

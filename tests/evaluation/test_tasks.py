@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+from datasets import Dataset, DatasetDict, Image
+from lookup import lookup, on_circle
+
+from st_distill.evaluation import TaskSpec, evaluate_tasks, read_task
+from st_distill.evaluation.results import csv_of_results
+from st_distill.evaluation.task_list import tasks_of_words
+from st_distill.report import task_report
+
+ANGLES = {"a": 0, "b": 10, "c": 50, "d": 60, "e": 170, "f": 180}
+
+
+def write(path, rows):
+    """Rows as a file of the path's ending; returns the path's name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return str(path)
+
+
+def only(source):
+    (task,) = read_task(source)
+    return task
+
+
+def measure(task, angles=ANGLES):
+    return evaluate_tasks(lookup(on_circle(angles)), [task])["tasks"][0]["scores"]["2"]["float32"][task.metric]
+
+
+PAIRS = [("a", "b"), ("a", "c"), ("a", "d"), ("a", "f")]
+CASES = {
+    # The angles' order is the scores' own, but for the last two: 1 - 6 * 2 / (4 * 15).
+    "sts": ([{"sentence1": x, "sentence2": y, "score": s} for (x, y), s in zip(PAIRS, (5, 4, 0.5, 1))], 0.8),
+    # In the angles' order: 1, 0, 1, 0.
+    "pair_classification": (
+        [{"text1": x, "text2": y, "label": s} for (x, y), s in zip(PAIRS, (1, 0, 1, 0))],
+        (1 + 2 / 3) / 2,
+    ),
+    # a is nearest to b, then to c: 1 / 2; e to f: 1.
+    "reranking": (
+        [
+            {"query": "a", "positive": ["c"], "negative": ["b", "d"]},
+            {"query": "e", "positive": ["f"], "negative": ["a"]},
+        ],
+        0.75,
+    ),
+    # a finds b first, and c what it looks for, d, too.
+    "retrieval": ([{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}], 1.0),
+    "clustering": ([{"text": text, "label": "xxyyzz"[row]} for row, text in enumerate(ANGLES)], 1.0),
+    "summarization": (
+        [{"human_summaries": ["a"], "machine_summaries": ["b", "c", "d", "f"], "relevance": [5.0, 4.0, 0.5, 1.0]}],
+        0.8,
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "tsv"])
+@pytest.mark.parametrize("kind", CASES)
+def test_each_kind_is_told_from_its_columns(kind, suffix, tmp_path):
+    rows, expected = CASES[kind]
+    if suffix == "tsv" and any(isinstance(value, list) for value in rows[0].values()):
+        pytest.skip("a tsv file has no lists")
+    task = only(write(tmp_path / f"data.{suffix}", rows))
+    assert (task.kind, task.name) == (kind, "data")
+    assert measure(task) == pytest.approx(expected)
+
+
+def test_classification_learns_on_the_train_part(tmp_path):
+    for part, texts in (("train", "abef"), ("validation", "a"), ("test", "cd")):
+        write(tmp_path / "news" / f"{part}.parquet", [{"text": t, "label": "xxyy"["abef".find(t)]} for t in texts])
+    task = only(str(tmp_path / "news"))
+    assert (task.kind, task.name, task.metric, task.examples) == ("classification", "news", "accuracy", 2)
+    # c and d are nearer to a and b; the labels of c and d above are the last of them all.
+    assert measure(task) == 0
+    assert measure(only(TaskSpec(source=str(tmp_path / "news"), split="validation"))) == 1
+    with pytest.raises(ValueError, match="has no part 'dev'. It has test, train, validation"):
+        read_task(TaskSpec(source=str(tmp_path / "news"), split="dev"))
+    with pytest.raises(ValueError, match="must have a part 'train' that a classifier learns on. It has test"):
+        read_task(TaskSpec(source=str(tmp_path / "news" / "test.parquet"), kind="classification"))
+
+
+def test_collection_as_beir_has_it(tmp_path):
+    folder = tmp_path / "collection"
+    write(folder / "corpus.jsonl", [{"_id": "1", "title": "a", "text": "b"}, {"_id": "2", "title": "", "text": "c"}])
+    write(folder / "queries.jsonl", [{"_id": "7", "text": "d"}, {"_id": "8", "text": "e"}])
+    write(folder / "qrels" / "test.tsv", [{"query-id": "7", "corpus-id": "1", "score": 1}])
+    write(folder / "qrels" / "train.tsv", [{"query-id": "8", "corpus-id": "2", "score": 1}])
+    angles = {"a b": 90, "c": 20, "d": 60, "e": 0}
+    task = only(str(folder))
+    assert (task.kind, task.metric, task.examples) == ("retrieval", "cosine_ndcg@10", 1)
+    assert measure(task, angles) == 1
+    assert measure(only(TaskSpec(source=str(folder), split="train")), angles) == 1
+    with pytest.raises(ValueError, match="so its kind is retrieval"):
+        read_task(TaskSpec(source=str(folder), kind="sts"))
+
+
+def test_judgements_beside_the_corpus_as_parquet(tmp_path, caplog):
+    write(tmp_path / "corpus.parquet", [{"_id": "1", "text": "a"}, {"_id": "2", "text": "f"}])
+    write(tmp_path / "queries.parquet", [{"_id": "7", "text": "b"}])
+    judged = [{"query_id": "7", "corpus_id": "1", "score": 2}, {"query_id": "7", "corpus_id": "9", "score": 1}]
+    write(tmp_path / "qrels_test.parquet", judged)
+    # Document 9, which is not there, is missed: 2 / (2 + 1 / log2(3)).
+    assert measure(only(str(tmp_path))) == pytest.approx(0.7602, abs=1e-4)
+    assert "1 of 2 judgements name a query or document that is not there" in caplog.text
+
+
+def test_labelled_texts_look_for_their_own(tmp_path):
+    rows = [{"text": text, "book": "xyxyzz"[row]} for row, text in enumerate(ANGLES)]
+    source = write(tmp_path / "parts.parquet", rows)
+    task = only(TaskSpec(source=source, kind="retrieval", columns={"label": "book"}))
+    assert task.examples == 6
+    scores = evaluate_tasks(lookup(on_circle(ANGLES)), [task])["tasks"][0]["scores"]["2"]["float32"]
+    assert scores["cosine_accuracy@1"] == pytest.approx(2 / 6)  # e and f
+
+
+def test_splits_that_datasets_wrote(tmp_path):
+    rows, expected = CASES["sts"]
+    splits = {"train": Dataset.from_list([{**rows[0], "score": 1.0}]), "test": Dataset.from_list(rows)}
+    DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    assert measure(only(str(tmp_path / "saved"))) == pytest.approx(expected)
+
+
+def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
+    """A folder below the working directory answers to a hub's name in datasets itself."""
+    rows, _ = CASES["sts"]
+    write(tmp_path / "owner" / "name" / "test.jsonl", rows)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    from st_distill.evaluation.data import parts_of_hub
+
+    assert parts_of_hub("owner/name", None, None)["test"].load().numbers("score") == [5, 4, 0.5, 1]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="There is no file or folder 'owner/name', and no data set of that name"):
+        read_task("owner/name")
+
+
+@pytest.mark.parametrize("stored", ["parquet", "folder"])
+def test_pictures_both_ways(stored, images, tmp_path):
+    pictures = [images[0], images[4], images[8]]
+    captions = ["warm", "warm", "cold"]
+    if stored == "parquet":
+        dataset = Dataset.from_dict({"image": pictures, "caption": captions}).cast_column("image", Image())
+        dataset.to_parquet(tmp_path / "pictures.parquet")
+        source = tmp_path / "pictures.parquet"
+    else:
+        for row, picture in enumerate(pictures):
+            picture.save(tmp_path / f"{row}.png")
+        rows = [{"file_name": f"{row}.png", "caption": caption} for row, caption in enumerate(captions)]
+        source = write(tmp_path / "metadata.csv", rows)
+    to_image, to_text = read_task(str(source))
+    assert to_image.kind == to_text.kind == "image_retrieval"
+    assert (to_image.examples, to_text.examples) == (2, 3)
+    colours = [picture.getpixel((0, 0)) for picture in pictures]
+    table = on_circle({"warm": 0, "cold": 90}) | dict(zip(colours, on_circle({"x": 10, "y": 80, "z": 95}).values()))
+    results = evaluate_tasks(lookup(table), [to_image, to_text])
+    first, second = (task["scores"]["2"]["float32"] for task in results["tasks"])
+    assert first["cosine_accuracy@1"] == 1
+    assert first["cosine_recall@1"] == pytest.approx((0.5 + 1) / 2)  # one of the two that are warm
+    assert second["cosine_accuracy@1"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "match"),
+    [
+        ([{"one": "a", "two": "b"}], {}, "columns one, two, which tell no kind of task"),
+        ([{"text": "a"}], {"kind": "sts"}, "no column for 'first'"),
+        ([{"text": "a", "label": 1}], {"kind": "sts", "columns": {"text": "text"}}, "Got 'text' instead"),
+        ([{"sentence1": "a", "sentence2": None, "score": 1}], {}, "Row 0 of .* a text in column 'sentence2'. Got None"),
+        ([{"sentence1": "a", "sentence2": "b", "score": "x"}], {"kind": "sts"}, "a number in column 'score'. Got 'x'"),
+        (
+            [{"sentence1": "a", "sentence2": "b", "label": 2}],
+            {"kind": "pair_classification"},
+            "must hold 0 .different. and 1 .the same., both of them. Got 2",
+        ),
+        ([{"query": "a", "positive": ["b"], "negative": []}], {"kind": "reranking"}, "with a positive and a negative"),
+    ],
+)
+def test_data_that_do_not_do(rows, fields, match, tmp_path):
+    with pytest.raises(ValueError, match=match):
+        read_task(TaskSpec(source=write(tmp_path / "data.jsonl", rows), **fields))
+
+
+def test_spec_checks_its_fields():
+    with pytest.raises(ValueError, match="'kind' of a task must be one of classification.*Got 'STS'"):
+        TaskSpec(source="x", kind="STS")
+    with pytest.raises(ValueError, match="'limit' of a task must be a whole number of at least 1. Got 0"):
+        TaskSpec(source="x", limit=0)
+
+
+def test_results_as_a_table_and_as_csv(tmp_path):
+    tasks = [
+        only(TaskSpec(source=write(tmp_path / f"{name}.jsonl", CASES[kind][0])))
+        for name, kind in (("pairs", "sts"), ("again", "sts"), ("sets", "clustering"))
+    ]
+    results = evaluate_tasks(lookup(on_circle(ANGLES)), tasks, dims=[2, 1], precisions=["float32", "binary"])
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    means = results["averages"]["2"]["float32"]
+    assert means["kinds"] == {"clustering": pytest.approx(1), "sts": pytest.approx(0.8)}
+    assert means["tasks"] == pytest.approx(2.6 / 3)
+    assert means["mean of kinds"] == pytest.approx(0.9)
+    lines = task_report(results).splitlines()
+    assert lines[2].split() == ["task", "kind", "metric", "2", "1", "2", "binary", "1", "binary"]
+    assert lines[4].split()[:4] == ["sets", "clustering", "v_measure", "100.0"]
+    assert lines[5].split()[:4] == ["pairs", "sts", "spearman_cosine", "80.0"]
+    assert [line.split("  ")[0] for line in lines[6:]] == ["again", "mean of 2", "mean of tasks", "mean of kinds"]
+    rows = list(csv.DictReader(io.StringIO(csv_of_results(results))))
+    main = [row for row in rows if row["main"] == "True" and row["task"] == "pairs"]
+    assert [(row["dimension"], row["precision"]) for row in main] == [
+        ("2", "float32"),
+        ("2", "binary"),
+        ("1", "float32"),
+        ("1", "binary"),
+    ]
+    assert float(main[0]["score"]) == pytest.approx(0.8)
+
+
+def test_words_of_a_command_line(tmp_path):
+    listed = tmp_path / "tasks.yaml"
+    listed.write_text("tasks:\n  - mteb:STS12\n  - {source: data, kind: sts, limit: 5}\n  - clustering:texts\n")
+    specs, names = tasks_of_words(["sts:pairs.tsv", "mteb:STSBenchmark", str(listed), "owner/name"], {"limit": 9})
+    assert [(spec.source, spec.kind, spec.limit) for spec in specs] == [
+        ("pairs.tsv", "sts", 9),
+        ("data", "sts", 5),
+        ("texts", "clustering", 9),
+        ("owner/name", None, 9),
+    ]
+    assert names == ["STSBenchmark", "STS12"]
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("tasks: {}", "must be a list. Got dict"),
+        ("tasks: [{kind: sts}]", "must have a 'source'"),
+        ("tasks: [{source: x, dims: [1]}]", "Got 'dims' instead"),
+        ("tasks: [3]", "a word or a mapping of fields. Got int"),
+    ],
+)
+def test_task_files_with_mistakes(content, match, tmp_path):
+    path = tmp_path / "tasks.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=match):
+        tasks_of_words([str(path)], {})
