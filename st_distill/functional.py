@@ -96,8 +96,8 @@ def normalize(vectors: Tensor) -> Tensor:
     largest = vectors.detach().abs().amax(dim=-1, keepdim=True)
     nonzero = largest > 0
     scaled = vectors / torch.where(nonzero, largest, 1.0)
-    norm = torch.where(nonzero, torch.linalg.vector_norm(scaled, dim=-1, keepdim=True), 1.0)
-    return torch.where(nonzero, scaled / norm, 0.0)
+    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return scaled / torch.where(nonzero, norm, torch.inf)  # by which the rows of zeros get no gradient
 
 
 def similarities(vectors: Tensor, *, exact_ties: bool = False) -> Tensor:
@@ -113,10 +113,17 @@ def similarities(vectors: Tensor, *, exact_ties: bool = False) -> Tensor:
         return matrix
     itself = matrix.detach().diagonal().round()  # 1 for a direction, 0 for a row of zeros
     matrix = matrix.detach().triu(1)
+    equal = bool((matrix > _MAY_BE_EQUAL).any())
     matrix = matrix + matrix.mT
     matrix.diagonal().copy_(itself)
+    if not equal:
+        return matrix
     first = _first_equal_row(vectors)
     return matrix.index_select(0, first).index_select(1, first)
+
+
+#: Equal rows have a similarity above this, by far, whatever precision the device multiplies in.
+_MAY_BE_EQUAL = 0.99
 
 
 def pairs(matrix: Tensor) -> Tensor:
@@ -150,19 +157,24 @@ class PairRanking:
     """
 
     def __init__(self, similarity: Tensor) -> None:
-        values, order = torch.sort(_sortable(similarity))
+        #: (P,) the pairs from the least to the most similar one; a pair's position here is its place.
+        values, self.order = torch.sort(_sortable(similarity))
         size = values.numel()
-        place = torch.arange(size, dtype=torch.int32, device=values.device)
-        # Pairs that tie share the places from `start` to `end`.
-        starts = torch.ones(size + 1, dtype=torch.bool, device=values.device)
-        torch.ne(values[1:], values[:-1], out=starts[1:-1])
-        start = torch.cummax(place * starts[:-1], dim=0).values
-        end = torch.cummin(torch.where(starts[1:], place + 1, size).flip(0), dim=0).values.flip(0)
-        #: (P,) for each pair the first place of those that tie with it.
-        self.first = torch.empty_like(start).scatter_(0, order, start)
-        #: (P,) for each place the pairs that tie with it and come after it, minus those that come before it.
-        self.ties = end - 1 + start - 2 * place
-        self.comparisons = start.sum()
+        as_before = torch.zeros(size + 1, dtype=torch.bool, device=values.device)
+        torch.eq(values[1:], values[:-1], out=as_before[1:-1])
+        #: (T,) the places whose pair ties with another one. Seldom many, so that what is done for them alone costs little.
+        self.tied = (as_before[1:] | as_before[:-1]).nonzero().flatten()
+        number = torch.arange(self.tied.numel(), device=values.device)
+        starts = ~as_before.index_select(0, self.tied)
+        ends = ~as_before.index_select(0, self.tied + 1)
+        start = torch.cummax(number * starts, dim=0).values
+        end = torch.cummin(torch.where(ends, number + 1, number.numel()).flip(0), dim=0).values.flip(0)
+        #: (T,) for each of these the number of the first one that it ties with, in ascending order.
+        self.group = start
+        #: (T,) for each of these the pairs that tie with it and come after it, minus those that come before it.
+        self.ties = (end - 1 + start - 2 * number).int()
+        self.tied_comparisons = (number - start).sum()
+        self.comparisons = size * (size - 1) // 2 - self.tied_comparisons
 
 
 def triplet_term(student: Tensor, ranking: PairRanking, margin: float) -> Tensor:
@@ -201,10 +213,14 @@ class _TripletTerm(torch.autograd.Function):
 
 #: Pairs at a time on a CPU, so that what is computed of them stays in its cache.
 _PIECE = 2**17
-#: Places that are compared all with all.
-_BLOCK = 128
-#: Of a block's rows, those that are compared at a time.
-_ROWS = 16
+#: Pairs within which hinges are counted by one table; their blocks have numbers of seven bits.
+_PART = 2**13
+#: Pairs whose tables are in memory at a time: on a CPU, and on another device.
+_TABLES = (2**15, 2**20)
+#: Places that are compared all with all, and of these, those that are compared with the others at a time.
+_BLOCK, _ROWS = 64, 16
+#: Positions in the student's order that share a row of the table.
+_STEP = 16
 
 
 def _active_hinges(similarity: Tensor, ranking: PairRanking, margin: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,28 +229,39 @@ def _active_hinges(similarity: Tensor, ranking: PairRanking, margin: float) -> t
     The pairs are taken in the student's order, where the hinges of a pair reach over all pairs up to a certain one: as
     the higher pair those from `calm` on, as the lower one those before `reached`. Then they are sorted into the teacher's
     order as a radix sort does it, by one bit of their place after another, highest first: `_split` counts the hinges
-    between the two halves that a bit makes, and `_compare_blocks` those within the smallest parts.
+    between the two halves that a bit makes. Within parts that are small enough, `_count_part` counts them by a table.
     """
     size = similarity.numel()
     device = similarity.device
     state = torch.zeros(4, size, dtype=torch.int32, device=device)
     place, calm, reached, _ = state
-    pair = torch.sort(_sortable(similarity), stable=True).indices
-    ascending = similarity.index_select(0, pair)
+    by_teacher = similarity.index_select(0, ranking.order)
+    # In which order equal similarities come is of no account: the positions below are never between two of them.
+    student_order = torch.sort(_sortable(by_teacher)).indices
+    ascending = by_teacher.index_select(0, student_order)
+    del by_teacher
     # A hinge that is exactly at zero counts as active, as in the derivative of torch.clamp(min=0).
     torch.searchsorted(ascending, ascending - margin, out_int32=True, out=calm)
     del ascending
     # The same comparisons seen from the lower pairs, so that each hinge is counted on both sides or on neither.
     torch.cumsum(torch.bincount(calm, minlength=size + 1)[:size], dim=0, dtype=torch.int32, out=reached)
-    # Pairs that tie for the teacher are put in the student's descending order. So all hinges between them are active,
-    # which makes them easy to take away again.
-    rank = torch.sort(ranking.first.index_select(0, pair.flip(0)), stable=True).indices.neg_().add_(size - 1)
-    place.scatter_(0, rank, torch.arange(size, dtype=torch.int32, device=device))
-    pair = pair.index_select(0, rank)
-    del rank
+    pair, tied = ranking.order, ranking.tied
+    if tied.numel():
+        # Pairs that tie for the teacher are put in the student's descending order. So all hinges between them are active,
+        # which makes them easy to take away again.
+        position = torch.empty_like(student_order)
+        position.scatter_(0, student_order, torch.arange(size, device=device))
+        position = position.index_select(0, tied)
+        descending = torch.sort(ranking.group * size - position).indices
+        student_order.scatter_(0, position.index_select(0, descending), tied)
+        pair = pair.scatter(0, tied, pair.index_select(0, tied).index_select(0, descending))
+    place.copy_(student_order)
+    del student_order
     net = torch.empty(size, dtype=torch.int32, device=device)
     count = _count_hinges(state, torch.empty_like(state), net)
-    return net.sub_(ranking.ties), pair, count - (size * (size - 1) // 2 - ranking.comparisons)
+    if tied.numel():
+        net.scatter_(0, tied, net.index_select(0, tied) - ranking.ties)
+    return net, pair, count - ranking.tied_comparisons
 
 
 def _count_hinges(state: Tensor, spare: Tensor, net: Tensor) -> Tensor:
@@ -262,16 +289,22 @@ def _count_piece(state: Tensor, net: Tensor) -> Tensor:
     bits = max(size - 1, _BLOCK - 1).bit_length()
     # Parts of equal size need a power of two; what is added comes last in both orders and is in no hinge.
     added = torch.arange(size, 1 << bits, dtype=torch.int32, device=state.device)
-    state = torch.cat([state, torch.stack([added, added, added, torch.zeros_like(added)])], dim=1)
-    spare = torch.empty_like(state)
+    state = torch.cat([state, torch.stack([added, added, added + 1, torch.zeros_like(added)])], dim=1)
     count = torch.zeros((), dtype=torch.int64, device=state.device)
-    for bit in reversed(range(_BLOCK.bit_length() - 1, bits)):
-        count += _split(state, spare, bit, 1 << (bits - 1 - bit))
-        state, spare = spare, state
-    place, calm, _, so_far = state
-    within, count_within = _compare_blocks(place, calm)
-    net.copy_(so_far.new_empty(1 << bits).scatter_(0, place.long(), so_far).add_(within)[:size])
-    return count + count_within
+    if 1 << bits > _PART:
+        spare = torch.empty_like(state)
+        for bit in reversed(range(_PART.bit_length() - 1, bits)):
+            count += _split(state, spare, bit, 1 << (bits - 1 - bit))
+            state, spare = spare, state
+    part = min(1 << bits, _PART)
+    together = max(part, _TABLES[state.device.type != "cpu"])
+    for first in range(0, 1 << bits, together):
+        places = slice(first, first + together)
+        state[:3, places] -= first
+        within, count_within = _count_parts(state[:, places], part)
+        net[places] = within[: max(0, size - first)]
+        count += count_within
+    return count
 
 
 def _split(state: Tensor, result: Tensor, bit: int, parts: int) -> Tensor:
@@ -313,30 +346,92 @@ def _split(state: Tensor, result: Tensor, bit: int, parts: int) -> Tensor:
     return count
 
 
-def _compare_blocks(place: Tensor, calm: Tensor) -> tuple[Tensor, Tensor]:
-    """The same within blocks of `_BLOCK` places: (P,) by place, and their number; one byte for each comparison."""
-    blocks = place.numel() // _BLOCK
-    block = torch.arange(blocks, dtype=torch.int32, device=place.device)[:, None]
-    target = (place & (_BLOCK - 1)).mul_(blocks)
-    target.view(blocks, _BLOCK).add_(block)
-    target = target.long()
+def _count_parts(state: Tensor, part: int) -> tuple[Tensor, Tensor]:
+    """Hinges so far and those within parts of ``part`` places: (P,) by place, lower minus higher; the number of these.
 
-    def by_place(values: Tensor) -> Tensor:
-        return torch.empty_like(values).scatter_(0, target, values).view(_BLOCK, blocks)
+    ``state`` is as in `_count_hinges`. A table says how many pairs come before a position in the student's order and before
+    a block in the teacher's, for every `_STEP`-th position and each block of `_BLOCK` places. So the hinges of a pair with
+    pairs of other blocks are an entry of it and what the few positions beyond add; those within its block are compared.
+    """
+    place, calm, reached, so_far = state
+    size, device = place.numel(), place.device
+    blocks = size // _BLOCK
+    in_block = _BLOCK.bit_length() - 1
+    positions = torch.arange(size, dtype=torch.int32, device=device)
+    position = torch.empty_like(place).scatter_(0, place.long(), positions)
+    calm, reached, so_far = torch.stack([calm, reached, so_far]).index_select(1, position).view(3, blocks, _BLOCK)
+    block = torch.arange(blocks, dtype=torch.int32, device=device)[:, None]
+    block_in_part = block & (part // _BLOCK - 1)
+    start = (block - block_in_part) * _BLOCK  # of the part
+    position = position.view(blocks, _BLOCK) - start
+    net, count = _compare_blocks(position, calm - start)
 
-    rank = by_place(torch.arange(_BLOCK, dtype=torch.uint8, device=place.device).repeat(blocks))
-    calm = by_place((calm.view(blocks, _BLOCK) - block * _BLOCK).to(torch.uint8).flatten())
-    above = torch.ones(_ROWS, _ROWS, dtype=torch.bool, device=place.device).triu(1)[..., None]
-    net = torch.zeros(_BLOCK, blocks, dtype=torch.int8, device=place.device)
-    count = torch.zeros((), dtype=torch.int64, device=place.device)
+    width = part // _STEP + 1
+    row = (
+        (block >> (part.bit_length() - 1 - in_block)) + block
+    ) * width  # parts have a row more than blocks, for their end
+    entry = ((position // _STEP) + (row + width + 1)).flatten()
+    table = torch.bincount(entry, minlength=(blocks + size // part) * width).view(size // part, -1, width)
+    table = table.cumsum(2, dtype=torch.int32).cumsum(1, dtype=torch.int32).flatten()
+
+    # Pairs of the blocks before come before `calm` or are hinges; so with those up to the own block, before `reached`.
+    beyond = torch.stack([calm, reached])
+    rows, before = torch.stack([row, row + width]), torch.stack([block_in_part, block_in_part + 1])
+    first = ((beyond - start) // _STEP).add_(rows).flatten()
+    earlier = table.index_select(0, first).add_(_count_in_words(place, part, beyond, before)).view(2, blocks, _BLOCK)
+    as_higher = block_in_part * _BLOCK - earlier[0]
+    as_lower = reached - start - earlier[1]
+    return net.add_(so_far).add_(as_lower).sub_(as_higher).flatten(), count + as_lower.sum()
+
+
+def _count_in_words(place: Tensor, part: int, beyond: Tensor, before: Tensor) -> Tensor:
+    """How many positions from the last multiple of `_STEP` up to ``beyond`` hold a place of a block before ``before``.
+
+    Args:
+        place: (P,) of each position.
+        beyond: (2, blocks, _BLOCK) positions.
+        before: (2, blocks, 1) numbers of blocks within the part, at most 128.
+
+    Returns:
+        (2 P,) int32. Eight positions make a word, a byte for each: with a number of seven bits in every byte, an addition
+        compares them all.
+    """
+    ones = 0x0101010101010101
+    device = place.device
+    number = ((place & (part - 1)) // _BLOCK).to(torch.uint8)
+    words = torch.nn.functional.pad(number, (0, _STEP)).view(torch.int64).view(-1, _STEP // 8).mT.contiguous()
+    lanes = torch.arange(_STEP, device=device)
+    masks = (lanes < lanes[:, None]).view(torch.uint8).view(torch.int64).mT.contiguous()
+    group, rest = (beyond // _STEP).flatten(), (beyond & (_STEP - 1)).flatten()
+    limit = (before.long() + 127) * ones
+    total = torch.zeros_like(group, dtype=torch.int64)
+    for word, mask in zip(words, masks):
+        # The highest bit of a byte says whether 127 + limit - number reached 128: whether the number is below the limit.
+        compared = (limit - word.index_select(0, group).view(beyond.shape)).bitwise_right_shift_(7).flatten()
+        total += compared.bitwise_and_(mask.index_select(0, rest))
+    return total.mul_(ones).bitwise_right_shift_(56).int()
+
+
+def _compare_blocks(position: Tensor, calm: Tensor) -> tuple[Tensor, Tensor]:
+    """Hinges within blocks, lower minus higher pair, and their number.
+
+    Args:
+        position: (blocks, _BLOCK) of each place, below 2 ** 15.
+        calm: (blocks, _BLOCK), likewise.
+    """
+    position, calm = (values.to(torch.int16).mT.contiguous() for values in (position, calm - 1))
+    net = torch.zeros_like(position)
+    above = torch.ones(_ROWS, _ROWS, dtype=torch.int16, device=net.device).triu(1).neg_()[..., None]
+    count = torch.zeros((), dtype=torch.int64, device=net.device)
     for first in range(0, _BLOCK, _ROWS):
-        active = rank[first : first + _ROWS, None] >= calm[None, first:]
+        # The sign of calm - 1 - position, as -1 or 0: comparisons of 16 bits are not vectorised.
+        active = (calm[None, first:] - position[first : first + _ROWS, None]).bitwise_right_shift_(15)
         active[:, :_ROWS] &= above
-        lows = active.view(torch.int8).sum(dim=1, dtype=torch.int8)
-        count += lows.sum()
-        net[first : first + _ROWS] += lows
-        net[first:] -= active.view(torch.int8).sum(dim=0, dtype=torch.int8)
-    return net.mT.reshape(-1), count
+        lows = active.sum(dim=1, dtype=torch.int16)
+        count -= lows.sum()
+        net[first : first + _ROWS] -= lows
+        net[first:] += active.sum(dim=0, dtype=torch.int16)
+    return net.mT.int().contiguous(), count
 
 
 def _piece(device: torch.device, size: int) -> int:
@@ -386,7 +481,7 @@ def _check(student: Tensor, teacher: Tensor) -> None:
 
 def check_finite(teacher: Tensor) -> None:
     """Raise ValueError, naming the first row, where a teacher vector (batch, dim) is NaN or infinite."""
-    finite = torch.isfinite(teacher).all(dim=-1)
+    finite = torch.isfinite(teacher.abs().amax(dim=-1))
     if not finite.all():
         wrong = (~finite).nonzero().flatten().tolist()
         raise ValueError(

@@ -105,6 +105,22 @@ class TestTripletIsExact:
         assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
         assert relative_error(gradient_of(loss, student), gradient_of(expected, student)) < 1e-9
 
+    @pytest.mark.parametrize(("part", "together"), [(64, 64), (64, 256), (512, 1024)])
+    @pytest.mark.parametrize("levels", [None, 500, 5])
+    @pytest.mark.parametrize("margin", [0.0, 0.125])
+    def test_in_parts(self, part, together, levels, margin, monkeypatch):
+        """More pairs than one table counts, which takes a batch of 129, are cut into parts, some together."""
+        student, teacher = torch.rand(2, 1500, generator=torch.Generator().manual_seed(part), dtype=torch.float64)
+        if levels:
+            student, teacher = (student * 32).floor() / 32, (teacher * levels).floor()
+        student.requires_grad_()
+        monkeypatch.setattr(functional, "_PART", part)
+        monkeypatch.setattr(functional, "_TABLES", (together, together))
+        loss = functional.triplet_term(student, functional.PairRanking(teacher), margin)
+        expected = all_pairs_of_pairs(student, teacher, margin)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+        assert relative_error(gradient_of(loss, student), gradient_of(expected, student)) < 1e-9
+
     @pytest.mark.parametrize("levels", [None, 8, 2])
     def test_no_margin(self, levels):
         """A hinge between equal similarities of the student is at zero, and has the derivative of torch's clamp."""
