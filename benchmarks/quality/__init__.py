@@ -1,0 +1,1 @@
+"""What distillation leaves of a teacher, method against method: ``python -m benchmarks.quality --help``."""

@@ -1,0 +1,96 @@
+"""Quality, measured: students by several methods, on several tasks, at several dimensions.
+
+    python -m benchmarks.quality run --data DATA --teacher MINILM --out out/quality
+    python -m benchmarks.quality trial plain --data DATA --teacher MINILM --out out/quality --steps 150
+    python -m benchmarks.quality table --out out/quality
+    python -m benchmarks.quality plot --out out/quality
+
+DATA holds parquet files, see texts.py and tasks.py; MINILM is the name or folder of all-MiniLM-L6-v2. Whatever is done is
+kept in the output folder, and not done again: the teacher's vectors, the trained students, and results.jsonl. ``run`` is the
+final table (test), ``trial`` a variant of the default recipe on the dev tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.quality.measure import run_method, run_teachers
+from benchmarks.quality.methods import METHODS, RATES, Settings
+from benchmarks.quality.results import print_table, read
+from benchmarks.quality.teacher import Workshop
+from benchmarks.quality.trials import TRIALS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="train and measure the methods")
+    run.add_argument("--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m != "published-random"])
+    run.add_argument("--students", nargs="+", choices=list(RATES), default=["3-layer"])
+    run.add_argument("--seeds", nargs="+", type=int, default=[0])
+    run.add_argument("--splits", nargs="+", choices=["dev", "test"], default=["test"])
+    run.add_argument("--rate", type=float, help="peak learning rate of the encoder; by default that of the student")
+
+    trial = commands.add_parser(
+        "trial", help="a variant of the default recipe, on the dev tasks; 'all': one after another"
+    )
+    trial.add_argument("names", nargs="+", help=f"of {', '.join(TRIALS)}, or all; or a new name with --set")
+    trial.add_argument("--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE")
+    trial.add_argument("--student", choices=list(RATES), default="3-layer")
+    trial.add_argument("--seeds", nargs="+", type=int, default=[0])
+    trial.add_argument("--rate", type=float)
+
+    for command, steps in ((run, 600), (trial, 150)):
+        command.add_argument("--data", type=Path, required=True, help="folder of the data")
+        command.add_argument("--teacher", required=True, help="name or folder of all-MiniLM-L6-v2")
+        command.add_argument("--rows", type=int, default=40_000, help="pairs of training texts")
+        command.add_argument("--steps", type=int, default=steps)
+
+    table = commands.add_parser("table", help="print the results")
+    plot = commands.add_parser("plot", help="draw the results, a picture per claim")
+    for command in (table, plot):
+        command.add_argument("--split", choices=["dev", "test"], default="test")
+    table.add_argument("--student", choices=list(RATES), default="3-layer")
+    for command in (run, trial, table, plot):
+        command.add_argument("--out", type=Path, default=Path("out/quality"))
+
+    options = parser.parse_args()
+    results = options.out / "results.jsonl"
+    if options.command == "table":
+        print_table(read(results), options.split, options.student)
+        return
+    if options.command == "plot":
+        from benchmarks.quality.plot import draw
+
+        draw(read(results), options.split, options.out)
+        return
+    shop = Workshop(options.out, options.data, options.teacher, rows=options.rows)
+    if options.command == "run":
+        for split in options.splits:
+            run_teachers(shop, split)
+        for seed in options.seeds:
+            for student in options.students:
+                for method in options.methods:
+                    settings = Settings(method, student, seed, options.steps, rate=options.rate)
+                    run_method(shop, method, settings, options.splits)
+        return
+    run_teachers(shop, "dev")
+    names = list(TRIALS) if options.names == ["all"] else options.names
+    if unknown := [name for name in names if name not in TRIALS and not options.overrides]:
+        parser.error(f"unknown trial {', '.join(unknown)}: give --set, or one of {', '.join(TRIALS)}")
+    for seed in options.seeds:
+        for name in names:
+            changes = dict(TRIALS.get(name, {}))
+            overrides = (*changes.pop("overrides", ()), *options.overrides)
+            settings = Settings(
+                **{"method": "st-distill", "student": options.student, "seed": seed, "steps": options.steps}
+                | {"rate": options.rate, "overrides": overrides}
+                | changes
+            )
+            run_method(shop, name, settings, ["dev"])
+
+
+if __name__ == "__main__":
+    main()

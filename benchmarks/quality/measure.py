@@ -1,0 +1,104 @@
+"""One method's lines of results: its vectors of all tasks' texts, scored at every dimension."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from benchmarks.quality.methods import DIMS, TEACHERS, Settings, Trained, principal_axes, train
+from benchmarks.quality.results import Line, append, read, run_name
+from benchmarks.quality.students import encode
+from benchmarks.quality.tasks import Search
+from benchmarks.quality.teacher import Workshop
+from st_distill.evaluation import model_size, throughput
+
+
+def run_method(shop: Workshop, name: str, settings: Settings, splits: list[str]) -> None:
+    """Train and measure, unless the results have it already; a trained student is kept and measured on other splits later."""
+    run = run_name(name, settings)
+    done = {line["split"] for line in read(shop.results) if line["run"] == run}
+    missing = [split for split in splits if split not in done]
+    if not missing:
+        print(f"{run}: done already")
+        return
+    folder = shop.out / "runs" / run
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = _load(folder) or _kept(train(settings, shop, folder), folder)
+    pairs = shop.tasks("dev")[0].texts[:512]
+    speed = throughput(trained.model, pairs)
+    about = {
+        "run": run,
+        "name": name,
+        "student": settings.student,
+        "seed": settings.seed,
+        "seconds": trained.seconds,
+        **model_size(trained.model),
+        "texts_per_second": speed,
+        "settings": settings.as_dict(),
+    }
+    for split in missing:
+        vectors, seconds = encode(trained.model, shop.tasks(split))
+        np.savez(folder / f"{split}.npz", **{task: part.numpy().astype(np.float16) for task, part in vectors.items()})
+        lines = score(shop, split, vectors, rotation=trained.rotation, in_teacher_space=trained.in_teacher_space)
+        append(shop.results, [about | {"split": split, "encode_seconds": seconds} | line for line in lines])
+        print(f"{run}: {split}, training {trained.seconds:.0f} s, embedding {seconds:.0f} s")
+
+
+def run_teachers(shop: Workshop, split: str) -> None:
+    """The teacher itself, truncated as it is and on its principal axes."""
+    done = {(line["name"], line["split"]) for line in read(shop.results)}
+    for name in TEACHERS:
+        if (name, split) in done:
+            continue
+        vectors = shop.teacher_vectors(split)
+        if name == "teacher-pca":
+            axes = principal_axes(shop)
+            vectors = {task: part @ axes for task, part in vectors.items()}
+        model = shop.teacher_model()
+        about = {"run": name, "name": name, "student": "teacher", "seed": 0, "seconds": 0.0, "settings": {}}
+        about |= model_size(model) | {"texts_per_second": throughput(model, shop.tasks("dev")[0].texts[:512])}
+        append(shop.results, [about | {"split": split} | line for line in score(shop, split, vectors)])
+
+
+def score(
+    shop: Workshop,
+    split: str,
+    vectors: dict[str, Tensor],
+    *,
+    rotation: Tensor | None = None,
+    in_teacher_space: bool = False,
+) -> list[Line]:
+    """A line for each task and dimension of a model's vectors; with the teacher's documents, too, where both share a space."""
+    teacher = shop.teacher_vectors(split)
+    lines: list[Line] = []
+    for task in shop.tasks(split):
+        whole = teacher[task.name]
+        for dim in DIMS:
+            lines.append({"task": task.name, "dim": dim, "scores": task.score(vectors[task.name][:, :dim], whole)})
+            if isinstance(task, Search) and in_teacher_space:
+                rotated = whole if rotation is None else whole @ rotation
+                against = task.against(vectors[task.name][:, :dim], rotated[:, :dim])
+                lines.append({"task": "scifact-against-teacher", "dim": dim, "scores": against})
+    return lines
+
+
+def _kept(trained: Trained, folder: Path) -> Trained:
+    """Write the student where `_load` finds it; what else the training left there goes."""
+    about: dict[str, Any] = {"seconds": trained.seconds, "in_teacher_space": trained.in_teacher_space}
+    shutil.rmtree(folder / "work" / "teachers", ignore_errors=True)
+    trained.model.save(str(folder / "student"))
+    torch.save({**about, "rotation": trained.rotation}, folder / "trained.pt")
+    return trained
+
+
+def _load(folder: Path) -> Trained | None:
+    if not (folder / "trained.pt").exists():
+        return None
+    model = SentenceTransformer(str(folder / "student"), device="cpu")
+    return Trained(model, **torch.load(folder / "trained.pt", weights_only=True))

@@ -1,0 +1,212 @@
+"""The methods: the same student start, texts, batches (texts of like length, pairs together) and steps for all that train.
+
+| method | what |
+|---|---|
+| cosine | sentence-transformers' EmbedDistillLoss, cosine |
+| cosine-matryoshka | the same inside its MatryoshkaLoss |
+| published | the published recipe as its public code does it: one head, three losses in one stage, prefixes |
+| untrained | the student as it starts |
+| teacher | the teacher, truncated |
+| teacher-pca | the teacher on its principal axes of the training texts |
+| st-distill | this package's default recipe (`recipe`) |
+
+The published code starts its head at random. Here it starts as the identity, with which the student starts where the others
+do; ``published-random`` is the other.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss, MatryoshkaLoss
+from torch import Tensor, nn
+from transformers import set_seed
+
+from benchmarks.quality.students import start
+from benchmarks.quality.teacher import NAME, Workshop
+from st_distill import losses, run
+from st_distill.exporting import load_student
+from st_distill.losses import TeacherRows, find_projection
+from st_distill.modules import MatryoshkaProjection
+from st_distill.modules.matryoshka import principal_rotation
+from st_distill.recipe.load import load_recipe
+from st_distill.recipe.student import build_student
+from st_distill.sampler import LengthGroupedBatchSampler
+
+DIMS = [384, 256, 128, 64, 32]
+#: Peak learning rate of a student's encoder.
+RATES = {"3-layer": 3e-4, "1-layer": 3e-4, "static": 1e-2}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is made with; every line of its results repeats it."""
+
+    method: str
+    student: str = "3-layer"
+    seed: int = 0
+    steps: int = 600
+    batch: int = 64
+    rate: float | None = None
+    layers: tuple[int, ...] | None = None
+    #: Of st-distill alone: the stages and each one's share of the steps.
+    stages: tuple[tuple[str, float], ...] = (("projection", 0.1), ("last-layer", 0.2), ("all", 0.7))
+    #: Of st-distill alone: changes to the recipe, as on its command line.
+    overrides: tuple[str, ...] = field(default=())
+
+    @property
+    def learning_rate(self) -> float:
+        return RATES[self.student] if self.rate is None else self.rate
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "rate": self.learning_rate, "overrides": list(self.overrides)}
+
+
+@dataclass
+class Trained:
+    """A finished student, the seconds that its training took, and the rotation between the teacher's space and its own."""
+
+    model: SentenceTransformer
+    seconds: float
+    rotation: Tensor | None = None
+    in_teacher_space: bool = True
+
+
+class FromStore(nn.Module):
+    """Gives a sentence-transformers loss the teacher's vectors as labels, where the dataset has the row numbers."""
+
+    def __init__(self, loss: nn.Module, store: TeacherRows) -> None:
+        super().__init__()
+        self.loss = loss
+        self.store = store
+
+    def forward(self, features: Any, labels: Tensor) -> Tensor:
+        return self.loss(features, self.store.gather(labels))
+
+
+def train(settings: Settings, shop: Workshop, folder: Path) -> Trained:
+    """Train the student of ``settings``; ``folder`` is for what the run writes."""
+    if settings.method == "st-distill":
+        return _with_recipe(settings, shop, folder)
+    student = _start(settings, shop)
+    model = build_student(student, device="cpu")
+    if settings.method == "untrained":
+        return Trained(model, 0.0, in_teacher_space=False)
+    set_seed(settings.seed)
+    build = LOSSES[settings.method]
+    loss = build(model, shop.store)
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch,
+        learning_rate=settings.learning_rate,
+        warmup_steps=0.1,
+        seed=settings.seed,
+        batch_sampler=LengthGroupedBatchSampler,
+        save_strategy="no",
+        report_to="none",
+        logging_steps=50,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=shop.pairs, loss=loss)
+    started = time.perf_counter()
+    trainer.train()
+    return Trained(model.eval(), time.perf_counter() - started)
+
+
+def _start(settings: Settings, shop: Workshop) -> Any:
+    layers = None if settings.layers is None else list(settings.layers)
+    return start(settings.student, shop.teacher_name, shop.out, layers=layers)
+
+
+def _embed_distill(model: SentenceTransformer, store: TeacherRows) -> nn.Module:
+    return FromStore(EmbedDistillLoss(model, distance_metric="cosine"), store)
+
+
+def _embed_distill_matryoshka(model: SentenceTransformer, store: TeacherRows) -> nn.Module:
+    return FromStore(MatryoshkaLoss(model, EmbedDistillLoss(model, distance_metric="cosine"), DIMS), store)
+
+
+def _published(model: SentenceTransformer, store: TeacherRows) -> nn.Module:
+    head = MatryoshkaProjection(model.get_embedding_dimension(), DIMS)
+    head.start_identity()
+    model.append(head)
+    return losses.JasperDistill(model, teacher=store, dims=DIMS)
+
+
+def _published_random(model: SentenceTransformer, store: TeacherRows) -> nn.Module:
+    model.append(MatryoshkaProjection(model.get_embedding_dimension(), DIMS))
+    return losses.JasperDistill(model, teacher=store, dims=DIMS)
+
+
+LOSSES: dict[str, Callable[[SentenceTransformer, TeacherRows], nn.Module]] = {
+    "cosine": _embed_distill,
+    "cosine-matryoshka": _embed_distill_matryoshka,
+    "published": _published,
+    "published-random": _published_random,
+}
+#: Methods that train, and those that do not.
+METHODS = [*LOSSES, "untrained", "st-distill"]
+TEACHERS = ["teacher", "teacher-pca"]
+
+
+def recipe(settings: Settings, shop: Workshop, folder: Path) -> dict[str, Any]:
+    """The default recipe as plain data; its stages share the settings' steps out among themselves."""
+    student = _start(settings, shop)
+    shared = {"batch": settings.batch, "group_by_length": True, "arguments": {"warmup_steps": 0.1, "use_cpu": True}}
+    kinds: dict[str, tuple[Any, float]] = {
+        "projection": ("projection", 1e-4),
+        "last-layer": ({"last_layers": 1}, 2e-4),
+        "all": ("all", settings.learning_rate),
+    }
+    # One layer, or none, is all there is to train.
+    parts = settings.stages if len(student.layers or []) > 1 else (("all", 1.0),)
+    return {
+        "output": str(folder / "model"),
+        "work": str(folder / "work"),
+        "seed": settings.seed,
+        "student": {key: value for key, value in asdict(student).items() if value},
+        "teachers": [{"model": shop.teacher_name, "name": NAME}],
+        "texts": [{"path": str(shop.pairs_file)}],
+        "projection": {"dims": DIMS},
+        "stages": [
+            {
+                "name": name,
+                "train": kinds[name][0],
+                "steps": max(1, round(share * settings.steps)),
+                "learning_rate": kinds[name][1],
+                **shared,
+            }
+            for name, share in parts
+        ],
+    }
+
+
+def _with_recipe(settings: Settings, shop: Workshop, folder: Path) -> Trained:
+    file = folder / "recipe.yaml"
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    shop.copy_store(folder / "work")
+    # JSON is YAML, too.
+    file.write_text(json.dumps(recipe(settings, shop, folder), indent=1), encoding="utf-8")
+    spec = load_recipe(str(file), settings.overrides)
+    started = time.perf_counter()
+    run(spec, show_progress=False)
+    seconds = time.perf_counter() - started
+    last = sorted((folder / "work").glob("stages/*/model"))[-1]
+    projection = find_projection(load_student(last, device="cpu"))
+    assert projection is not None
+    return Trained(SentenceTransformer(spec.output, device="cpu"), seconds, projection.rotation)
+
+
+def principal_axes(shop: Workshop) -> Tensor:
+    """(width, width) principal axes of the teacher's vectors of the training texts, largest first."""
+    return principal_rotation(torch.split(shop.training_vectors(), 8192), DIMS[0])

@@ -1,0 +1,116 @@
+"""The results: one JSON line for each method, seed, split, task and dimension; and the tables made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.methods import DIMS, Settings
+
+#: Columns of the table, each with the figure that is a task's own.
+TASKS = {"sts": "spearman", "scifact": "ndcg@10", "clinc": "accuracy", "novels": "ndcg@10", "fidelity": "spearman"}
+
+Line = dict[str, Any]
+
+
+def run_name(name: str, settings: Settings) -> str:
+    """A folder's name for one run: what it is called, and a digest of all its settings."""
+    digest = hashlib.sha256(json.dumps(settings.as_dict(), sort_keys=True).encode()).hexdigest()[:8]
+    return f"{name}-{settings.student}-{settings.seed}-{digest}"
+
+
+def read(path: Path) -> list[Line]:
+    """All lines; of equal run, split, task and dimension the last."""
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return list({(line["run"], line["split"], line["task"], line["dim"]): line for line in lines}.values())
+
+
+def append(path: Path, lines: Iterable[Line]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def main_score(line: Line) -> float:
+    """A line's own figure, x 100."""
+    return 100 * line["scores"][TASKS.get(line["task"], "ndcg@10")]
+
+
+def groups(lines: list[Line], split: str, student: str | None = None) -> dict[str, dict[int, dict[str, list[float]]]]:
+    """Scores by name, dimension and task (a value for each seed); 'mean' is that of the tasks, for each run."""
+    wanted = [line for line in lines if line["split"] == split and student in (None, line["student"], "teacher")]
+    wanted = [line for line in wanted if student is None or line["student"] in (student, "teacher")]
+    table: dict[str, dict[int, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    means: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    for line in wanted:
+        name = (
+            line["name"]
+            if student is not None or line["student"] == "teacher"
+            else f"{line['name']}, {line['student']}"
+        )
+        table[name][line["dim"]][line["task"]].append(main_score(line))
+        if line["task"] in TASKS:
+            means[name, line["run"], line["dim"]].append(main_score(line))
+    for (name, _, dim), scores in means.items():
+        if len(scores) == len(TASKS):
+            table[name][dim]["mean"].append(statistics.fmean(scores))
+    return table
+
+
+def print_table(lines: list[Line], split: str, student: str) -> None:
+    """Each method at each dimension: the tasks, their mean, the share of the whole teacher's mean, seconds; then the rest."""
+    table = groups(lines, split, student)
+    whole = table["teacher"][DIMS[0]]
+    seconds = {line["name"]: line["seconds"] for line in lines if line["student"] in (student, "teacher")}
+    columns = [*TASKS, "mean"]
+    print(f"## {student}, {split}\n")
+    print("| method | dim |", " | ".join(columns), "| kept % | seeds | training s |")
+    print("|---" * (len(columns) + 5) + "|")
+    for name, by_dim in table.items():
+        for dim in DIMS:
+            scores = by_dim[dim]
+            kept = [
+                statistics.fmean(scores[task]) / statistics.fmean(whole[task])
+                for task in TASKS
+                if scores[task] and whole[task]
+            ]
+            cells = [_cell(scores[column]) for column in columns]
+            share = f"{100 * statistics.fmean(kept):.1f}" if len(kept) == len(TASKS) else ""
+            count = max((len(values) for values in scores.values()), default=0)
+            print(f"| {name} | {dim} |", " | ".join(cells), f"| {share} | {count} | {seconds.get(name, 0.0):.0f} |")
+    _print_details(lines, split, student)
+
+
+def _print_details(lines: list[Line], split: str, student: str) -> None:
+    wanted = [line for line in lines if line["split"] == split and line["student"] in (student, "teacher")]
+    sections = {
+        "SciFact with quantised vectors, nDCG@10": ("scifact", None),
+        "SciFact, the student's queries against the teacher's documents": ("scifact-against-teacher", None),
+        "Fidelity to the teacher": ("fidelity", None),
+    }
+    for title, (task, _) in sections.items():
+        chosen: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
+        for line in wanted:
+            if line["task"] == task:
+                chosen[line["name"], line["dim"]].append(line["scores"])
+        if not chosen:
+            continue
+        names = list(next(iter(chosen.values()))[0])
+        print(f"\n### {title}\n\n| method | dim |", " | ".join(names), "|")
+        print("|---" * (len(names) + 2) + "|")
+        for (name, dim), scores in chosen.items():
+            cells = [_cell([100 * score[key] for score in scores]) for key in names]
+            print(f"| {name} | {dim} |", " | ".join(cells), "|")
+
+
+def _cell(scores: list[float]) -> str:
+    if not scores:
+        return ""
+    spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+    return f"{statistics.fmean(scores):.2f}{spread}"

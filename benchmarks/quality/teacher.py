@@ -1,0 +1,79 @@
+"""The teacher, and its vectors of every text, made once and kept in the output folder."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from benchmarks.quality.tasks import Task, all_texts, tasks, unseen_texts
+from benchmarks.quality.texts import training_pairs
+from st_distill import Teacher, TeacherStore
+from st_distill.store import StoreView
+
+#: Name of the teacher in its store; the recipes name it so too, and then find its vectors there.
+NAME = "teacher"
+
+
+class Workshop:
+    """The output folder: training texts, the teacher's vectors, and where runs and results go."""
+
+    def __init__(self, out: Path, data: Path, teacher: str, *, rows: int) -> None:
+        self.out, self.data, self.teacher_name, self.rows = out, data, teacher, rows
+        self._tasks: dict[str, list[Task]] = {}
+        out.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def results(self) -> Path:
+        return self.out / "results.jsonl"
+
+    def tasks(self, split: str) -> list[Task]:
+        if split not in self._tasks:
+            self._tasks[split] = tasks(self.data, split)
+        return self._tasks[split]
+
+    @cached_property
+    def pairs_file(self) -> Path:
+        """Parquet of the training pairs."""
+        file = self.out / f"pairs-{self.rows}.parquet"
+        if not file.exists():
+            training_pairs(self.data, rows=self.rows, without=unseen_texts(self.data)).to_parquet(file)
+        return file
+
+    @cached_property
+    def pairs(self) -> Dataset:
+        """The training pairs with the store's row numbers as labels."""
+        dataset = Dataset.from_parquet(str(self.pairs_file))
+        return self.store.add_labels(dataset, ["first", "second"])
+
+    def teacher_model(self) -> SentenceTransformer:
+        return SentenceTransformer(self.teacher_name, device="cpu")
+
+    def embedded(self, texts: list[str]) -> TeacherStore:
+        """The teacher's store with these texts in it too; what it has is not embedded again."""
+        return TeacherStore.create(self.out / "teachers", texts, [Teacher(self.teacher_name, name=NAME)])
+
+    @cached_property
+    def store(self) -> StoreView:
+        """The teacher's vectors of all training texts."""
+        dataset = Dataset.from_parquet(str(self.pairs_file))
+        return self.embedded([*dataset["first"], *dataset["second"]]).view(teachers=[NAME])
+
+    def teacher_vectors(self, split: str) -> dict[str, Tensor]:
+        """The teacher's vectors of each task's texts."""
+        store = self.embedded(all_texts(self.tasks(split)))
+        return {task.name: store.gather(store.ids(task.texts)) for task in self.tasks(split)}
+
+    def training_vectors(self) -> Tensor:
+        """The teacher's vectors of the training texts, each once."""
+        return self.store.gather(torch.tensor(self.pairs["label"]).unique().numpy())
+
+    def copy_store(self, folder: Path) -> None:
+        """Give a recipe's work folder the vectors, so that it embeds nothing; reading them is no part of its time."""
+        _ = self.store
+        shutil.copytree(self.out / "teachers", folder / "teachers", dirs_exist_ok=True)
