@@ -30,6 +30,7 @@ from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss, 
 from torch import Tensor, nn
 from transformers import set_seed
 
+from benchmarks.quality.experiments import Experiment, applied
 from benchmarks.quality.students import start
 from benchmarks.quality.teacher import NAME, Workshop
 from st_distill import losses, run
@@ -59,6 +60,10 @@ class Settings:
     layers: tuple[int, ...] | None = None
     #: Of st-distill alone: the stages and each one's share of the steps.
     stages: tuple[tuple[str, float], ...] = (("projection", 0.1), ("last-layer", 0.2), ("all", 0.7))
+    #: Of st-distill alone: the form of its texts (`texts.variant`), a lexical teacher's weight, and what `experiments` change.
+    texts: str = "related"
+    lexical: float = 0.0
+    experiment: Experiment = field(default_factory=Experiment)
     #: Of st-distill alone: changes to the recipe, as on its command line.
     overrides: tuple[str, ...] = field(default=())
 
@@ -162,7 +167,12 @@ TEACHERS = ["teacher", "teacher-pca"]
 def recipe(settings: Settings, shop: Workshop, folder: Path) -> dict[str, Any]:
     """The default recipe as plain data; its stages share the settings' steps out among themselves."""
     student = _start(settings, shop)
-    shared = {"batch": settings.batch, "group_by_length": True, "arguments": {"warmup_steps": 0.1, "use_cpu": True}}
+    teachers: list[dict[str, Any]] = [{"model": shop.teacher_name, "name": NAME}]
+    if settings.lexical:
+        teachers.append({"model": shop.lexical_teacher(), "name": "lexical", "weight": settings.lexical})
+    # A batch holds as many texts, whatever the columns are.
+    rows = settings.batch // 2 if settings.texts == "neighbours" else settings.batch
+    shared = {"batch": rows, "group_by_length": True, "arguments": {"warmup_steps": 0.1, "use_cpu": True}}
     kinds: dict[str, tuple[Any, float]] = {
         "projection": ("projection", 1e-4),
         "last-layer": ({"last_layers": 1}, 2e-4),
@@ -175,8 +185,8 @@ def recipe(settings: Settings, shop: Workshop, folder: Path) -> dict[str, Any]:
         "work": str(folder / "work"),
         "seed": settings.seed,
         "student": {key: value for key, value in asdict(student).items() if value},
-        "teachers": [{"model": shop.teacher_name, "name": NAME}],
-        "texts": [{"path": str(shop.pairs_file)}],
+        "teachers": teachers,
+        "texts": [{"path": str(shop.pairs_file(settings.texts))}],
         "projection": {"dims": DIMS},
         "stages": [
             {
@@ -199,12 +209,15 @@ def _with_recipe(settings: Settings, shop: Workshop, folder: Path) -> Trained:
     file.write_text(json.dumps(recipe(settings, shop, folder), indent=1), encoding="utf-8")
     spec = load_recipe(str(file), settings.overrides)
     started = time.perf_counter()
-    run(spec, show_progress=False)
+    with applied(settings.experiment, shop.training_vectors()):
+        run(spec, show_progress=False)
     seconds = time.perf_counter() - started
     last = sorted((folder / "work").glob("stages/*/model"))[-1]
     projection = find_projection(load_student(last, device="cpu"))
     assert projection is not None
-    return Trained(SentenceTransformer(spec.output, device="cpu"), seconds, projection.rotation)
+    follows = not settings.lexical and projection.teacher_head is None
+    model = SentenceTransformer(spec.output, device="cpu")
+    return Trained(model, seconds, projection.rotation, in_teacher_space=follows)
 
 
 def principal_axes(shop: Workshop) -> Tensor:

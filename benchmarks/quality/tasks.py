@@ -72,11 +72,11 @@ class Search(Task):
         chosen = sorted(labels["query_id"].unique())
         documents = sorted(corpus["_id"])
         if split == "dev":
-            chosen = sorted(random.Random(0).sample(chosen, 400))
+            chosen = _shuffled(chosen)[:400]
             labels = labels[labels["query_id"].isin(chosen)]
             wanted = set(labels["corpus_id"])
             others = [document for document in documents if document not in wanted]
-            documents = sorted(wanted | set(random.Random(0).sample(others, 1500 - len(wanted))))
+            documents = sorted(wanted) + _shuffled(others)[: 1500 - len(wanted)]
         corpus = corpus.set_index("_id")
         contents = [f"{corpus.title[document]} {corpus.text[document]}" for document in documents]
         self.queries = len(chosen)
@@ -164,7 +164,7 @@ class Fidelity(Task):
         counts = ((sentences, 1000, 500), (questions, 600, 300), (passages, 240, 120))
         for texts, test, dev in counts:
             generator.shuffle(texts)
-            self.texts += texts[:test] if split == "test" else texts[test : test + dev]
+            self.texts += texts[::3][:dev] if split == "dev" else [*texts[1::3], *texts[2::3]][:test]
 
     def score(self, vectors: Tensor, teacher: Tensor) -> dict[str, float]:
         student, teacher = normalize(vectors, dim=1), normalize(teacher, dim=1)
@@ -174,6 +174,10 @@ class Fidelity(Task):
         nearest = [matrix.clone().fill_diagonal_(-torch.inf).topk(10).indices for matrix in (ours, theirs)]
         shared = (nearest[0][:, :, None] == nearest[1][:, None, :]).any(2).float().mean()
         return {"spearman": float(np.corrcoef(*ranks)[0, 1]), "overlap@10": float(shared), "cka": cka(student, teacher)}
+
+
+def _shuffled(values: list[str]) -> list[str]:
+    return random.Random(0).sample(values, len(values))
 
 
 def cka(first: Tensor, second: Tensor) -> float:

@@ -12,7 +12,8 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from benchmarks.quality.tasks import Task, all_texts, tasks, unseen_texts
-from benchmarks.quality.texts import training_pairs
+from benchmarks.quality.texts import training_pairs, variant
+from examples.quickstart_data import lsa_model
 from st_distill import Teacher, TeacherStore
 from st_distill.store import StoreView
 
@@ -37,18 +38,25 @@ class Workshop:
             self._tasks[split] = tasks(self.data, split)
         return self._tasks[split]
 
-    @cached_property
-    def pairs_file(self) -> Path:
-        """Parquet of the training pairs."""
-        file = self.out / f"pairs-{self.rows}.parquet"
-        if not file.exists():
-            training_pairs(self.data, rows=self.rows, without=unseen_texts(self.data)).to_parquet(file)
+    def pairs_file(self, form: str = "related") -> Path:
+        """Parquet of the training pairs, in one of the forms of `texts.variant`."""
+        file = self.out / f"pairs-{self.rows}-{form}.parquet"
+        if file.exists():
+            return file
+        if form == "related":
+            pairs = training_pairs(self.data, rows=self.rows, without=unseen_texts(self.data))
+        else:
+            related = Dataset.from_parquet(str(self.pairs_file()))
+            vectors = self.store.gather(self.store.ids(related["first"])) if form == "neighbours" else None
+            pairs = variant(related, form, vectors)
+            self.embedded([text for column in pairs.column_names for text in pairs[column]])
+        pairs.to_parquet(file)
         return file
 
     @cached_property
     def pairs(self) -> Dataset:
         """The training pairs with the store's row numbers as labels."""
-        dataset = Dataset.from_parquet(str(self.pairs_file))
+        dataset = Dataset.from_parquet(str(self.pairs_file()))
         return self.store.add_labels(dataset, ["first", "second"])
 
     def teacher_model(self) -> SentenceTransformer:
@@ -61,7 +69,7 @@ class Workshop:
     @cached_property
     def store(self) -> StoreView:
         """The teacher's vectors of all training texts."""
-        dataset = Dataset.from_parquet(str(self.pairs_file))
+        dataset = Dataset.from_parquet(str(self.pairs_file()))
         return self.embedded([*dataset["first"], *dataset["second"]]).view(teachers=[NAME])
 
     def teacher_vectors(self, split: str) -> dict[str, Tensor]:
@@ -72,6 +80,14 @@ class Workshop:
     def training_vectors(self) -> Tensor:
         """The teacher's vectors of the training texts, each once."""
         return self.store.gather(torch.tensor(self.pairs["label"]).unique().numpy())
+
+    def lexical_teacher(self) -> str:
+        """Folder of a lexical teacher: LSA of the training texts, 256 dimensions."""
+        folder = self.out / "lexical"
+        if not (folder / "modules.json").exists():
+            dataset = Dataset.from_parquet(str(self.pairs_file()))
+            lsa_model([*dataset["first"], *dataset["second"]]).save(str(folder))
+        return str(folder)
 
     def copy_store(self, folder: Path) -> None:
         """Give a recipe's work folder the vectors, so that it embeds nothing; reading them is no part of its time."""

@@ -19,7 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas
+import torch
 from datasets import Dataset
+from torch import Tensor
 
 #: Share of each source in the rows.
 SHARES = {"sentences": 0.6, "questions": 0.15, "abstracts": 0.2, "novels": 0.05}
@@ -58,6 +60,73 @@ def training_pairs(data: Path, *, rows: int, without: set[str], seed: int = 0) -
         chosen += pairs[: round(SHARES[name] * rows)]
     generator.shuffle(chosen)
     return Dataset.from_dict({"first": [pair[0] for pair in chosen], "second": [pair[1] for pair in chosen]})
+
+
+def variant(pairs: Dataset, name: str, vectors: Tensor | None = None, *, seed: int = 0) -> Dataset:
+    """The training pairs in another order or form, for trials; each text stays in as many rows, but for what is said.
+
+    - ``related``: as they are;
+    - ``strangers``: the second texts in another order, so that only chance brings related ones into one batch;
+    - ``neighbours``: rows of two pairs (columns first to fourth), the second pair being near the first by the teacher;
+    - ``shuffled``: the words of one text in twenty in another order;
+    - ``short``: the rows whose texts together have at most 60 words, some of them again in the places of the others.
+
+    Args:
+        pairs: columns first and second.
+        name: of the variant.
+        vectors: (rows, width) the teacher's unit vectors of the first texts, for ``neighbours``.
+        seed: of the choices.
+    """
+    generator = random.Random(seed)
+    first, second = list(pairs["first"]), list(pairs["second"])
+    if name == "strangers":
+        generator.shuffle(second)
+    elif name == "shuffled":
+        first, second = ([_shuffled_words(text, generator) for text in texts] for texts in (first, second))
+    elif name == "short":
+        kept = [row for row in range(len(first)) if len(first[row].split()) + len(second[row].split()) <= 60]
+        kept += generator.choices(kept, k=len(first) - len(kept))
+        first, second = ([texts[row] for row in kept] for texts in (first, second))
+    elif name == "neighbours" and vectors is not None:
+        couples = _couples(vectors)
+        columns = {
+            "first": [first[one] for one, _ in couples],
+            "second": [second[one] for one, _ in couples],
+            "third": [first[other] for _, other in couples],
+            "fourth": [second[other] for _, other in couples],
+        }
+        return Dataset.from_dict(columns)
+    elif name != "related":
+        raise ValueError(f"The variant of the texts must be one that the description names. Got '{name}' instead.")
+    return Dataset.from_dict({"first": first, "second": second})
+
+
+def _shuffled_words(text: str, generator: random.Random) -> str:
+    if generator.random() >= 0.05:
+        return text
+    words = text.split()
+    generator.shuffle(words)
+    return " ".join(words)
+
+
+def _couples(vectors: Tensor, candidates: int = 50) -> list[tuple[int, int]]:
+    """Each row with the nearest one that is still free, among its nearest ``candidates``; rows left over go in pairs."""
+    free = torch.ones(len(vectors), dtype=torch.bool)
+    couples, left = [], []
+    for start in range(0, len(vectors), 1024):
+        part = vectors[start : start + 1024] @ vectors.T
+        nearest = part.topk(min(candidates + 1, len(vectors))).indices
+        for row, near in enumerate(nearest.tolist(), start):
+            if not free[row]:
+                continue
+            free[row] = False
+            other = next((other for other in near if free[other]), None)
+            if other is None:
+                left.append(row)
+            else:
+                free[other] = False
+                couples.append((row, other))
+    return couples + list(zip(left[::2], left[1::2]))
 
 
 def _sentences(data: Path, generator: random.Random) -> Iterator[Pair]:

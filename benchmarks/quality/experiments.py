@@ -1,0 +1,230 @@
+"""Ideas that are not in the package, as changes to the loss, the rotation, the texts and the trainer of a recipe's run.
+
+`applied` puts them in the place of the package's own parts for the time of one run; an idea that wins moves into the package.
+
+Options of `Experiment`, each alone or together with others:
+
+- spread: weight of the mean square of the similarities between different texts (spread-out regulariser, Zhang et al. 2017);
+- centred: similarity and triplet of vectors less the mean of the batch's, of student and teacher alike;
+- neighbours: weight of the Kullback-Leibler divergence of each text's softmax over the others' similarities, at
+  ``temperature``; averaged over the prefixes like the other relations;
+- own_teacher: the prefixes' relations follow those of the student's own full vector, the full vector's the teacher's;
+- prefix_power: relations of dimension d weigh (d / 384)^-power instead of equally;
+- relations_after: share of each stage's steps that is trained on the cosine term alone;
+- average: share of each stage's last steps whose weights are averaged in the end;
+- rotation: ``learned``: see `learned_rotation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax, normalize
+from transformers import TrainerCallback
+
+from st_distill import functional
+from st_distill.losses import JasperDistill
+from st_distill.modules.matryoshka import random_rotation
+from st_distill.recipe import runner, stages, start
+from st_distill.recipe.schema import Stage
+from st_distill.recipe.trainer import StageTrainer
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is changed in one run; see the module's description."""
+
+    spread: float = 0.0
+    centred: bool = False
+    neighbours: float = 0.0
+    temperature: float = 0.05
+    own_teacher: bool = False
+    prefix_power: float = 0.0
+    relations_after: float = 0.0
+    average: float = 0.0
+    rotation: str | None = None
+
+    @property
+    def changes_loss(self) -> bool:
+        names = {"spread", "centred", "neighbours", "own_teacher", "prefix_power", "relations_after"}
+        return any(getattr(self, option.name) != option.default for option in fields(self) if option.name in names)
+
+
+class _Changed(JasperDistill):
+    """The recipe's loss with the changes of an experiment."""
+
+    def __init__(self, *args: Any, experiment: Experiment, steps: int, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.experiment = experiment
+        self.steps = steps
+        self.step = 0
+
+    def _terms(self, batch: Any) -> dict[str, Tensor]:
+        experiment = self.experiment
+        self.step += self.training
+        terms = {}
+        if "cosine" in self.weights:
+            terms["cosine"] = self.weights["cosine"] * batch.cosine(self.cosine_dims)
+        if self.step < experiment.relations_after * self.steps:
+            return terms
+        heads: list[int] = self.dims or [batch.embedding.shape[-1]]
+        shares = torch.tensor([(dim / max(heads)) ** -experiment.prefix_power for dim in heads])
+        totals: dict[str, list[Tensor]] = {}
+        full = batch.embedding[:, : max(heads)]
+        for dim in heads:
+            target = full.detach() if experiment.own_teacher and dim < max(heads) else batch.teacher.unit
+            for name, value in self._relations(batch.embedding[:, :dim], target).items():
+                totals.setdefault(name, []).append(value)
+        for name, values in totals.items():
+            terms[name] = (torch.stack(values) * shares / shares.sum()).sum()
+        return terms
+
+    def _relations(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        experiment = self.experiment
+        if experiment.centred:
+            # Of unit vectors, so that long ones do not decide what the mean is.
+            student, teacher = (unit - unit.mean(0) for unit in (normalize(student, dim=1), normalize(teacher, dim=1)))
+        ours, theirs = functional.similarities(student), functional.similarities(teacher, exact_ties=True)
+        terms = {}
+        if "similarity" in self.weights:
+            terms["similarity"] = self.weights["similarity"] * functional.similarity_term(ours, theirs)
+        if "triplet" in self.weights:
+            ranking = functional.PairRanking(functional.pairs(theirs))
+            terms["triplet"] = self.weights["triplet"] * functional.triplet_term(
+                functional.pairs(ours), ranking, self.margin
+            )
+        others = ~torch.eye(len(ours), dtype=torch.bool)
+        if experiment.spread:
+            terms["spread"] = experiment.spread * ours[others].square().mean()
+        if experiment.neighbours:
+            count = len(ours)
+            first, second = (
+                log_softmax(matrix[others].view(count, count - 1) / experiment.temperature, dim=1)
+                for matrix in (ours, theirs)
+            )
+            terms["neighbours"] = experiment.neighbours * kl_div(first, second, log_target=True, reduction="batchmean")
+        return terms
+
+
+class _Average(TrainerCallback):
+    """Replaces the weights at the end by their mean over the last share of the steps."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.count = 0
+        self.sums: dict[str, Tensor] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **options: Any) -> None:
+        if model is None or state.global_step <= (1 - self.share) * state.max_steps:
+            return
+        self.count += 1
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                total = self.sums.setdefault(name, torch.zeros_like(parameter, requires_grad=False))
+                total += parameter.detach()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **options: Any) -> None:
+        if model is None:
+            return
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in self.sums:
+                    parameter.copy_(self.sums[name] / self.count)
+
+
+def learned_rotation(
+    vectors: Tensor, dims: list[int], *, steps: int = 300, batch: int = 512, temperature: float = 0.05, seed: int = 0
+) -> Tensor:
+    """(width, width) orthonormal axes of which every prefix keeps each text's neighbours among the others of a batch.
+
+    Minimises the mean, over the prefixes, of the Kullback-Leibler divergence between the softmax of a text's similarities to
+    the others in the whole space and in the prefix, from a random start. The rotation is a Cayley product, so every step stays
+    exact.
+
+    Args:
+        vectors: (texts, width) teacher vectors.
+        dims: prefixes; those below the width count.
+        steps: of Adam.
+        batch: texts compared with each other.
+        temperature: of the softmax.
+        seed: of the start and the batches.
+    """
+    unit, width = normalize(vectors, dim=1), vectors.shape[1]
+    begin = random_rotation(width, width, seed=seed)
+    free = torch.zeros(width, width, requires_grad=True)
+    identity = torch.eye(width)
+    optimizer = torch.optim.Adam([free], lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(seed)
+    others = ~torch.eye(batch, dtype=torch.bool)
+
+    def rotation() -> Tensor:
+        skew = free - free.T
+        return begin @ torch.linalg.solve(identity + skew, identity - skew)
+
+    for _ in range(steps):
+        chosen = unit[torch.randint(len(unit), (batch,), generator=generator)]
+        whole = log_softmax((chosen @ chosen.T)[others].view(batch, -1) / temperature, dim=1)
+        turned = chosen @ rotation()
+        loss = torch.zeros(())
+        for dim in dims:
+            if dim < width:
+                prefix = normalize(turned[:, :dim], dim=1)
+                part = log_softmax((prefix @ prefix.T)[others].view(batch, -1) / temperature, dim=1)
+                loss = loss + kl_div(part, whole, log_target=True, reduction="batchmean")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    # Single precision has let the columns drift by some 1e-6.
+    columns, triangle = torch.linalg.qr(rotation().detach().double())
+    return (columns * triangle.diagonal().sign()).float()
+
+
+@contextmanager
+def applied(experiment: Experiment, teacher_vectors: Tensor) -> Iterator[None]:
+    """Within this, a recipe's run is changed as the experiment says."""
+    changes = []
+    if experiment.changes_loss:
+        original = runner.distill_loss
+
+        def changed(
+            stage: Stage, projection: Any, model: SentenceTransformer, teacher: Any, *, match_dims: bool
+        ) -> JasperDistill:
+            plain = original(stage, projection, model, teacher, match_dims=match_dims)
+            return _Changed(
+                model,
+                teacher=teacher,
+                dims=plain.dims,
+                cosine_dims=plain.cosine_dims,
+                weights=plain.weights,
+                margin=plain.margin,
+                experiment=experiment,
+                steps=stage.steps or 0,
+            )
+
+        changes.append(mock.patch.object(runner, "distill_loss", changed))
+    if experiment.average:
+        trainer = partial(StageTrainer, callbacks=[_Average(experiment.average)])
+        changes.append(mock.patch.object(stages, "StageTrainer", trainer))
+    if experiment.rotation == "learned":
+
+        def rotation(recipe: Any, labelled: Any, teacher: Any) -> Tensor:
+            return learned_rotation(teacher_vectors, recipe.projection.dims, seed=recipe.seed)
+
+        changes.append(mock.patch.object(start, "_rotation", rotation))
+    for change in changes:
+        change.start()
+    try:
+        yield
+    finally:
+        for change in changes:
+            change.stop()
