@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from sentence_transformers.util import fullname
 from torch import nn
 
@@ -46,17 +47,95 @@ def export(
             holds something else than an export.
     """
     path = Path(path)
-    if not may_be_replaced(path):
-        raise ValueError(
-            f"The 'path' must be a new or empty folder, or that of an earlier export (with a {DESCRIPTION}), which is then "
-            f"replaced. Got {path} instead, which holds other files: choose another folder."
-        )
+    _check_target(path)
     if not isinstance(model, SentenceTransformer):
         if path.resolve() == Path(model).resolve():
             raise ValueError(f"The 'path' must be another folder than the model's own. Got {path} for both.")
         model = load_student(model)
     standard = to_standard(model, dim, normalize=normalize)
-    description = describe(standard, dims=_dims(model, dim))
+    _write(standard, path, dims=_dims(model, dim))
+    return standard
+
+
+def export_teacher(
+    student: SentenceTransformer | str | os.PathLike[str],
+    teacher: SentenceTransformer,
+    path: str | os.PathLike[str],
+) -> SentenceTransformer:
+    """Write the teacher in its student's space: documents embedded by the one are found by queries of the other.
+
+    The teacher's vectors are multiplied by the rotation that the student's coordinates follow, a sentence-transformers Dense
+    without bias, and brought to unit length: cosines between them are what they were, where the student is as wide as the
+    teacher, and every prefix is on the axes of the student's. The folder is as standard as the student's export.
+
+    Args:
+        student: the student as it was trained, with its MatryoshkaProjection, or the folder of it. An exported student no
+            longer has the rotation.
+        teacher: its one teacher, with the prompts and the ``truncate_dim`` that it was asked with.
+        path: the folder to write; see `export`.
+
+    Returns:
+        The exported teacher.
+
+    Raises:
+        ValueError: for a student without a projection, or whose coordinates follow no single teacher (a teacher's head, or
+            several teachers), a teacher of another width, or a folder that holds something else than an export.
+    """
+    path = Path(path)
+    _check_target(path)
+    if not isinstance(student, SentenceTransformer):
+        student = load_student(student)
+    projection = _projection(student)
+    if projection is None:
+        raise ValueError(
+            "The 'student' must have a MatryoshkaProjection, which knows the teacher's axes. Got a model without one: give the "
+            "student as it was trained, not its export."
+        )
+    if projection.teacher_head is not None:
+        raise ValueError(
+            "The 'student' must follow the teacher's coordinates with its embedding. Got one with a teacher's head, which does "
+            "it instead, and is in no export: train without teacher_head."
+        )
+    modules: list[nn.Module] = list(teacher.children())
+    width = next(
+        found
+        for module in reversed(modules)
+        if (found := getattr(module, "get_embedding_dimension", lambda: None)()) is not None
+    )
+    seen = teacher.get_embedding_dimension()  # less than the width, with a truncate_dim
+    expected = projection.out_features if projection.rotation is None else projection.rotation.shape[0]
+    if seen != expected:
+        raise ValueError(
+            f"The 'teacher' must have the {expected} dimensions that the student's rotation is for. Got {seen} instead; of a "
+            "student of several teachers no single one can be exported."
+        )
+    if projection.rotation is not None or seen != width:
+        axes = torch.zeros(projection.out_features, width)
+        axes[:, :seen] = torch.eye(seen) if projection.rotation is None else projection.rotation.cpu().mT
+        dense = Dense(width, projection.out_features, bias=False, activation_function=None, init_weight=axes)
+        modules.append(dense.to(next((parameter.dtype for parameter in teacher.parameters()), torch.float32)))
+    if not isinstance(modules[-1], Normalize):
+        modules.append(Normalize())
+    rotated = with_modules(teacher, modules).eval()
+    _write(rotated, path, dims=_dims(student, None))
+    return rotated
+
+
+def _projection(model: SentenceTransformer) -> MatryoshkaProjection | None:
+    return next((module for module in model.children() if isinstance(module, MatryoshkaProjection)), None)
+
+
+def _check_target(path: Path) -> None:
+    if not may_be_replaced(path):
+        raise ValueError(
+            f"The 'path' must be a new or empty folder, or that of an earlier export (with a {DESCRIPTION}), which is then "
+            f"replaced. Got {path} instead, which holds other files: choose another folder."
+        )
+
+
+def _write(standard: SentenceTransformer, path: Path, *, dims: list[int]) -> None:
+    """Save a model of standard modules, with what an export says of itself, and put it where an earlier one was."""
+    description = describe(standard, dims=dims)
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -66,7 +145,6 @@ def export(
     with (partial / "README.md").open("a", encoding="utf-8") as card:
         card.write(_card_section(description))
     _replace_folder(partial, path)
-    return standard
 
 
 def may_be_replaced(path: Path) -> bool:
@@ -78,7 +156,7 @@ def may_be_replaced(path: Path) -> bool:
 
 def to_standard(model: SentenceTransformer, dim: int | None = None, *, normalize: bool = True) -> SentenceTransformer:
     """The same model in sentence-transformers' own modules; see `export` for the arguments."""
-    projection = next((module for module in model.children() if isinstance(module, MatryoshkaProjection)), None)
+    projection = _projection(model)
     if dim is not None and projection is None:
         raise ValueError(
             f"The 'dim' can only be chosen for a model with a MatryoshkaProjection. Got {dim} for one without."
@@ -164,7 +242,7 @@ def _check_folder(path: Path) -> None:
 
 
 def _dims(model: SentenceTransformer, dim: int | None) -> list[int]:
-    projection = next((module for module in model.children() if isinstance(module, MatryoshkaProjection)), None)
+    projection = _projection(model)
     if dim is not None:
         return [dim]
     if projection is None:

@@ -11,6 +11,7 @@ divides by all pairs of pairs, and says nothing of ties).
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import Any
 
@@ -100,6 +101,10 @@ def normalize(vectors: Tensor) -> Tensor:
     return scaled / torch.where(nonzero, norm, torch.inf)  # by which the rows of zeros get no gradient
 
 
+#: Equal rows have a similarity above this, by far, whatever precision the device multiplies in.
+_MAY_BE_EQUAL = 0.99
+
+
 def similarities(vectors: Tensor, *, exact_ties: bool = False) -> Tensor:
     """Cosine similarities of the rows of ``vectors`` (batch, dim) with each other, (batch, batch), at least float32.
 
@@ -122,8 +127,20 @@ def similarities(vectors: Tensor, *, exact_ties: bool = False) -> Tensor:
     return matrix.index_select(0, first).index_select(1, first)
 
 
-#: Equal rows have a similarity above this, by far, whatever precision the device multiplies in.
-_MAY_BE_EQUAL = 0.99
+def bit_similarities(vectors: Tensor) -> Tensor:
+    """What the signs of ``vectors`` (batch, dim) say of their cosine similarities, (batch, batch), at least float32.
+
+    Of two vectors of which a share a of the coordinates agrees in sign it is sin(pi (a - 1/2)), which for coordinates from a
+    normal distribution estimates their cosine (Grothendieck's identity); it ranks pairs as the Hamming distance does. A
+    coordinate that is not above 0 counts as negative, as in sentence-transformers' ``quantize_embeddings``. The gradient is
+    that of the coordinates themselves in place of their signs (straight-through estimator, arXiv 1308.3432).
+    """
+    with torch.autocast(device_type=vectors.device.type, enabled=False):
+        dim = vectors.shape[-1]
+        # At this length the coordinates are of the size of their signs.
+        scaled = normalize(vectors) * math.sqrt(dim)
+        signs = scaled + (torch.where(scaled > 0, 1.0, -1.0) - scaled).detach()
+        return torch.sin(signs @ signs.mT * (math.pi / 2 / dim))
 
 
 def pairs(matrix: Tensor) -> Tensor:

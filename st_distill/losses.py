@@ -11,7 +11,7 @@ Several columns make one batch: the relations are those of all its texts, so a q
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from numbers import Integral, Real
@@ -323,6 +323,8 @@ class JasperDistill(_DistillLoss):
         cosine_dims: dimensions of the cosine term. Default: the full width, or ``dims`` with ``match_dims``.
         weights: weight of each term, at least 0; a term that is left out is not computed.
         margin: of the triplet term, at least 0.
+        bits: average similarity and triplet over the signs of each head's vectors as well, for embeddings that are to be
+            stored as bits; see `functional.bit_similarities`.
         match_dims: compare every head with the teacher's own vector of that head, unrotated: for a teacher that is the
             student itself (stage 4, where the caption's embedding teaches the image's).
         mini_batch_size: texts embedded at a time, with GradCache, so that memory does not grow with the batch.
@@ -341,6 +343,7 @@ class JasperDistill(_DistillLoss):
         cosine_dims: Sequence[int] | None = None,
         weights: Mapping[str, float] | None = None,
         margin: float = PAPER_MARGIN,
+        bits: bool = False,
         match_dims: bool = False,
         mini_batch_size: int | None = None,
         gather_across_devices: bool = False,
@@ -367,6 +370,7 @@ class JasperDistill(_DistillLoss):
         functional.check_margin(margin)
         self.weights = {name: float(weights[name]) for name in PAPER_WEIGHTS if weights.get(name)}
         self.margin = margin
+        self.bits = bits
         self.cosine_dims = self._check_dims("cosine_dims", cosine_dims)
         if self.cosine_dims is None and match_dims:
             self.cosine_dims = self.dims
@@ -396,13 +400,15 @@ class JasperDistill(_DistillLoss):
     def _terms(self, batch: _Batch) -> dict[str, Tensor]:
         compute = {
             "cosine": lambda: batch.cosine(self.cosine_dims),
-            "similarity": lambda: batch.similarity(self.dims),
-            "triplet": lambda: batch.triplet(self.dims, self.margin),
+            "similarity": lambda: batch.similarity(self.dims, bits=self.bits),
+            "triplet": lambda: batch.triplet(self.dims, self.margin, bits=self.bits),
         }
         return {name: weight * compute[name]() for name, weight in self.weights.items()}
 
     def get_config_dict(self) -> dict[str, Any]:
         config = {"weights": self.weights, "margin": self.margin, **super().get_config_dict()}
+        if self.bits:
+            config["bits"] = True
         return config if self.cosine_dims is None else {**config, "cosine_dims": self.cosine_dims}
 
 
@@ -448,32 +454,34 @@ class _Batch:
         self.embedding = embedding
         self.teacher = _Relations(functional.normalize(vectors.to(embedding.device)))
         self._teacher_heads: dict[int | None, _Relations] = {}
-        self._student_similarities: dict[int | None, Tensor] = {}
+        self._student_similarities: dict[tuple[int | None, bool], Tensor] = {}
 
     def cosine(self, dims: list[int] | None) -> Tensor:
         heads = [None] if dims is None else dims
         terms = [functional.cosine_term(self._cut(self.embedding, head), self._coordinates(head)) for head in heads]
         return torch.stack(terms).mean()
 
-    def similarity(self, dims: list[int] | None) -> Tensor:
+    def similarity(self, dims: list[int] | None, *, bits: bool = False) -> Tensor:
         terms = [
-            functional.similarity_term(self._similarities(head), self._relations(head).matrix)
-            for head in self._relation_heads(dims)
+            functional.similarity_term(similarities, self._relations(head).matrix)
+            for head, similarities in self._relation_heads(dims, bits)
         ]
         return torch.stack(terms).mean()
 
-    def triplet(self, dims: list[int] | None, margin: float) -> Tensor:
+    def triplet(self, dims: list[int] | None, margin: float, *, bits: bool = False) -> Tensor:
         terms = [
-            functional.triplet_term(functional.pairs(self._similarities(head)), self._relations(head).ranking, margin)
-            for head in self._relation_heads(dims)
+            functional.triplet_term(functional.pairs(similarities), self._relations(head).ranking, margin)
+            for head, similarities in self._relation_heads(dims, bits)
         ]
         return torch.stack(terms).mean()
 
-    def _relation_heads(self, dims: list[int] | None) -> list[int | None]:
-        if dims is None:
-            return [None]
+    def _relation_heads(self, dims: list[int] | None, bits: bool) -> Iterator[tuple[int | None, Tensor]]:
+        """The heads whose relations are compared, each with its similarities, and then those of its signs."""
         has_teacher_head = self.projection is not None and self.projection.teacher_head is not None
-        return [None, *dims] if has_teacher_head else [*dims]
+        heads = [None] if dims is None else [None, *dims] if has_teacher_head else [*dims]
+        for of_signs in (False, True) if bits else (False,):
+            for head in heads:
+                yield head, self._similarities(head, of_signs)
 
     def _cut(self, vectors: Tensor, head: int | None) -> Tensor:
         if self.projection is None:
@@ -484,10 +492,12 @@ class _Batch:
                 return vectors[..., view]
         return vectors[..., self.projection.views().get(head, slice(0, head))]
 
-    def _similarities(self, head: int | None) -> Tensor:
-        if head not in self._student_similarities:
-            self._student_similarities[head] = functional.similarities(self._cut(self.embedding, head))
-        return self._student_similarities[head]
+    def _similarities(self, head: int | None, of_signs: bool) -> Tensor:
+        key = (head, of_signs)
+        if key not in self._student_similarities:
+            compute = functional.bit_similarities if of_signs else functional.similarities
+            self._student_similarities[key] = compute(self._cut(self.embedding, head))
+        return self._student_similarities[key]
 
     def _relations(self, head: int | None) -> _Relations:
         if not self.match_dims:

@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from st_distill.exporting import describe, export, info, load_student
+from st_distill.exporting import describe, export, export_teacher, info, load_student
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.modules.matryoshka import random_rotation
 
@@ -243,3 +243,57 @@ def test_modules_without_standard_form(make_student, tmp_path):
 def test_info_of_no_model(tmp_path):
     with pytest.raises(ValueError, match="has no modules.json"):
         info(tmp_path)
+
+
+def test_the_teacher_in_its_students_space(make_student, tmp_path, sentences):
+    rotation = random_rotation(32, 24, seed=3)
+    student = make_student(MatryoshkaProjection(32, [24, 8], rotation=rotation)).eval()
+    teacher = make_student().eval()
+    teacher.prompts = {"document": "a text "}
+    exported = export_teacher(student, teacher, tmp_path / "teacher")
+    assert [name.rpartition(".")[2] for name in modules_of(tmp_path / "teacher")][-2:] == ["Dense", "Normalize"]
+    assert all(name.startswith("sentence_transformers.") for name in modules_of(tmp_path / "teacher"))
+    loaded = SentenceTransformer(str(tmp_path / "teacher"), device="cpu")
+    assert loaded.prompts["document"] == "a text "
+    vectors = loaded.encode(sentences, convert_to_tensor=True)
+    assert torch.equal(vectors, exported.encode(sentences, convert_to_tensor=True))
+    # The cosine loss asks the student for exactly these coordinates.
+    aligned = student[2].align(teacher.encode(sentences, convert_to_tensor=True))
+    assert torch.nn.functional.cosine_similarity(vectors, aligned).min() > 1 - 1e-6
+    assert info(tmp_path / "teacher")["dims"] == [24, 8]
+    again = export_teacher(student, teacher, tmp_path / "teacher")  # an earlier export is replaced
+    assert torch.equal(again.encode(sentences, convert_to_tensor=True), vectors)
+
+
+def test_a_square_rotation_keeps_the_teachers_cosines(make_student, tmp_path, sentences):
+    student = make_student(MatryoshkaProjection(32, [32, 8], rotation=random_rotation(32, 32)))
+    teacher = make_student().eval()
+    rotated = export_teacher(student, teacher, tmp_path / "teacher")
+    first, second = (model.similarity(*[model.encode(sentences)] * 2) for model in (rotated, teacher))
+    assert torch.allclose(first, second, atol=1e-5)
+
+
+@pytest.mark.parametrize("rotation", [None, random_rotation(8, 8)], ids=["as it is", "rotated"])
+def test_a_truncated_teacher_in_its_students_space(rotation, make_student, tmp_path, sentences):
+    teacher = make_student().eval()
+    teacher.truncate_dim = 8
+    student = make_student(MatryoshkaProjection(32, [8], rotation=rotation))
+    exported = export_teacher(student, teacher, tmp_path / "teacher")
+    short = teacher.encode(sentences, convert_to_tensor=True)
+    wanted = torch.nn.functional.normalize(short if rotation is None else short @ rotation)
+    assert torch.allclose(exported.encode(sentences, convert_to_tensor=True), wanted, atol=1e-6)
+
+
+def test_a_teacher_that_the_student_does_not_follow(student, make_student, tmp_path):
+    plain = MatryoshkaProjection(32, [24, 8], rotation=random_rotation(48, 24))
+    for pupil, message in (
+        (make_student(), "must have a MatryoshkaProjection"),
+        (student, "Got one with a teacher's head"),
+        (make_student(plain), "must have the 48 dimensions .* Got 32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_teacher(pupil, make_student(), tmp_path / "teacher")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("notes")
+    with pytest.raises(ValueError, match="must be a new or empty folder"):
+        export_teacher(make_student(plain), make_student(), tmp_path / "mine")

@@ -299,3 +299,42 @@ class TestErrors:
     def test_margin(self, margin):
         with pytest.raises(ValueError, match="'margin' must be a finite number of at least 0"):
             functional.triplet_distill(torch.ones(2, 3), torch.ones(2, 3), margin)
+
+
+class TestBits:
+    def test_by_hand(self):
+        vectors = torch.tensor(
+            [[3.0, 1.0, 2.0, 1.0], [0.1, 2.0, 1.0, -9.0], [-1.0, -1.0, -1.0, -1.0], [1.0, -1.0, 1.0, 0.0]]
+        )
+        half = 0.5**0.5  # three of four signs agree
+        wanted = [[1.0, half, -1.0, 0.0], [half, 1.0, -half, half], [-1.0, -half, 1.0, 0.0], [0.0, half, 0.0, 1.0]]
+        torch.testing.assert_close(functional.bit_similarities(vectors), torch.tensor(wanted), atol=1e-6, rtol=0)
+
+    def test_estimates_the_cosine_of_normal_coordinates(self):
+        first, second = torch.randn(2, 200_000, generator=torch.Generator().manual_seed(1))
+        vectors = torch.stack([first, 0.6 * first + 0.8 * second])
+        assert functional.bit_similarities(vectors)[0, 1].item() == pytest.approx(0.6, abs=0.01)
+
+    def test_lengths_do_not_count(self):
+        vectors = torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
+        lengths = torch.tensor([1e-20, 0.5, 1.0, 7.0, 1e20])[:, None]
+        assert torch.equal(functional.bit_similarities(vectors * lengths), functional.bit_similarities(vectors))
+
+    def test_the_gradient_turns_signs(self):
+        generator = torch.Generator().manual_seed(3)
+        target = functional.similarities(torch.randn(12, 4, generator=generator))
+        student = torch.randn(12, 32, generator=generator).requires_grad_()
+        optimizer = torch.optim.Adam([student], lr=0.05)
+        values = []
+        for _ in range(60):
+            value = functional.similarity_term(functional.bit_similarities(student), target)
+            values.append(value.item())
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+        assert values[-1] < 0.2 * values[0]
+
+    def test_a_row_of_zeros_has_no_gradient(self):
+        vectors = torch.zeros(2, 3).requires_grad_()
+        functional.bit_similarities(vectors).sum().backward()
+        assert torch.equal(vectors.grad, torch.zeros(2, 3))

@@ -84,6 +84,25 @@ class TestValues:
             mean = sum(objective(embeddings[:, :dim], teacher, *options).item() for dim in (24, 8)) / 2
             assert terms[name].item() == pytest.approx(weights[name] * mean, rel=1e-4)
 
+    def test_bits_are_averaged_with_the_vectors(self, student, rows, sentences):
+        ids = torch.arange(8)
+        weights = {"similarity": 1.0, "triplet": 1.0}
+        loss = losses.JasperDistill(student, teacher=rows, dims=[24, 8], weights=weights, bits=True)
+        terms = loss(features(student, sentences[:8]), ids)
+        embedding = student(features(student, sentences[:8])[0])["sentence_embedding"]
+        parts = [embedding, embedding[:, :8]]
+        # The signs' similarities are those of some vectors, to which the objectives apply as they are.
+        target = functional.similarities(rows.vectors[ids], exact_ties=True)
+        matrices = [functional.similarities(part) for part in parts] + [
+            functional.bit_similarities(part) for part in parts
+        ]
+        wanted = torch.stack([(matrix - target).square().mean() for matrix in matrices]).mean()
+        assert terms["similarity"].item() == pytest.approx(wanted.item(), rel=1e-5)
+        ranking = functional.PairRanking(functional.pairs(target))
+        hinges = [functional.triplet_term(functional.pairs(matrix), ranking, 0.015) for matrix in matrices]
+        assert terms["triplet"].item() == pytest.approx(torch.stack(hinges).mean().item(), rel=1e-5)
+        assert loss.get_config_dict()["bits"] is True
+
     def test_weights_default_to_the_paper(self, student):
         assert losses.JasperDistill(student).weights == {"cosine": 10, "similarity": 200, "triplet": 20}
         assert losses.JasperDistill(student).margin == 0.015

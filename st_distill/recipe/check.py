@@ -62,6 +62,7 @@ class _Rules(StageRules, ImageRules):
         for index, texts in enumerate(self.recipe.texts or []):
             self.texts(("texts", index), texts)
         self.projection()
+        self.teacher_space()
         self.stages()
         self.images()
         self.evaluation()
@@ -78,6 +79,8 @@ class _Rules(StageRules, ImageRules):
         except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
             self.error(where, f"cannot be a folder: {one_line(error)}")
             return
+        if self.recipe.export_teacher and work == _absolute(self.recipe.teacher_output):
+            self.error(where, f"'{self.recipe.work_folder}' is where export_teacher writes; name another folder")
         if output == work:
             self.error(where, "output and work must be two folders; leave work out for <output>-run")
         elif output in work.parents or work in output.parents:
@@ -91,7 +94,8 @@ class _Rules(StageRules, ImageRules):
             return
         projection = self.recipe.projection
         heads = projection.dims if projection is not None and projection.heads == "independent" else []
-        for target in (output, *(output.with_name(f"{output.name}-{dim}") for dim in heads)):
+        teacher = [_absolute(self.recipe.teacher_output)] if self.recipe.export_teacher else []
+        for target in (output, *(output.with_name(f"{output.name}-{dim}") for dim in heads), *teacher):
             if not may_be_replaced(target):
                 self.error(("output",), f"'{target}' holds other files than an export's; name a new folder")
         if work.is_dir() and any(work.iterdir()) and not any((work / name).exists() for name in _OF_A_RUN):
@@ -280,6 +284,26 @@ class _Rules(StageRules, ImageRules):
             self.error(
                 where,
                 f"{too_wide}, which the cosine term needs; leave it out, set teacher_head: true, or leave the term out",
+            )
+
+    def teacher_space(self) -> None:
+        """Whether the student's coordinates follow one teacher that can be written beside it."""
+        recipe, path = self.recipe, ("export_teacher",)
+        if not recipe.export_teacher or not self.sound(("teachers",), ("projection",), ("stages",)):
+            return
+        if len(recipe.teachers) != 1 or recipe.teachers[0].model is None:
+            got = f"{len(recipe.teachers)} teachers" if len(recipe.teachers) != 1 else "one without a 'model'"
+            self.error(path, f"needs one teacher that is a model, got {got}; leave it out")
+        elif recipe.projection.teacher_head:
+            self.error(
+                path, "needs embeddings in the teacher's coordinates, which teacher_head takes over; leave one out"
+            )
+        elif self.teacher_width is not None and max(recipe.projection.dims) > self.teacher_width:
+            wide = f"{max(recipe.projection.dims)} is above the teacher's {self.teacher_width}"
+            self.error(path, f"needs dimensions that the teacher has, but {wide}; leave it out")
+        elif not any("cosine" in stage.weights for stage in recipe.stages if not stage.trains_vision):
+            self.error(
+                path, "needs a stage with a cosine term, without which the student's space is its own; leave it out"
             )
 
     def compares(self, stage: Stage, dim: int) -> bool:

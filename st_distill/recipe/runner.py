@@ -20,7 +20,7 @@ from transformers import set_seed
 
 from st_distill.errors import RecipeError
 from st_distill.evaluation import TeacherFidelityEvaluator, evaluate
-from st_distill.exporting import export, load_student
+from st_distill.exporting import export, export_teacher, load_student
 from st_distill.files import FolderLock, write_json
 from st_distill.losses import find_projection
 from st_distill.modules.image import load_image
@@ -340,7 +340,10 @@ class _Run:
         text = _as_yaml(self.recipe)
         wanted = json.dumps([fields_digest(state.stages), str(self.output), text])
         stored = json.loads(_read(results_path) or "{}")
-        is_done = text is not None and stored.get("of") == wanted and (self.output / "modules.json").is_file()
+        outputs = [self.output, *([self.recipe.teacher_output] if self.recipe.export_teacher else [])]
+        is_done = (
+            text is not None and stored.get("of") == wanted and all((o / "modules.json").is_file() for o in outputs)
+        )
         self.processes.meet()  # before the main process writes what the others are looking at
         if is_done:
             return stored["results"]
@@ -359,6 +362,9 @@ class _Run:
             for dim in spec.dims:
                 export(model, self.output.with_name(f"{self.output.name}-{dim}"), dim)
         logger.info("Exported to %s.", self.output)
+        if self.recipe.export_teacher:
+            export_teacher(model, _teacher_model(self.recipe.teachers[0]), self.recipe.teacher_output)
+            logger.info("Teacher in the student's space: %s.", self.recipe.teacher_output)
         results = {}
         if self.recipe.evaluation is not None:
             results = _measure(exported, self.recipe, self.recipe.evaluation, teacher)

@@ -407,6 +407,12 @@ class Stage(Part):
             "dimensions of the cosine term; full by default, and every head where vision is trained", _numbers_list(1)
         ),
     )
+    bits: bool = field(
+        default=False,
+        metadata=_about(
+            "average similarity and triplet over the signs of the vectors as well, for embeddings that are to be stored as bits"
+        ),
+    )
     learning_rate: float | None = field(default=None, metadata=_about("peak learning rate; 1e-4 by default", _above(0)))
     dropout: float | None = field(
         default=0.0,
@@ -535,6 +541,18 @@ class Recipe(Part):
     projection: Projection = field(metadata=_about("the embeddings it is to give"))
     stages: list[Stage] = field(metadata=_about("what is trained, one after another", _not_empty))
     evaluation: Evaluation | None = field(default=None, metadata=_about("what the finished model is measured on"))
+    export_teacher: bool = field(
+        default=False,
+        metadata=_about(
+            "also write the teacher in the student's space, to <output>-teacher: documents embedded by it are found by the "
+            "student's queries, at every dimension"
+        ),
+    )
+
+    @property
+    def teacher_output(self) -> Path:
+        """Where ``export_teacher`` writes the teacher: ``<output>-teacher``."""
+        return Path(f"{self.output.rstrip('/')}-teacher")
 
     @property
     def work_folder(self) -> Path:

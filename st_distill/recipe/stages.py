@@ -69,6 +69,7 @@ def distill_loss(
         cosine_dims=None if cosine_dims == "full" else cosine_dims,
         weights=stage.weights,
         margin=stage.margin,
+        bits=stage.bits,
         match_dims=match_dims,
         mini_batch_size=stage.mini_batch_size,
         gather_across_devices=_gathers(stage),

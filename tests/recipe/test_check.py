@@ -215,6 +215,30 @@ def test_a_mistake_is_found_in_its_line(problems_of, old, new, line, message):
     assert len(errors) <= 2, shown
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("", "", None),
+        ("texts:\n", "  - name: other\n    model: BERT\ntexts:\n", "export_teacher: needs one teacher that is a model, got 2 teachers"),
+        ("    model: BERT\ntexts", "    vectors: texts.parquet\n    column: vector\n    text_column: text\ntexts", "got one without a 'model'"),
+        ("  dims: [32, 16]\n", "  dims: [32, 16]\n  teacher_head: true\n", "which teacher_head takes over"),
+        ("  dims: [32, 16]\n", "  dims: [48, 16]\n  start: random\n  rotation: none\n", "48 is above the teacher's 32"),
+        ("output: out/model\n", "output: out/model\nwork: out/model-teacher\n", "is where export_teacher writes"),
+    ],
+)  # fmt: skip
+def test_what_the_teachers_export_needs(problems_of, old, new, message):
+    assert old in BASE
+    problems = problems_of(BASE.replace(old, new, 1) + "export_teacher: true\n")
+    errors = [str(problem) for problem in problems if problem.level == "error"]
+    assert not errors if message is None else any(message in error for error in errors), errors
+
+
+def test_the_teachers_export_needs_a_cosine_term(problems_of):
+    text = BASE.replace("  - train: projection\n", "  - train: projection\n    losses: {similarity: 1}\n", 1)
+    text = text.replace("    epochs: 1\n", "    epochs: 1\n    losses: {similarity: 1}\n", 1) + "export_teacher: true\n"
+    assert any("needs a stage with a cosine term" in str(problem) for problem in problems_of(text))
+
+
 def test_all_mistakes_come_at_once_and_in_order(problems_of):
     text = BASE
     chosen = ("layer", "no column", "dims twice", "negative steps", "batch 0", "library loss", "score first")

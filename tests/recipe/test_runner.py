@@ -129,6 +129,23 @@ def test_a_recipe_file_by_the_public_name(make_recipe, folder):
     assert (result.output / "modules.json").is_file()
 
 
+def test_the_teacher_beside_the_student(make_recipe, folder, sentences):
+    teachers = [{"model": str(folder / "first"), "prompts": {"document": "a text "}}]
+    result = run(texts_only(make_recipe, 2, teachers=teachers, export_teacher=True))
+    student, teacher = (SentenceTransformer(str(path)) for path in (result.output, folder / "out-teacher"))
+    assert teacher.prompts["document"] == "a text "
+    assert teacher.get_embedding_dimension() == student.get_embedding_dimension() == 24
+    found = student.similarity(student.encode(sentences), teacher.encode(sentences))
+    other = student.similarity(
+        student.encode(sentences), SentenceTransformer(str(folder / "first")).encode(sentences)[:, :24]
+    )
+    assert found.diagonal().mean() > 0.8 > other.diagonal().abs().mean()
+    # It is made again where it is gone.
+    shutil.rmtree(folder / "out-teacher")
+    run(texts_only(make_recipe, 2, teachers=teachers, export_teacher=True), resume=True)
+    assert (folder / "out-teacher" / "modules.json").is_file()
+
+
 def test_a_recipe_of_python_objects(make_recipe, sentences, monkeypatch):
     def make():
         def vectors(texts: list[str]) -> np.ndarray:
