@@ -30,6 +30,7 @@ LAYERS = [
     "evaluation",
     "exporting",
     "recipe",
+    "pretrain",
     "report",
     "cli",
     "__main__",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Budget", "ask_within"]
+__all__ = ["Budget", "ask_within", "is_out_of_memory"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def ask_within(
         try:
             answer = ask([texts[place] for place in part])
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if len(part) == 1:
                 raise MemoryError(
@@ -103,7 +103,8 @@ def ask_within(
         yield from ask_within(budget, ask, texts, part, lengths, who=who)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
     # On the CPU, torch has no class of its own for it.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
         words in str(error) for words in ("not enough memory", "can't allocate memory", "out of memory")
