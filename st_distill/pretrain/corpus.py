@@ -37,7 +37,9 @@ def rows_of(texts: Iterable[str], tokenizer: WordTokenizer, *, max_length: int, 
     """
     room = max_length - tokenizer.added
     if room < 1:
-        raise ValueError(f"The 'max_length' must be above {tokenizer.added}, the tokenizer's special tokens. Got {max_length}.")
+        raise ValueError(
+            f"The 'max_length' must be above {tokenizer.added}, the tokenizer's special tokens. Got {max_length}."
+        )
     contents = itertools.chain.from_iterable(
         tokenizer.contents(chunk, limit=None if packing else room) for chunk in _chunks(texts)
     )
@@ -167,8 +169,14 @@ class MaskedStream(IterableDataset[dict[str, Tensor]]):
         worker = get_worker_info()
         turn, turns = (0, 1) if worker is None else (worker.id, worker.num_workers)
         if self.packing and turns > 1:
-            raise ValueError(f"A packed stream is read by one worker. Got {turns}: set dataloader_num_workers to 0 or 1.")
-        mine = ((epoch, text) for place, (epoch, text) in enumerate(self._texts()) if place // self.batch_rows % turns == turn)
+            raise ValueError(
+                f"A packed stream is read by one worker. Got {turns}: set dataloader_num_workers to 0 or 1."
+            )
+        mine = (
+            (epoch, text)
+            for place, (epoch, text) in enumerate(self._texts())
+            if place // self.batch_rows % turns == turn
+        )
         for epoch, texts in itertools.groupby(mine, key=lambda pair: pair[0]):
             chosen = (text for _, text in texts)
             for tokens in rows_of(chosen, self.tokenizer, max_length=self.max_length, packing=self.packing):

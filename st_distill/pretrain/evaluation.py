@@ -158,7 +158,6 @@ def report_accuracy(results: dict[str, Any]) -> str:
     lines = [f"{'tokens':>8} {'accuracy':>9} {'loss':>8}"]
     for length, figures in results["lengths"].items():
         lines.append(f"{length:>8} {100 * figures['accuracy']:>8.2f}% {figures['loss']:>8.3f}")
-    lines.append(
-        f"Always the commonest token: {100 * results['commonest']:.2f}%; unigram entropy: {results['unigram_entropy']:.3f} nats."
-    )
+    commonest, entropy = 100 * results["commonest"], results["unigram_entropy"]
+    lines.append(f"Always the commonest token: {commonest:.2f}%; unigram entropy: {entropy:.3f} nats.")
     return "\n".join(lines)

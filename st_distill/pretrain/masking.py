@@ -55,7 +55,9 @@ class WordMasker:
         if not 0 < share <= 1:
             raise ValueError(f"The 'share' must be above 0 and at most 1. Got {share} instead.")
         if mask < 0 or random < 0 or mask + random > 1 + 1e-9:
-            raise ValueError(f"The 'mask' and 'random' must be at least 0 and together at most 1. Got {mask} and {random}.")
+            raise ValueError(
+                f"The 'mask' and 'random' must be at least 0 and together at most 1. Got {mask} and {random}."
+            )
         self.mask_id = mask_id
         self.ordinary_ids = np.asarray(ordinary_ids, np.int64)
         self.share = share

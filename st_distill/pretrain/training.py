@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Sampler
@@ -61,7 +60,9 @@ class MaskedWordTrainer(Trainer):
             loss = loss * self.accelerator.num_processes
         return (loss, logits) if return_outputs else loss
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         if self.measure is None:
             raise ValueError("There is nothing to evaluate on: give the recipe an 'evaluation'.")
         was_training = self.model.training

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
-from transformers.training_args import ParallelMode
+from transformers.training_args import ParallelMode, TrainingArguments
 
 from st_distill.errors import one_line
 
@@ -51,36 +51,32 @@ def range_complaint(name: str, value: Any) -> str | None:
     return None
 
 
-class _Unplaced(SentenceTransformerTrainingArguments):
+@cache
+def _unplaced(cls: type[TrainingArguments]) -> type[TrainingArguments]:
     """Training arguments that validate themselves and leave alone devices, processes and accelerate's global state."""
-
-    @property
-    def _setup_devices(self) -> torch.device:
-        return torch.device("cpu")
-
-    device = _setup_devices
-
-    @property
-    def n_gpu(self) -> int:
-        return 0
-
-    @property
-    def parallel_mode(self) -> ParallelMode:
-        return ParallelMode.NOT_PARALLEL
+    nowhere = {
+        "_setup_devices": property(lambda self: torch.device("cpu")),
+        "device": property(lambda self: torch.device("cpu")),
+        "n_gpu": property(lambda self: 0),
+        "parallel_mode": property(lambda self: ParallelMode.NOT_PARALLEL),
+    }
+    return type(cls.__name__, (cls,), nowhere)
 
 
-def complaints(arguments: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
+def complaints(
+    arguments: dict[str, Any], cls: type[TrainingArguments] = SentenceTransformerTrainingArguments
+) -> Iterator[tuple[str | None, str]]:
     """What the training arguments say against themselves, and the argument that each complaint is about."""
     arguments = dict(arguments)
     while True:
-        complaint = _complaint(arguments)
+        complaint = _complaint(arguments, cls)
         if complaint is None:
             return
         named = [name for name in arguments if name in complaint]
         blamed = max(named, key=len, default=None)
         if blamed is None:
             alone = (
-                name for name in arguments if _complaint({k: v for k, v in arguments.items() if k != name}) is None
+                name for name in arguments if _complaint({k: v for k, v in arguments.items() if k != name}, cls) is None
             )
             blamed = next(alone, None)
         yield blamed, complaint
@@ -89,11 +85,11 @@ def complaints(arguments: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
         del arguments[blamed]
 
 
-def _complaint(arguments: dict[str, Any]) -> str | None:
+def _complaint(arguments: dict[str, Any], cls: type[TrainingArguments]) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _Unplaced(output_dir="unused", **{"report_to": "none", **arguments})
+            _unplaced(cls)(output_dir="unused", **{"report_to": "none", **arguments})
     except Exception as error:  # they validate themselves by exceptions of several kinds
         return one_line(error)
     return None

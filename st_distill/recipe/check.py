@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from st_distill.errors import Problem, RecipeError, format_problems, one_line
+from st_distill.errors import Problem, RecipeError, format_problems
 from st_distill.exporting import may_be_replaced
 from st_distill.files import read_array_header
 from st_distill.recipe import quantized
@@ -70,40 +70,18 @@ class _Rules(StageRules, ImageRules):
     # --- folders -----------------------------------------------------------------------------------------------------
 
     def folders(self) -> None:
-        if not self.recipe.output or not self.sound(("output",), ("work",)):
-            return
-        where: FieldPath = ("work",) if self.recipe.work is not None else ("output",)
-        try:
-            output, work = _absolute(self.recipe.output), _absolute(self.recipe.work_folder)
-            files = [name for name, path in (("output", output), ("work", work)) if path.exists() and not path.is_dir()]
-        except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
-            self.error(where, f"cannot be a folder: {one_line(error)}")
-            return
-        if self.recipe.export_teacher and work == _absolute(self.recipe.teacher_output):
-            self.error(where, f"'{self.recipe.work_folder}' is where export_teacher writes; name another folder")
-        if output == work:
-            self.error(where, "output and work must be two folders; leave work out for <output>-run")
-        elif output in work.parents or work in output.parents:
-            inner, outer = ("work", "output") if output in work.parents else ("output", "work")
-            self.error(
-                where, f"the {inner} folder must not be inside the {outer} folder; leave work out for <output>-run"
-            )
-        for name in files:
-            self.error((name,), "is a file; name a folder")
-        if files:
-            return
         projection = self.recipe.projection
         heads = projection.dims if projection is not None and projection.heads == "independent" else []
-        teacher = [_absolute(self.recipe.teacher_output)] if self.recipe.export_teacher else []
-        for target in (output, *(output.with_name(f"{output.name}-{dim}") for dim in heads), *teacher):
-            if not may_be_replaced(target):
-                self.error(("output",), f"'{target}' holds other files than an export's; name a new folder")
-        if work.is_dir() and any(work.iterdir()) and not any((work / name).exists() for name in _OF_A_RUN):
-            self.error(where, f"'{self.recipe.work_folder}' holds other files than a run's; name a new folder")
-        students = [] if self.recipe.student is None else [self.recipe.student.model]
-        for model in (*students, *(teacher.model for teacher in self.recipe.teachers)):
-            if model is not None and _absolute(model) in (output, work):
-                self.error(("output",), f"'{model}' is a model that the recipe reads; name another folder")
+        beside = [f"{Path(self.recipe.output or '').name}-{dim}" for dim in heads]
+        if self.recipe.export_teacher and self.recipe.output:
+            beside.append(Path(self.recipe.teacher_output).name)
+        student = None if self.recipe.student is None else self.recipe.student.model
+        self.run_folders(
+            may_be_replaced=may_be_replaced,
+            of_a_run=_OF_A_RUN,
+            beside=beside,
+            read=[student, *(teacher.model for teacher in self.recipe.teachers)],
+        )
 
     # --- models ------------------------------------------------------------------------------------------------------
 
@@ -358,7 +336,3 @@ _ONLY_MODELS = ("prompts", "dtype", "device", "batch_size", "batch_tokens", "max
 def _own_width(teacher: Any) -> int | None:
     measure = getattr(teacher, "get_embedding_dimension", None)
     return measure() if callable(measure) else None
-
-
-def _absolute(path: str | Path) -> Path:
-    return Path(path).resolve()

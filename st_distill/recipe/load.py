@@ -10,25 +10,40 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 
 from st_distill.errors import Problem, RecipeError
-from st_distill.recipe.conversion import as_mapping, build
+from st_distill.recipe.conversion import Part, as_mapping, build, hints
 from st_distill.recipe.schema import Recipe, Stage, TeacherSpec
 from st_distill.recipe.words import FieldPath, Found, show_path, suggest
 
-__all__ = ["Document", "dump_recipe", "in_order", "load_recipe", "presets", "read_document"]
+__all__ = ["DISTILLATION", "Document", "Kind", "dump_recipe", "in_order", "load_recipe", "presets", "read_document"]
 
 #: A recipe is written by hand: anything beyond these is a mistake or an attack (aliases that multiply, say).
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
 MAX_DEPTH = 32
 
-_PRESETS = Path(__file__).parent / "presets"
-#: Fields whose single entry may be written without the list around it.
-_LISTS = ("texts", "teachers")
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of recipe: what its YAML is built into.
+
+    Args:
+        recipe: the dataclass of the whole. A list of parts that a name alone may stand for (`Part.short_for`) may be written
+            without the list around a single entry.
+        presets: folder of the recipes of this kind that come with st-distill.
+        required: its required fields, in words.
+    """
+
+    recipe: type[Part]
+    presets: Path
+    required: str
+
+
+DISTILLATION = Kind(Recipe, Path(__file__).parent / "presets", "output, student, projection and stages")
 
 
 def load_recipe(path_or_preset: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -54,7 +69,7 @@ def load_recipe(path_or_preset: str | Path, overrides: Sequence[str] = ()) -> Re
     return recipe
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: Part) -> str:
     """The recipe as YAML, fields at their default left out; `load_recipe` reads it back to an equal recipe.
 
     Raises:
@@ -69,9 +84,9 @@ def dump_recipe(recipe: Recipe) -> str:
         ) from None
 
 
-def presets() -> dict[str, Path]:
+def presets(kind: Kind = DISTILLATION) -> dict[str, Path]:
     """Names of the recipes that come with st-distill, and their files."""
-    return {path.stem: path for path in sorted(_PRESETS.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(kind.presets.glob("*.yaml"))}
 
 
 @dataclass(frozen=True)
@@ -105,18 +120,21 @@ class _Entry:
 
 
 class Document:
-    """A recipe before it is a `Recipe`: plain data, and where each value stands."""
+    """A recipe before it is a `Recipe`, or what its kind says: plain data, and where each value stands."""
 
-    def __init__(self, data: dict[str, Any], places: dict[FieldPath, _Place] | None = None) -> None:
+    def __init__(
+        self, data: dict[str, Any], places: dict[FieldPath, _Place] | None = None, *, kind: Kind = DISTILLATION
+    ) -> None:
         self.data = data
+        self.kind = kind
         self._places = places or {}
         #: Fields that `build` has found wrong, and those that a misspelt one may have been meant for.
         self.wrong: set[FieldPath] = set()
 
-    def build(self) -> tuple[Recipe, list[Problem]]:
+    def build(self) -> tuple[Any, list[Problem]]:
         """The recipe, and what is wrong with it. Where anything is wrong the recipe has gaps."""
         found: list[Found] = []
-        recipe = build(Recipe, self.data, found)
+        recipe = build(self.kind.recipe, self.data, found)
         for path, message in found:
             self.wrong.add(path)
             if message.startswith("unknown field") and (meant := re.search("did you mean '(.*)'", message)):
@@ -141,52 +159,56 @@ def in_order(problems: Iterable[Problem]) -> list[Problem]:
     return sorted(problems, key=lambda problem: (problem.line is None, problem.source or "", problem.line or 0))
 
 
-def read_document(path_or_preset: str | Path, overrides: Sequence[str] = ()) -> Document:
+def read_document(path_or_preset: str | Path, overrides: Sequence[str] = (), *, kind: Kind = DISTILLATION) -> Document:
     """The data of a recipe file or preset with its overrides, before any field is looked at.
 
     Raises:
         RecipeError: where it cannot be read, or an override does not fit.
     """
-    root = _read_root(path_or_preset)
+    root = _read_root(path_or_preset, kind)
     problems = []
     for override in overrides:
         try:
-            _apply(root, override)
+            _apply(root, override, kind)
         except _Misfit as misfit:
             problems.append(Problem(message=str(misfit), source=f"--set {override}"))
     if problems:
         raise RecipeError(problems)
-    return Document(root.plain(), dict(root.places()))
+    return Document(root.plain(), dict(root.places()), kind=kind)
 
 
 # --- files and presets -------------------------------------------------------------------------------------------------
 
 
-def _read_root(path_or_preset: str | Path) -> _Entry:
-    path, known = Path(path_or_preset), presets()
+def _read_root(path_or_preset: str | Path, kind: Kind) -> _Entry:
+    path, known = Path(path_or_preset), presets(kind)
     if str(path_or_preset) in known and not path.is_file():
-        return _read_yaml(known[str(path_or_preset)], f"preset {path_or_preset}")
+        return _read_yaml(known[str(path_or_preset)], f"preset {path_or_preset}", kind)
     if not path.is_file():
         beside = [str(file) for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         what = "is a folder" if path.is_dir() else "is no file"
         offer = suggest(str(path_or_preset), [*beside, *known])
         offer = offer or f"; give a YAML file or the name of a preset ({', '.join(known)})"
         raise RecipeError([Problem(message=f"the recipe '{path_or_preset}' {what}{offer}")])
-    root = _read_yaml(path, str(path_or_preset))
+    return _read_yaml(path, str(path_or_preset), kind)
+
+
+def _over_preset(root: _Entry, kind: Kind) -> _Entry:
+    """The recipe laid over the preset that it names, which may name another one."""
     if "preset" not in root.value:
         return root
-    chosen = root.value.pop("preset")
+    chosen, known = root.value.pop("preset"), presets(kind)
     if not isinstance(chosen.value, str) or chosen.value not in known:
         message = f"unknown preset '{chosen.plain()}'{suggest(str(chosen.plain()), known, always=True)}"
         raise RecipeError([_at(chosen.place, "preset", message)])
-    return _merge(_read_yaml(known[chosen.value], f"preset {chosen.value}"), root, ())
+    return _merge(_read_yaml(known[chosen.value], f"preset {chosen.value}", kind), root, ())
 
 
 def _at(place: _Place, path: str, message: str) -> Problem:
     return Problem(path=path, message=message, line=place.line, source=place.source)
 
 
-def _read_yaml(path: Path, source: str) -> _Entry:
+def _read_yaml(path: Path, source: str, kind: Kind) -> _Entry:
     top = _Place(source, None)
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
@@ -199,19 +221,28 @@ def _read_yaml(path: Path, source: str) -> _Entry:
         raise RecipeError([_at(_Place(source, line), "", "is not UTF-8 text; save the file as UTF-8")]) from None
     root = _parse(text, lambda line: _Place(source, line))
     if root.value is None:
-        raise RecipeError([_at(top, "", "is empty; a recipe has at least output, student, projection and stages")])
+        raise RecipeError([_at(top, "", f"is empty; a recipe has at least {kind.required}")])
     if not isinstance(root.value, dict):
         raise RecipeError([_at(root.place, "", "must be a mapping of fields (output: ..., student: ...)")])
-    _unify(root)
-    return root
+    _unify(root, kind)
+    return _over_preset(root, kind)
 
 
-def _unify(root: _Entry) -> None:
+def _unify(root: _Entry, kind: Kind) -> None:
     """Put the list around a single text source or teacher, so that it has one path everywhere."""
-    for name in _LISTS:
+    for name, hint in hints(kind.recipe).items():
         entry = root.value.get(name)
-        if entry is not None and isinstance(entry.value, (dict, str)):
+        part = _part_in(hint)
+        is_list = get_origin(hint) is list and part is not None and part.short_for is not None
+        if is_list and entry is not None and isinstance(entry.value, (dict, str)):
             root.value[name] = _Entry([entry], entry.place)
+
+
+def _part_in(hint: Any) -> type[Part] | None:
+    """The part that a field holds, one or a list of them."""
+    if isinstance(hint, type) and issubclass(hint, Part):
+        return hint
+    return next((part for inner in get_args(hint) if (part := _part_in(inner)) is not None), None)
 
 
 def _merge(base: _Entry, over: _Entry, path: FieldPath) -> _Entry:
@@ -430,7 +461,7 @@ class _Misfit(Exception):
     """An override that does not fit the recipe."""
 
 
-def _apply(root: _Entry, override: str) -> None:
+def _apply(root: _Entry, override: str, kind: Kind) -> None:
     target, equals, text = override.partition("=")
     keys = target.strip().split(".")
     if not equals or not all(keys):
@@ -453,7 +484,7 @@ def _apply(root: _Entry, override: str) -> None:
                 current = current.value[index]
             path = (*path, index)
             continue
-        if isinstance(current.value, str) and (short := _short_for(path)) is not None:
+        if isinstance(current.value, str) and (short := _short_for(path, kind)) is not None:
             current.value = {short: _Entry(current.value, current.place)}
         if not isinstance(current.value, dict):
             raise _Misfit(f"'{show_path(path)}' has no fields, it is {current.plain()!r}")
@@ -466,16 +497,16 @@ def _apply(root: _Entry, override: str) -> None:
             current = current.value.setdefault(key, _Entry({}, place))
             if current.value is None:
                 current.value = {}
-    _unify(root)
+    _unify(root, kind)
 
 
-def _short_for(path: FieldPath) -> str | None:
+def _short_for(path: FieldPath, kind: Kind) -> str | None:
     """The field that a name alone stands for, as in ``student: some/model``."""
-    if path[:1] == ("evaluation",) and len(path) == 2:
-        return "path"
-    names: dict[FieldPath, str] = {("student",): "model", ("images",): "path"}
-    lists = {"teachers": "model", "texts": "path"}
-    return names.get(path) or (lists.get(str(path[0])) if len(path) == 2 else None)
+    part: type[Part] | None = kind.recipe
+    for step in path:
+        if isinstance(step, str):
+            part = None if part is None else _part_in(hints(part).get(step))
+    return None if part is None else part.short_for
 
 
 def _index(entry: _Entry, key: str, path: FieldPath) -> int:

@@ -9,12 +9,13 @@ finds every wrong type and range at once. What needs several fields, files or mo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from st_distill.recipe.conversion import Part
+from st_distill.recipe.rules import about, above, at_least, below_one, names_list, not_empty, numbers_list
 from st_distill.recipe.words import Found, describe, folder_name, nearest, suggest
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "Texts",
 ]
 
-_Rule = Callable[[Any], Iterable[Found]]
 
 #: Terms of the distillation loss, with the paper's weights (arXiv 2412.19048, section 3).
 PAPER_LOSSES = {"cosine": 10.0, "similarity": 200.0, "triplet": 20.0}
@@ -47,57 +47,6 @@ STAGE_DEFAULTS = {"learning_rate": 1e-4, "per_device_train_batch_size": 128}
 
 
 # --- rules: each looks at a value of the right type and yields what is wrong with it ----------------------------------
-
-
-def _at_least(lowest: float) -> _Rule:
-    def rule(value: Any) -> Iterator[Found]:
-        if value is not None and not value >= lowest:
-            yield (), f"must be at least {lowest:g}, got {value:g}"
-
-    return rule
-
-
-def _above(limit: float) -> _Rule:
-    def rule(value: Any) -> Iterator[Found]:
-        if value is not None and not value > limit:
-            yield (), f"must be above {limit:g}, got {value:g}"
-
-    return rule
-
-
-def _share(value: Any) -> Iterator[Found]:
-    if value is not None and not 0 <= value < 1:
-        yield (), f"must be from 0 to below 1, got {value:g}"
-
-
-def _numbers_list(lowest: int, *, empty: bool = False, ascending: bool = False) -> _Rule:
-    def rule(value: Any) -> Iterator[Found]:
-        if not isinstance(value, list):
-            return
-        if not value and not empty:
-            yield (), "must not be empty"
-        for index, number in enumerate(value):
-            if number < lowest:
-                yield (index,), f"must be at least {lowest}, got {number}"
-            elif number in value[:index]:
-                yield (index,), f"is there twice: {number}"
-            elif ascending and index and number < value[index - 1]:
-                yield (index,), f"must be in ascending order, got {number} after {value[index - 1]}"
-
-    return rule
-
-
-def _names_list(value: Any) -> Iterator[Found]:
-    if value is not None and not value:
-        yield (), "must not be empty"
-    for index, name in enumerate(value or []):
-        if name in value[:index]:
-            yield (index,), f"is there twice: '{name}'"
-
-
-def _not_empty(value: Any) -> Iterator[Found]:
-    if value is not None and not value:
-        yield (), "must not be empty"
 
 
 def _file_name(value: Any) -> Iterator[Found]:
@@ -127,7 +76,7 @@ def _train_rule(value: Any) -> Iterator[Found]:
         if not value:
             yield (), "must not be empty; write {last_layers: 3}"
     elif isinstance(value, list):
-        yield from _names_list(value)
+        yield from names_list(value)
         for index, pattern in enumerate(value):
             try:
                 re.compile(pattern)
@@ -159,10 +108,6 @@ def _python_only(value: Any) -> Iterator[Found]:
         yield (), f"is an object given in Python, got {describe(value)}"
 
 
-def _about(help: str, *rules: _Rule) -> dict[str, Any]:
-    return {"help": help, "rules": rules}
-
-
 # --- the parts of a recipe ---------------------------------------------------------------------------------------------
 
 
@@ -172,30 +117,30 @@ class Student(Part):
 
     short_for: ClassVar[str | None] = "model"
 
-    model: str = field(metadata=_about("name or folder of a sentence-transformers or transformers model", _not_empty))
+    model: str = field(metadata=about("name or folder of a sentence-transformers or transformers model", not_empty))
     layers: list[int] | None = field(
         default=None,
-        metadata=_about("encoder layers to keep, from 0; all by default", _numbers_list(0, ascending=True)),
+        metadata=about("encoder layers to keep, from 0; all by default", numbers_list(0, ascending=True)),
     )
-    max_seq_length: int | None = field(default=None, metadata=_about("tokens per text; the model's own", _at_least(2)))
+    max_seq_length: int | None = field(default=None, metadata=about("tokens per text; the model's own", at_least(2)))
     pooling: Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean"] | None = field(
-        default=None, metadata=_about("pooling of a plain transformers model; mean by default")
+        default=None, metadata=about("pooling of a plain transformers model; mean by default")
     )
     load_in_4bit: bool = field(
         default=False,
-        metadata=_about(
+        metadata=about(
             "hold the encoder in 4 bits while adapters (lora) are trained, as QLoRA does; needs bitsandbytes"
         ),
     )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "attention kernel in training, as transformers names it; the model's own by default. flash_attention_2 needs half "
             "precision (arguments: {bf16: true}), and its batches have no padding"
         ),
     )
-    revision: str | None = field(default=None, metadata=_about("branch, tag or commit on the hub"))
-    trust_remote_code: bool = field(default=False, metadata=_about("whether code of the model's own may run"))
+    revision: str | None = field(default=None, metadata=about("branch, tag or commit on the hub"))
+    trust_remote_code: bool = field(default=False, metadata=about("whether code of the model's own may run"))
 
 
 @dataclass(kw_only=True)
@@ -206,24 +151,24 @@ class Texts(Part):
 
     path: str | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "parquet, jsonl, json, csv, tsv or txt (a text a line), a folder of such, or what save_to_disk wrote",
-            _not_empty,
+            not_empty,
         ),
     )
-    dataset: str | None = field(default=None, metadata=_about("name of a dataset on the hub", _not_empty))
-    data: Any = field(default=None, metadata=_about("a list of texts or, in Python, a datasets.Dataset", _data_rule))
-    config: str | None = field(default=None, metadata=_about("configuration of the hub's dataset"))
-    split: str | None = field(default=None, metadata=_about("split of a dataset that has several; train by default"))
-    revision: str | None = field(default=None, metadata=_about("branch, tag or commit of the hub's dataset"))
+    dataset: str | None = field(default=None, metadata=about("name of a dataset on the hub", not_empty))
+    data: Any = field(default=None, metadata=about("a list of texts or, in Python, a datasets.Dataset", _data_rule))
+    config: str | None = field(default=None, metadata=about("configuration of the hub's dataset"))
+    split: str | None = field(default=None, metadata=about("split of a dataset that has several; train by default"))
+    revision: str | None = field(default=None, metadata=about("branch, tag or commit of the hub's dataset"))
     columns: list[str] | None = field(
-        default=None, metadata=_about("columns to use, in this order; every column of texts by default", _names_list)
+        default=None, metadata=about("columns to use, in this order; every column of texts by default", names_list)
     )
     roles: dict[str, str] = field(
-        default_factory=dict, metadata=_about("role of a column (query, document), which names the teachers' prompts")
+        default_factory=dict, metadata=about("role of a column (query, document), which names the teachers' prompts")
     )
-    prompts: dict[str, str] = field(default_factory=dict, metadata=_about("the student's own prompt for a column"))
-    limit: int | None = field(default=None, metadata=_about("use the first so many rows", _at_least(1)))
+    prompts: dict[str, str] = field(default_factory=dict, metadata=about("the student's own prompt for a column"))
+    limit: int | None = field(default=None, metadata=about("use the first so many rows", at_least(1)))
 
 
 @dataclass(kw_only=True)
@@ -234,21 +179,21 @@ class ImageSource(Part):
 
     path: str | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "parquet with pictures, or jsonl or csv with their paths; or a folder with metadata.csv, .jsonl or .parquet",
-            _not_empty,
+            not_empty,
         ),
     )
-    dataset: str | None = field(default=None, metadata=_about("name of a dataset on the hub", _not_empty))
-    data: Any = field(default=None, metadata=_about("a datasets.Dataset, in Python", _python_only))
-    config: str | None = field(default=None, metadata=_about("configuration of the hub's dataset"))
-    split: str | None = field(default=None, metadata=_about("split of a dataset that has several; train by default"))
-    revision: str | None = field(default=None, metadata=_about("branch, tag or commit of the hub's dataset"))
-    image: str = field(default="image", metadata=_about("column of the pictures", _not_empty))
-    caption: str = field(default="caption", metadata=_about("column of the captions", _not_empty))
-    limit: int | None = field(default=None, metadata=_about("use the first so many rows", _at_least(1)))
+    dataset: str | None = field(default=None, metadata=about("name of a dataset on the hub", not_empty))
+    data: Any = field(default=None, metadata=about("a datasets.Dataset, in Python", _python_only))
+    config: str | None = field(default=None, metadata=about("configuration of the hub's dataset"))
+    split: str | None = field(default=None, metadata=about("split of a dataset that has several; train by default"))
+    revision: str | None = field(default=None, metadata=about("branch, tag or commit of the hub's dataset"))
+    image: str = field(default="image", metadata=about("column of the pictures", not_empty))
+    caption: str = field(default="caption", metadata=about("column of the captions", not_empty))
+    limit: int | None = field(default=None, metadata=about("use the first so many rows", at_least(1)))
     on_error: Literal["stop", "skip"] = field(
-        default="stop", metadata=_about("what an unreadable picture does: stop the run, or be left out and counted")
+        default="stop", metadata=about("what an unreadable picture does: stop the run, or be left out and counted")
     )
 
 
@@ -258,17 +203,17 @@ class Images(ImageSource):
 
     vision: str | dict[str, Any] | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "name or folder of a vision encoder, or a mapping: a transformers configuration with its model_type, started "
             "from random weights",
-            _not_empty,
+            not_empty,
         ),
     )
     tokens: int | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "visual tokens per picture: the square of patches, pooled in squares; about 64 by default",
-            _at_least(1),
+            at_least(1),
         ),
     )
 
@@ -280,52 +225,52 @@ class TeacherSpec(Part):
     short_for: ClassVar[str | None] = "model"
 
     name: str | None = field(
-        default=None, metadata=_about("names it in the store; the last part of the model's name by default", _file_name)
+        default=None, metadata=about("names it in the store; the last part of the model's name by default", _file_name)
     )
     model: str | None = field(
-        default=None, metadata=_about("name or folder of a sentence-transformers model", _not_empty)
+        default=None, metadata=about("name or folder of a sentence-transformers model", not_empty)
     )
     vectors: str | None = field(
-        default=None, metadata=_about("vectors on disk: npy, parquet, or a datasets folder", _not_empty)
+        default=None, metadata=about("vectors on disk: npy, parquet, or a datasets folder", not_empty)
     )
-    teacher: Any = field(default=None, metadata=_about("a Teacher or a callable, in Python", _python_only))
+    teacher: Any = field(default=None, metadata=about("a Teacher or a callable, in Python", _python_only))
     column: str | None = field(
-        default=None, metadata=_about("column of the vectors; the only one of vectors by default", _not_empty)
+        default=None, metadata=about("column of the vectors; the only one of vectors by default", not_empty)
     )
     text_column: str | None = field(
         default=None,
-        metadata=_about("column of the texts that the vectors belong to; the only one of texts by default", _not_empty),
+        metadata=about("column of the texts that the vectors belong to; the only one of texts by default", not_empty),
     )
     texts: Texts | None = field(
-        default=None, metadata=_about("the texts that the vectors belong to, in their order, where no column has them")
+        default=None, metadata=about("the texts that the vectors belong to, in their order, where no column has them")
     )
     weight: float = field(
-        default=1.0, metadata=_about("its share in the concatenation of the teachers' vectors", _above(0))
+        default=1.0, metadata=about("its share in the concatenation of the teachers' vectors", above(0))
     )
     prompts: str | dict[str, str] = field(
         default_factory=dict,
-        metadata=_about("prompt of every text, or of each role (query, document); the model's own for other roles"),
+        metadata=about("prompt of every text, or of each role (query, document); the model's own for other roles"),
     )
-    revision: str | None = field(default=None, metadata=_about("branch, tag or commit on the hub"))
+    revision: str | None = field(default=None, metadata=about("branch, tag or commit on the hub"))
     dtype: Literal["float32", "float16", "bfloat16"] | None = field(
-        default=None, metadata=_about("precision that the teacher computes in; its own by default")
+        default=None, metadata=about("precision that the teacher computes in; its own by default")
     )
     device: str | None = field(
-        default=None, metadata=_about("device of the teacher (cpu, cuda:1); the best one there is")
+        default=None, metadata=about("device of the teacher (cpu, cuda:1); the best one there is")
     )
     batch_size: int | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "texts of full length embedded at a time; more of shorter ones, as many tokens together; 32 by default",
-            _at_least(1),
+            at_least(1),
         ),
     )
     batch_tokens: int | None = field(
-        default=None, metadata=_about("tokens embedded at a time, instead of what batch_size comes to", _at_least(1))
+        default=None, metadata=about("tokens embedded at a time, instead of what batch_size comes to", at_least(1))
     )
-    max_seq_length: int | None = field(default=None, metadata=_about("tokens per text; the model's own", _at_least(2)))
-    truncate_dim: int | None = field(default=None, metadata=_about("keep the first so many dimensions", _at_least(1)))
-    trust_remote_code: bool = field(default=False, metadata=_about("whether code of the model's own may run"))
+    max_seq_length: int | None = field(default=None, metadata=about("tokens per text; the model's own", at_least(2)))
+    truncate_dim: int | None = field(default=None, metadata=about("keep the first so many dimensions", at_least(1)))
+    trust_remote_code: bool = field(default=False, metadata=about("whether code of the model's own may run"))
 
     def fill(self) -> None:
         if self.name is None:
@@ -337,25 +282,23 @@ class TeacherSpec(Part):
 class Projection(Part):
     """The linear map from the pooled vector to the embeddings."""
 
-    dims: list[int] = field(
-        metadata=_about("dimensions of the embeddings; the largest is the model's", _numbers_list(1))
-    )
+    dims: list[int] = field(metadata=about("dimensions of the embeddings; the largest is the model's", numbers_list(1)))
     start: Literal["ridge", "random", "identity"] = field(
         default="ridge",
-        metadata=_about(
+        metadata=about(
             "ridge: closed-form regression of the teacher's vectors; random; identity: the first coordinates as they are"
         ),
     )
     rotation: Literal["none", "random", "principal"] = field(
-        default="random", metadata=_about("which axes of the teacher's space the dimensions follow")
+        default="random", metadata=about("which axes of the teacher's space the dimensions follow")
     )
     heads: Literal["nested", "independent"] = field(
         default="nested",
-        metadata=_about("nested: every dimension is a prefix of one map; independent: a map for each, as in the paper"),
+        metadata=about("nested: every dimension is a prefix of one map; independent: a map for each, as in the paper"),
     )
     teacher_head: bool = field(
         default=False,
-        metadata=_about("a further head of the teachers' full width, in training alone (the paper's FC1)"),
+        metadata=about("a further head of the teachers' full width, in training alone (the paper's FC1)"),
     )
 
 
@@ -363,18 +306,18 @@ class Projection(Part):
 class Objective(Part):
     """A further loss of sentence-transformers, on its own texts, within a stage."""
 
-    loss: str = field(metadata=_about("class name in sentence_transformers.losses", _not_empty))
-    texts: Texts = field(metadata=_about("its texts, with the columns that the loss expects"))
-    options: dict[str, Any] = field(default_factory=dict, metadata=_about("further arguments of the loss"))
+    loss: str = field(metadata=about("class name in sentence_transformers.losses", not_empty))
+    texts: Texts = field(metadata=about("its texts, with the columns that the loss expects"))
+    options: dict[str, Any] = field(default_factory=dict, metadata=about("further arguments of the loss"))
 
 
 @dataclass(kw_only=True)
 class Stage(Part):
     """One run of the trainer: what is trained, on which losses, for how long."""
 
-    name: str | None = field(default=None, metadata=_about("names its folder; by default what is trained", _file_name))
+    name: str | None = field(default=None, metadata=about("names its folder; by default what is trained", _file_name))
     train: str | dict[str, int] | list[str] = field(
-        metadata=_about(
+        metadata=about(
             "projection; {last_layers: n}: the projection and the last n encoder layers; all; vision: the vision encoder "
             "and its projection; or a list of regular expressions, each found somewhere in a parameter's name",
             _train_rule,
@@ -382,76 +325,74 @@ class Stage(Part):
     )
     lora: dict[str, Any] | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "train low-rank adapters of the encoder layers instead of their weights: peft.LoraConfig's fields"
         ),
     )
     losses: dict[str, float] = field(
         default_factory=lambda: dict(PAPER_LOSSES),
-        metadata=_about(
+        metadata=about(
             "weight of each term: cosine, similarity, triplet; what is left out is not computed", _losses_rule
         ),
     )
-    margin: float = field(default=0.015, metadata=_about("margin of the triplet term", _at_least(0)))
+    margin: float = field(default=0.015, metadata=about("margin of the triplet term", at_least(0)))
     dims: list[int] | Literal["full"] | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "dimensions that similarity and triplet are averaged over; all of the projection's by default; full: the "
             "teacher head alone, or the widest one where there is none",
-            _numbers_list(1),
+            numbers_list(1),
         ),
     )
     cosine_dims: list[int] | Literal["full"] | None = field(
         default=None,
-        metadata=_about(
-            "dimensions of the cosine term; full by default, and every head where vision is trained", _numbers_list(1)
+        metadata=about(
+            "dimensions of the cosine term; full by default, and every head where vision is trained", numbers_list(1)
         ),
     )
     bits: bool = field(
         default=False,
-        metadata=_about(
+        metadata=about(
             "average similarity and triplet over the signs of the vectors as well, for embeddings that are to be stored as bits"
         ),
     )
-    learning_rate: float | None = field(default=None, metadata=_about("peak learning rate; 1e-4 by default", _above(0)))
+    learning_rate: float | None = field(default=None, metadata=about("peak learning rate; 1e-4 by default", above(0)))
     dropout: float | None = field(
         default=0.0,
-        metadata=_about(
+        metadata=about(
             "share of its activations that the student drops while it learns; null: as its configuration says. A teacher "
             "tells the student everything about a text, so that dropout takes more than it gives",
-            _share,
+            below_one,
         ),
     )
-    steps: int | None = field(default=None, metadata=_about("optimiser steps; or give epochs", _at_least(1)))
-    epochs: float | None = field(default=None, metadata=_about("passes over the data; or give steps", _above(0)))
-    batch: int | None = field(
-        default=None, metadata=_about("rows a batch on each device; 128 by default", _at_least(1))
-    )
+    steps: int | None = field(default=None, metadata=about("optimiser steps; or give epochs", at_least(1)))
+    epochs: float | None = field(default=None, metadata=about("passes over the data; or give steps", above(0)))
+    batch: int | None = field(default=None, metadata=about("rows a batch on each device; 128 by default", at_least(1)))
     gather_across_devices: bool = field(
         default=True,
-        metadata=_about("with several processes: take the losses over the joint batch of all, as one process would"),
+        metadata=about("with several processes: take the losses over the joint batch of all, as one process would"),
     )
     mini_batch_size: int | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "texts in memory at a time, by gradient caching: for batches larger than memory, at the price of a second "
             "forward pass",
-            _at_least(1),
+            at_least(1),
         ),
     )
     group_by_length: bool = field(
-        default=False, metadata=_about("batches of texts of like length, which need less padding")
+        default=False, metadata=about("batches of texts of like length, which need less padding")
     )
     window_shards: int | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "shuffle within windows of so many files of the store: for teachers' vectors that do not fit into memory",
-            _at_least(1),
+            at_least(1),
         ),
     )
-    also: list[Objective] = field(default_factory=list, metadata=_about("further losses on their own texts"))
+    also: list[Objective] = field(default_factory=list, metadata=about("further losses on their own texts"))
     arguments: dict[str, Any] = field(
-        default_factory=dict, metadata=_about("any field of SentenceTransformerTrainingArguments")
+        default_factory=dict, metadata=about("any field of SentenceTransformerTrainingArguments")
     )
 
     def fill(self) -> None:
@@ -501,20 +442,20 @@ class Evaluation(Part):
     """What the finished model is measured on."""
 
     texts: Texts | None = field(
-        default=None, metadata=_about("held-out texts: how closely the student follows the teachers")
+        default=None, metadata=about("held-out texts: how closely the student follows the teachers")
     )
     similarity: Texts | None = field(
         default=None,
-        metadata=_about("pairs of texts with a score, for a rank correlation (two columns of texts, one of numbers)"),
+        metadata=about("pairs of texts with a score, for a rank correlation (two columns of texts, one of numbers)"),
     )
     retrieval: Texts | None = field(
-        default=None, metadata=_about("queries and the document of each (two columns of texts)")
+        default=None, metadata=about("queries and the document of each (two columns of texts)")
     )
     images: ImageSource | None = field(
-        default=None, metadata=_about("held-out pictures and captions: how often a caption finds its picture")
+        default=None, metadata=about("held-out pictures and captions: how often a caption finds its picture")
     )
     teachers: bool = field(
-        default=True, metadata=_about("whether the teachers' models answer too, and are timed, beside the student")
+        default=True, metadata=about("whether the teachers' models answer too, and are timed, beside the student")
     )
 
 
@@ -522,28 +463,28 @@ class Evaluation(Part):
 class Recipe(Part):
     """The whole: from which student, teachers and data, by which stages, to which model."""
 
-    output: str = field(metadata=_about("folder of the finished model", _not_empty))
+    output: str = field(metadata=about("folder of the finished model", not_empty))
     work: str | None = field(
         default=None,
-        metadata=_about("folder of the teachers' vectors, checkpoints and state; <output>-run by default", _not_empty),
+        metadata=about("folder of the teachers' vectors, checkpoints and state; <output>-run by default", not_empty),
     )
-    seed: int = field(default=42, metadata=_about("of everything random", _at_least(0)))
-    student: Student = field(metadata=_about("the model that is trained"))
-    teachers: list[TeacherSpec] = field(default_factory=list, metadata=_about("the models it learns from"))
+    seed: int = field(default=42, metadata=about("of everything random", at_least(0)))
+    student: Student = field(metadata=about("the model that is trained"))
+    teachers: list[TeacherSpec] = field(default_factory=list, metadata=about("the models it learns from"))
     texts: list[Texts] = field(
-        default_factory=list, metadata=_about("the texts it learns on, from one or several sources")
+        default_factory=list, metadata=about("the texts it learns on, from one or several sources")
     )
     store_dtype: Literal["float32", "float16", "bfloat16", "int8"] = field(
         default="float16",
-        metadata=_about("precision of the teachers' vectors on disk; docs/store.md says what each loses"),
+        metadata=about("precision of the teachers' vectors on disk; docs/store.md says what each loses"),
     )
-    images: Images | None = field(default=None, metadata=_about("pictures, for the stages that train vision"))
-    projection: Projection = field(metadata=_about("the embeddings it is to give"))
-    stages: list[Stage] = field(metadata=_about("what is trained, one after another", _not_empty))
-    evaluation: Evaluation | None = field(default=None, metadata=_about("what the finished model is measured on"))
+    images: Images | None = field(default=None, metadata=about("pictures, for the stages that train vision"))
+    projection: Projection = field(metadata=about("the embeddings it is to give"))
+    stages: list[Stage] = field(metadata=about("what is trained, one after another", not_empty))
+    evaluation: Evaluation | None = field(default=None, metadata=about("what the finished model is measured on"))
     export_teacher: bool = field(
         default=False,
-        metadata=_about(
+        metadata=about(
             "also write the teacher in the student's space, to <output>-teacher: documents embedded by it are found by the "
             "student's queries, at every dimension"
         ),

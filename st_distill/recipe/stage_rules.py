@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
 import warnings
-from collections.abc import Iterable
 from enum import Enum
 from functools import cache
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 import peft
 import torch
 from sentence_transformers.sentence_transformer import losses as standard_losses
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
 
 from st_distill.errors import one_line
-from st_distill.recipe.arguments import HARDWARE, RESERVED, complaints, hints_of, range_complaint
+from st_distill.recipe.arguments import RESERVED, hints_of
 from st_distill.recipe.data import LABEL_COLUMNS
-from st_distill.recipe.findings import Findings
 from st_distill.recipe.models import encoder_without_weights
+from st_distill.recipe.run_rules import RunRules
 from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Objective, Stage
-from st_distill.recipe.words import FieldPath, show_path, suggest
+from st_distill.recipe.words import FieldPath, suggest
 
 __all__ = ["StageRules"]
 
@@ -34,7 +29,7 @@ _PREFIXES = ("0.model.", "0.auto_model.")
 _PLACES, _HEADS, _KINDS = range(1, 6), range(12), ("weight", "bias")
 
 
-class StageRules(Findings):
+class StageRules(RunRules):
     """What a stage may say, beside the projection, the student and the other stages."""
 
     def stages(self) -> None:
@@ -229,61 +224,20 @@ class StageRules(Findings):
         if not self.sound(where):
             return
         before = len(self.problems)
-        good = self.options(where, stage.arguments, hints_of(SentenceTransformerTrainingArguments), RESERVED)
-        for name in list(good):
-            if (complaint := range_complaint(name, good[name])) is not None:
-                self.error((*where, name), complaint)
-                del good[name]
-        if good.pop("warmup_ratio", None) is not None:
-            self.warn((*where, "warmup_ratio"), "is deprecated; give warmup_steps the same number, a share below 1")
-        self.hardware(where, good)
-        self.evaluates(where, good)
-        reported = {problem.path for problem in self.problems[before:] if problem.level == "error"}
+        good = self.known_arguments(where, stage.arguments, SentenceTransformerTrainingArguments, RESERVED)
+        held_out = self.recipe.evaluation is not None and self.recipe.evaluation.texts is not None
+        self.evaluates(where, good, stage.arguments, held_out=held_out)
         for short, argument in SHORTHAND_ARGUMENTS.items():
             if getattr(stage, short) is not None and argument not in stage.arguments and self.sound((*path, short)):
                 good[argument] = getattr(stage, short)
-        places = {argument: (*path, short) for short, argument in SHORTHAND_ARGUMENTS.items()}
-        for blamed, message in complaints(good):
-            inner = (*where, blamed) if blamed in stage.arguments else places.get(str(blamed), where)
-            if show_path(inner) not in reported:
-                self.error(inner, message)
-
-    def evaluates(self, where: FieldPath, good: dict[str, Any]) -> None:
-        """Evaluation during training needs something to evaluate on."""
-        asks = str(good.get("eval_strategy", "no")) != "no"
-        held_out = self.recipe.evaluation is not None and self.recipe.evaluation.texts is not None
-        if asks and not held_out and self.sound(("evaluation",)):
-            self.error((*where, "eval_strategy"), "evaluating while training needs texts in the recipe's 'evaluation'")
-        for name in ("load_best_model_at_end", "metric_for_best_model"):
-            if good.get(name) and not asks and "eval_strategy" not in self.given(where):
-                self.error((*where, name), "needs evaluation during training; set eval_strategy: steps or epoch")
-                del good[name]
-
-    def given(self, where: FieldPath) -> Iterable[str]:
-        return self.recipe.stages[int(where[1])].arguments
-
-    def hardware(self, where: FieldPath, good: dict[str, Any]) -> None:
-        """What depends on the machine: a recipe may be checked on another one than it runs on."""
-        for names in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval")):
-            if all(good.get(name) for name in names):
-                self.error((*where, names[1]), f"only one of {' and '.join(names)} can be true")
-        on_cpu = bool(good.get("use_cpu"))
-        if (good.get("bf16") or good.get("bf16_full_eval")) and not on_cpu and not is_torch_bf16_gpu_available():
-            name = "bf16" if good.get("bf16") else "bf16_full_eval"
-            self.warn(
-                (*where, name), "no accelerator of this machine computes in bf16; add use_cpu: true to run it here"
-            )
-        if good.get("fp16") and (on_cpu or not torch.accelerator.is_available()):
-            self.warn((*where, "fp16"), "needs an accelerator, which this machine does not have")
-        if good.get("tf32") and not torch.cuda.is_available():
-            self.warn((*where, "tf32"), "needs an Nvidia GPU, which this machine does not have")
-        if good.get("deepspeed"):
-            if isinstance(good["deepspeed"], str) and not Path(good["deepspeed"]).is_file():
-                self.error((*where, "deepspeed"), f"there is no file '{good['deepspeed']}'")
-            if importlib.util.find_spec("deepspeed") is None:
-                self.warn((*where, "deepspeed"), "needs a package that is not installed. Run: pip install deepspeed")
-        for name in HARDWARE:
-            good.pop(name, None)
+        self.joint_arguments(
+            where,
+            good,
+            SentenceTransformerTrainingArguments,
+            given=stage.arguments,
+            places={argument: (*path, short) for short, argument in SHORTHAND_ARGUMENTS.items()},
+            reported={problem.path for problem in self.problems[before:] if problem.level == "error"},
+        )
 
 
 @cache

@@ -55,7 +55,9 @@ def test_tokens_as_words(tokenizers):
 
 def test_unfit_tokenizers():
     unsplit = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.BPE({"[MASK]": 0, "[PAD]": 1, "a": 2}, [])), mask_token="[MASK]", pad_token="[PAD]"
+        tokenizer_object=Tokenizer(models.BPE({"[MASK]": 0, "[PAD]": 1, "a": 2}, [])),
+        mask_token="[MASK]",
+        pad_token="[PAD]",
     )
     with pytest.raises(ValueError, match="must split texts into words for whole words to be masked"):
         WordTokenizer(unsplit)

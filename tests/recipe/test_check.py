@@ -223,7 +223,7 @@ def test_a_mistake_is_found_in_its_line(problems_of, old, new, line, message):
         ("    model: BERT\ntexts", "    vectors: texts.parquet\n    column: vector\n    text_column: text\ntexts", "got one without a 'model'"),
         ("  dims: [32, 16]\n", "  dims: [32, 16]\n  teacher_head: true\n", "which teacher_head takes over"),
         ("  dims: [32, 16]\n", "  dims: [48, 16]\n  start: random\n  rotation: none\n", "48 is above the teacher's 32"),
-        ("output: out/model\n", "output: out/model\nwork: out/model-teacher\n", "is where export_teacher writes"),
+        ("output: out/model\n", "output: out/model\nwork: out/model-teacher\n", "is written beside the output"),
     ],
 )  # fmt: skip
 def test_what_the_teachers_export_needs(problems_of, old, new, message):

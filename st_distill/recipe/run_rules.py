@@ -1,0 +1,150 @@
+"""The rules of every kind of run: its folders, and its trainer's arguments."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+
+from st_distill.errors import one_line
+from st_distill.recipe.arguments import HARDWARE, complaints, hints_of, range_complaint
+from st_distill.recipe.findings import Findings
+from st_distill.recipe.words import FieldPath, show_path
+
+__all__ = ["RunRules"]
+
+
+class RunRules(Findings):
+    """What a run may say of its ``output`` and ``work``, and of its training arguments."""
+
+    # --- folders -----------------------------------------------------------------------------------------------------
+
+    def run_folders(
+        self,
+        *,
+        may_be_replaced: Callable[[Path], bool],
+        of_a_run: Iterable[str],
+        beside: Iterable[str] = (),
+        read: Iterable[str | None] = (),
+    ) -> None:
+        """Output and work are two folders, and nothing in them is the user's.
+
+        Args:
+            may_be_replaced: whether an output folder is a new one or one that an earlier run wrote.
+            of_a_run: what a work folder has in it, from its first moment on; one of these.
+            beside: further names that are written beside the output.
+            read: models that the run reads.
+        """
+        if not self.recipe.output or not self.sound(("output",), ("work",)):
+            return
+        where: FieldPath = ("work",) if self.recipe.work is not None else ("output",)
+        try:
+            output, work = Path(self.recipe.output).resolve(), self.recipe.work_folder.resolve()
+            files = [name for name, path in (("output", output), ("work", work)) if path.exists() and not path.is_dir()]
+        except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
+            self.error(where, f"cannot be a folder: {one_line(error)}")
+            return
+        if output == work:
+            self.error(where, "output and work must be two folders; leave work out for <output>-run")
+        elif output in work.parents or work in output.parents:
+            inner, outer = ("work", "output") if output in work.parents else ("output", "work")
+            self.error(
+                where, f"the {inner} folder must not be inside the {outer} folder; leave work out for <output>-run"
+            )
+        others = [output.with_name(name) for name in beside]
+        if work in others:
+            self.error(where, f"'{self.recipe.work_folder}' is written beside the output; name another folder")
+        for name in files:
+            self.error((name,), "is a file; name a folder")
+        if files:
+            return
+        for target in (output, *others):
+            if not may_be_replaced(target):
+                self.error(("output",), f"'{target}' holds other files than an export's; name a new folder")
+        if work.is_dir() and any(work.iterdir()) and not any((work / name).exists() for name in of_a_run):
+            self.error(where, f"'{self.recipe.work_folder}' holds other files than a run's; name a new folder")
+        for model in read:
+            if model is not None and Path(model).resolve() in (output, work):
+                self.error(("output",), f"'{model}' is a model that the recipe reads; name another folder")
+
+    # --- training arguments ------------------------------------------------------------------------------------------
+
+    def known_arguments(
+        self, where: FieldPath, given: Mapping[str, Any], cls: type[TrainingArguments], reserved: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """The given training arguments that are known, of the right type and in range; the others are reported.
+
+        What depends on the machine is looked at, and left out.
+        """
+        good = self.options(where, given, hints_of(cls), reserved)
+        for name in list(good):
+            if (complaint := range_complaint(name, good[name])) is not None:
+                self.error((*where, name), complaint)
+                del good[name]
+        if good.pop("warmup_ratio", None) is not None:
+            self.warn((*where, "warmup_ratio"), "is deprecated; give warmup_steps the same number, a share below 1")
+        self._hardware(where, good)
+        return good
+
+    def joint_arguments(
+        self,
+        where: FieldPath,
+        good: Mapping[str, Any],
+        cls: type[TrainingArguments],
+        *,
+        given: Iterable[str],
+        places: Mapping[str, FieldPath],
+        reported: Iterable[str],
+    ) -> None:
+        """What the training arguments say against themselves, together.
+
+        Args:
+            where: the field that holds them.
+            good: all of them that are well in themselves.
+            cls: their class.
+            given: those that stand in that field.
+            places: the fields that stand for others.
+            reported: fields that a complaint has been made of already.
+        """
+        for blamed, message in complaints(dict(good), cls):
+            inner = (*where, blamed) if blamed in given else places.get(str(blamed), where)
+            if show_path(inner) not in reported:
+                self.error(inner, message)
+
+    def evaluates(self, where: FieldPath, good: dict[str, Any], given: Iterable[str], *, held_out: bool) -> None:
+        """Evaluation during training needs something to evaluate on."""
+        asks = str(good.get("eval_strategy", "no")) != "no"
+        if asks and not held_out and self.sound(("evaluation",)):
+            self.error((*where, "eval_strategy"), "evaluating while training needs texts in the recipe's 'evaluation'")
+        for name in ("load_best_model_at_end", "metric_for_best_model"):
+            if good.get(name) and not asks and "eval_strategy" not in given:
+                self.error((*where, name), "needs evaluation during training; set eval_strategy: steps or epoch")
+                del good[name]
+
+    def _hardware(self, where: FieldPath, good: dict[str, Any]) -> None:
+        """What depends on the machine: a recipe may be checked on another one than it runs on."""
+        for names in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval")):
+            if all(good.get(name) for name in names):
+                self.error((*where, names[1]), f"only one of {' and '.join(names)} can be true")
+        on_cpu = bool(good.get("use_cpu"))
+        if (good.get("bf16") or good.get("bf16_full_eval")) and not on_cpu and not is_torch_bf16_gpu_available():
+            name = "bf16" if good.get("bf16") else "bf16_full_eval"
+            self.warn(
+                (*where, name), "no accelerator of this machine computes in bf16; add use_cpu: true to run it here"
+            )
+        if good.get("fp16") and (on_cpu or not torch.accelerator.is_available()):
+            self.warn((*where, "fp16"), "needs an accelerator, which this machine does not have")
+        if good.get("tf32") and not torch.cuda.is_available():
+            self.warn((*where, "tf32"), "needs an Nvidia GPU, which this machine does not have")
+        if good.get("deepspeed"):
+            if isinstance(good["deepspeed"], str) and not Path(good["deepspeed"]).is_file():
+                self.error((*where, "deepspeed"), f"there is no file '{good['deepspeed']}'")
+            if importlib.util.find_spec("deepspeed") is None:
+                self.warn((*where, "deepspeed"), "needs a package that is not installed. Run: pip install deepspeed")
+        for name in HARDWARE:
+            good.pop(name, None)
