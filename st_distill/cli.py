@@ -1,7 +1,7 @@
-"""The command line: ``st-distill check|embed|run|eval|export|info``, each a thin layer over one function.
+"""The command line: ``st-distill check|embed|run|eval|export|info|pretrain``, each a thin layer over one function.
 
-``embed`` and ``run`` may be started in several processes, ``torchrun --nproc_per_node 8 -m st_distill run recipe.yaml``: one of
-them speaks for all.
+``embed``, ``run`` and ``pretrain`` may be started in several processes, ``torchrun --nproc_per_node 8 -m st_distill run
+recipe.yaml``: one of them speaks for all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_distill import __version__
-from st_distill.errors import OtherProcessError
+from st_distill.errors import OtherProcessError, Problem
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -91,6 +91,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("path", help="folder to write")
     command.add_argument("--dim", type=int, help="export this dimension alone")
 
+    command = _command(
+        commands,
+        _pretrain,
+        "pretrain",
+        "train an encoder to find masked words",
+        "pretrain recipe.yaml --set steps=1000",
+    )
+    command.add_argument("recipe", help="a pretraining recipe's YAML file, or the name of a preset")
+    _add_overrides(command)
+    command.add_argument("--resume", action="store_true", help="continue the run in the work folder")
+    what = command.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="only print every mistake of the recipe at once")
+    what.add_argument(
+        "--evaluate", metavar="MODEL", help="train nothing; measure this model as the recipe's evaluation says"
+    )
+    command.add_argument("--json", metavar="FILE", help="also write the figures here")
+
     command = _command(commands, _info, "info", "say what a model is: dimensions, unit length, size", "info out/jasper")
     command.add_argument("model", help="folder of a model")
     return parser
@@ -155,13 +172,20 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from st_distill.errors import RecipeError, format_problems
+    from st_distill.errors import RecipeError
     from st_distill.recipe.check import check
 
     try:
         problems = check(options.recipe, options.overrides)
     except RecipeError as error:
         problems = error.problems
+    return _say(options, problems)
+
+
+def _say(options: argparse.Namespace, problems: Sequence[Problem]) -> int:
+    """Print the mistakes of a recipe, and return the exit code that they come to."""
+    from st_distill.errors import format_problems
+
     if problems:
         print(format_problems(problems, options.recipe))
     errors = sum(problem.level == "error" for problem in problems)
@@ -324,3 +348,33 @@ def _info(options: argparse.Namespace) -> int:
 
     print(json.dumps(info(options.model), indent=2))
     return 0
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from st_distill.files import write_json
+    from st_distill.pretrain import check_pretraining, evaluate_encoder, load_pretraining, pretrain
+    from st_distill.pretrain.evaluation import report_accuracy
+    from st_distill.recipe.processes import leave
+
+    if options.check:
+        return _say(options, check_pretraining(options.recipe, options.overrides))
+    _require_folder(options.json)
+    if options.evaluate:
+        results = evaluate_encoder(options.evaluate, load_pretraining(options.recipe, options.overrides))
+        said = f"This is {options.evaluate}."
+    else:
+        result = pretrain(options.recipe, overrides=options.overrides, resume=options.resume)
+        leave()
+        results, said = result.results, f"The model is in {result.output}."
+    if _speaks():
+        if results:
+            print(report_accuracy(results))
+        print(said)
+        if options.json:
+            write_json(options.json, results)
+    return 0
+
+
+def _require_folder(file: str | None) -> None:
+    if file and not Path(file).absolute().parent.is_dir():
+        raise FileNotFoundError(f"The folder of --json {file} must exist. Make it first, or name another file.")

@@ -13,7 +13,7 @@ from st_distill.recipe.rules import about, above, at_least, not_empty, numbers_l
 from st_distill.recipe.schema import Texts
 from st_distill.recipe.words import Found, suggest
 
-__all__ = ["PRETRAINING", "LengthEvaluation", "Masking", "Model", "Pretraining", "TokenizerSpec"]
+__all__ = ["PRETRAINING", "Encoder", "LengthEvaluation", "Masking", "Pretraining", "TokenizerSpec"]
 
 #: Fields that are short for a training argument, and what is used where neither is given.
 SHORTHAND_ARGUMENTS = {"learning_rate": "learning_rate", "steps": "max_steps", "epochs": "num_train_epochs"}
@@ -38,12 +38,12 @@ def _replacement(value: Any) -> Iterator[Found]:
 
 
 @dataclass(kw_only=True)
-class Model(Part):
-    """The encoder, with its masked-language-model head."""
+class Encoder(Part):
+    """The model that is trained, with its masked-language-model head."""
 
-    short_for: ClassVar[str | None] = "start"
+    short_for: ClassVar[str | None] = "model"
 
-    start: str | None = field(
+    model: str | None = field(
         default=None,
         metadata=about("name or folder of a transformers model whose weights the training goes on from", not_empty),
     )
@@ -109,10 +109,8 @@ class Masking(Part):
 class LengthEvaluation(Part):
     """How well masked words are found, at several lengths, on documents that the training has not seen."""
 
-    short_for: ClassVar[str | None] = None
-
     texts: list[Texts] = field(
-        metadata=about("held-out documents; those with fewer tokens than the greatest length are left out")
+        metadata=about("held-out documents; those shorter than the greatest length are left out")
     )
     lengths: list[int] = field(
         default_factory=lambda: [512, 1024, 2048, 4096, 8192],
@@ -131,12 +129,12 @@ class Pretraining(Part):
         metadata=about("folder of the tokenised corpus, checkpoints and state; <output>-run by default", not_empty),
     )
     seed: int = field(default=42, metadata=about("of everything random", at_least(0)))
-    model: Model = field(metadata=about("the encoder"))
+    encoder: Encoder = field(metadata=about("the model that is trained"))
     tokenizer: TokenizerSpec = field(metadata=about("where its tokenizer is from"))
     texts: list[Texts] = field(metadata=about("the documents it learns on; one column of each source", not_empty))
     max_length: int = field(
         default=512,
-        metadata=about("tokens of a row, special ones included; a document's further ones are left out", at_least(8)),
+        metadata=about("tokens of a row, special ones included; what a document has beyond is left out", at_least(8)),
     )
     packing: bool = field(
         default=False, metadata=about("put documents end to end into full rows, instead of the beginning of each")
@@ -207,4 +205,4 @@ class Pretraining(Part):
         }
 
 
-PRETRAINING = Kind(Pretraining, Path(__file__).parent / "presets", "output, model, tokenizer, texts and steps")
+PRETRAINING = Kind(Pretraining, Path(__file__).parent / "presets", "output, encoder, tokenizer, texts and steps")

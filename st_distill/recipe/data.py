@@ -22,7 +22,17 @@ from st_distill.recipe.schema import ImageSource, Texts
 from st_distill.recipe.words import suggest
 from st_distill.tables import FORMATS, text_rows
 
-__all__ = ["LoadedImages", "columns_of", "fingerprint", "load_scored_pairs", "load_texts", "read_images", "rows_of"]
+__all__ = [
+    "LoadedImages",
+    "columns_of",
+    "document_column",
+    "fingerprint",
+    "load_scored_pairs",
+    "load_texts",
+    "read_images",
+    "rows_of",
+    "stream_documents",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +77,67 @@ def load_texts(source: Texts, *, labels: bool = False) -> datasets.Dataset:
         if not (labels and kinds.get(name) == "number"):
             _require(source, kinds, name, "text")
     return _checked(dataset.select_columns(names), source, [name for name in names if kinds[name] == "text"])
+
+
+def document_column(source: Texts) -> str:
+    """The one column of a source that holds its documents; of a hub dataset, ``text`` where none is named.
+
+    Raises:
+        ValueError: where several columns may be meant.
+    """
+    names = source.columns
+    if names is None:
+        kinds = columns_of(source)
+        names = ["text"] if kinds is None else [name for name, kind in kinds.items() if kind == "text"]
+    if len(names) != 1:
+        raise ValueError(
+            f"{_name(source)} must have one column of documents. Got {', '.join(names) or 'none'}: name one in 'columns'."
+        )
+    return names[0]
+
+
+def stream_documents(source: Texts) -> Iterator[str]:
+    """The documents of a source in its order, read as they are asked for.
+
+    Raises:
+        ValueError: as `load_texts`, once the reading comes to it.
+    """
+    column, count = document_column(source), -1
+    for count, text in enumerate(itertools.islice(_documents(source, column), source.limit)):
+        if not isinstance(text, str):
+            what = "no text" if text is None else f"{text!r}, which is no text,"
+            raise ValueError(
+                f"Row {count} of {_name(source)} has {what} in column '{column}'. Fill it or remove the row."
+            )
+        yield text
+    if count < 0:
+        raise ValueError(f"{_name(source)} has no rows.")
+
+
+def _documents(source: Texts, column: str) -> Iterator[Any]:
+    if isinstance(source.data, list):
+        yield from source.data
+        return
+    if source.path is None:
+        rows = source.data
+        if rows is None:
+            rows = datasets.load_dataset(
+                source.dataset, source.config, split=source.split or "train", revision=source.revision, streaming=True
+            )
+        yield from (row.get(column) for row in rows)
+        return
+    path = existing_path(source.path)
+    if _is_saved(path):
+        saved = _reading(path, lambda: datasets.load_from_disk(str(_saved_split(path, source))))
+        yield from (row[column] for row in saved.select_columns(column))
+        return
+    for file in _files(path, source):
+        if file.suffix != ".parquet":
+            yield from (row.get(column) for row in text_rows(file))
+            continue
+        with _reading(file, lambda file=file: pq.ParquetFile(file)) as parquet:
+            for batch in parquet.iter_batches(batch_size=_SAMPLE, columns=[column]):
+                yield from batch.column(0).to_pylist()
 
 
 def load_scored_pairs(source: Texts) -> tuple[list[str], list[str], list[float]]:

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from st_distill.errors import Problem
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from st_distill.errors import Problem, one_line
 from st_distill.recipe.conversion import convert, default_of
 from st_distill.recipe.data import Kind, columns_of
 from st_distill.recipe.load import Document
@@ -15,6 +17,10 @@ from st_distill.recipe.schema import ImageSource, Recipe, Texts
 from st_distill.recipe.words import FieldPath, Found, suggest
 
 __all__ = ["Findings"]
+
+
+#: Fields of a transformers configuration that no model does without where it has them.
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
 
 
 class Findings:
@@ -103,6 +109,43 @@ class Findings:
                 f"'{name}' needs code of its own ({model.code}); set trust_remote_code: true if you trust it",
             )
         return model
+
+    def configuration(self, path: FieldPath, given: Mapping[str, Any]) -> PretrainedConfig | None:
+        """The transformers configuration that a mapping with its model_type describes; None where it is wrong."""
+        fields = dict(given)
+        kind = fields.pop("model_type", None)
+        if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+            if kind is None:
+                self.error(path, "'model_type' is missing, such as siglip_vision_model or bert")
+            else:
+                offer = suggest(str(kind), CONFIG_MAPPING)
+                self.error((*path, "model_type"), f"transformers knows no model type '{kind}'{offer}")
+            return None
+        config_class = CONFIG_MAPPING[kind]
+        known = config_class().to_dict()
+        for name in list(fields):
+            if name not in known:
+                self.error((*path, name), f"unknown field of {config_class.__name__}{suggest(name, known)}")
+                del fields[name]
+        try:
+            config = config_class(**fields)
+        except Exception as error:  # configurations validate themselves, each by exceptions of its own
+            blamed = next((name for name in fields if f"'{name}'" in str(error)), None)
+            self.error((*path, blamed) if blamed else path, one_line(error))
+            return None
+        for name in _SIZES:
+            value = getattr(config, name, None)
+            if isinstance(value, int) and value < 1:
+                self.error((*path, name), f"must be at least 1, got {value}")
+                return None
+        heads, width = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
+        if isinstance(heads, int) and isinstance(width, int) and width % heads:
+            self.error(
+                (*path, "num_attention_heads" if "num_attention_heads" in fields else "hidden_size"),
+                f"hidden_size must be a multiple of num_attention_heads, got {width} and {heads}",
+            )
+            return None
+        return config
 
     @property
     def student_model(self) -> ModelFacts | None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from st_distill.errors import one_line
 from st_distill.recipe.findings import Findings
 from st_distill.recipe.models import UnknownModel, read_config
 from st_distill.recipe.schema import Images, ImageSource
@@ -80,42 +79,13 @@ class ImageRules(Findings):
                 self.visual_tokens(path, images, built, self.warn)
 
     def vision_config(self, path: FieldPath, images: Images) -> None:
-        given = dict(typing.cast("dict[str, Any]", images.vision))
-        kind = given.pop("model_type", None)
-        if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-            if kind is None:
-                self.error(path, "'model_type' is missing, such as siglip_vision_model")
-            else:
-                offer = suggest(str(kind), CONFIG_MAPPING)
-                self.error((*path, "model_type"), f"transformers knows no model type '{kind}'{offer}")
-            return
-        config_class = CONFIG_MAPPING[kind]
-        known = config_class().to_dict()
-        for name in list(given):
-            if name not in known:
-                self.error((*path, name), f"unknown field of {config_class.__name__}{suggest(name, known)}")
-                del given[name]
-        try:
-            config = config_class(**given)
-        except Exception as error:  # configurations validate themselves, each by exceptions of its own
-            blamed = next((name for name in given if f"'{name}'" in str(error)), None)
-            self.error((*path, blamed) if blamed else path, one_line(error))
+        config = self.configuration(path, typing.cast("dict[str, Any]", images.vision))
+        if config is None:
             return
         if not _sees(config):
+            kind = config.model_type
             self.error((*path, "model_type"), f"'{kind}' is no vision encoder; siglip_vision_model and vit are")
             return
-        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
-        for name in sizes:
-            value = getattr(config, name, None)
-            if isinstance(value, int) and value < 1:
-                self.error((*path, name), f"must be at least 1, got {value}")
-                return
-        heads = getattr(config, "num_attention_heads", None)
-        if isinstance(heads, int) and config.hidden_size % heads:
-            self.error(
-                (*path, "num_attention_heads" if "num_attention_heads" in given else "hidden_size"),
-                f"hidden_size must be a multiple of num_attention_heads, got {config.hidden_size} and {heads}",
-            )
         self.visual_tokens(path[:-1], images, config, self.error)
 
     def visual_tokens(

@@ -11,8 +11,10 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -21,8 +23,9 @@ from accelerate import PartialState
 from torch import distributed
 
 from st_distill.errors import OtherProcessError
+from st_distill.files import FolderLock
 
-__all__ = ["Processes", "leave"]
+__all__ = ["Processes", "leave", "locked"]
 
 _T = TypeVar("_T")
 
@@ -127,3 +130,16 @@ def leave() -> None:
     """Close the process group, for a program that ends."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+@contextmanager
+def locked(folder: Path, processes: Processes) -> Iterator[None]:
+    """Within this, the main process holds the work folder for all of them."""
+    if not processes.is_main:
+        processes.meet()
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder, purpose="a recipe is running there"):
+        processes.meet()
+        yield

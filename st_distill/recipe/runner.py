@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,14 @@ from transformers import set_seed
 from st_distill.errors import RecipeError
 from st_distill.evaluation import TeacherFidelityEvaluator, evaluate
 from st_distill.exporting import export, export_teacher, load_student
-from st_distill.files import FolderLock, write_json
+from st_distill.files import write_json
 from st_distill.losses import find_projection
 from st_distill.modules.image import load_image
 from st_distill.recipe.check import check
 from st_distill.recipe.data import fingerprint, load_scored_pairs, load_texts, read_images
 from st_distill.recipe.frozen import POOLED, PooledVectors, pooled_vectors, reads_pooled_vectors, with_frozen_encoder
 from st_distill.recipe.load import dump_recipe, load_recipe
-from st_distill.recipe.processes import Processes
+from st_distill.recipe.processes import Processes, locked
 from st_distill.recipe.quantized import load_in_4bit
 from st_distill.recipe.schema import Evaluation, Recipe, Stage, TeacherSpec, Texts
 from st_distill.recipe.stages import StageData, distill_loss, label_texts, run_stage, save_model, text_data
@@ -101,7 +100,7 @@ def embed(recipe: Recipe, *, show_progress: bool = True) -> TeacherStore:
     """
     with Processes() as processes:
         _join(processes, recipe)
-        with _locked(recipe.work_folder, processes):
+        with locked(recipe.work_folder, processes):
             sources = [*recipe.texts, *_fidelity_texts(recipe)]
             return _embed(recipe, sources, processes, show_progress and processes.is_main)
 
@@ -170,7 +169,7 @@ class _Run:
     def run(self, *, resume: bool, from_stage: int | None) -> RunResult:
         if from_stage is not None and not 1 <= from_stage <= len(self.recipe.stages):
             raise ValueError(f"The 'from_stage' must be from 1 to {len(self.recipe.stages)}. Got {from_stage} instead.")
-        with _locked(self.folder, self.processes):
+        with locked(self.folder, self.processes):
             state = self.processes.by_main(lambda: self._planned(resume, from_stage)) or RunState(self.folder)
             if all(stage["done"] for stage in state.stages):
                 logger.info("Every stage is done already.")
@@ -433,19 +432,6 @@ def _join(processes: Processes, recipe: Recipe) -> None:
     arguments = [stage.training_arguments() for stage in recipe.stages]
     timeout = max(float(given.get("ddp_timeout", 1800.0)) for given in arguments)
     processes.join(cpu=any(given.get("use_cpu") for given in arguments), timeout=timeout)
-
-
-@contextmanager
-def _locked(folder: Path, processes: Processes) -> Iterator[None]:
-    """Within this, the main process holds the work folder for all of them."""
-    if not processes.is_main:
-        processes.meet()
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with FolderLock(folder, purpose="a recipe is running there"):
-        processes.meet()
-        yield
 
 
 def _embed(recipe: Recipe, sources: list[Texts], processes: Processes, show_progress: bool) -> TeacherStore:

@@ -27,6 +27,7 @@ from st_distill.recipe.data import load_texts
 from st_distill.recipe.processes import Processes
 from st_distill.recipe.quantized import dequantized, is_quantized, restore
 from st_distill.recipe.schema import Projection, Stage, Texts
+from st_distill.recipe.state import drop_broken_checkpoints, last_checkpoint
 from st_distill.recipe.student import dropout_of, encoder_layers, trained_parameters, training_only
 from st_distill.recipe.trainer import StageTrainer
 from st_distill.sampler import LengthGroupedBatchSampler, StoreOrderBatchSampler
@@ -160,7 +161,7 @@ def run_stage(
         ValueError: with several processes, for data that are fewer rows than their joint batch.
     """
     checkpoints = folder / "checkpoints"
-    processes.by_main(lambda: _drop_broken_checkpoints(checkpoints))
+    processes.by_main(lambda: drop_broken_checkpoints(checkpoints))
     several = len(data.datasets) > 1
     arguments = {**_ARGUMENT_DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available(), **stage.training_arguments()}
     if arguments.get("load_best_model_at_end"):
@@ -198,7 +199,7 @@ def run_stage(
         if trainer.is_fsdp_enabled:
             # The library's trainer cannot load a checkpoint of parts: a stage that is stopped begins anew.
             args.save_strategy = SaveStrategy.NO
-        last = None if trainer.is_fsdp_enabled else _last_checkpoint(checkpoints)
+        last = None if trainer.is_fsdp_enabled else last_checkpoint(checkpoints)
         metrics = trainer.train(resume_from_checkpoint=None if last is None else str(last)).metrics
         if is_sharded:
             weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -296,17 +297,3 @@ def _merge_adapters(model: SentenceTransformer) -> None:
     encoder._hf_peft_config_loaded = False
     del encoder.peft_config
     restore(encoder)
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return found[-1] if found else None
-
-
-def _drop_broken_checkpoints(folder: Path) -> None:
-    """Remove checkpoints that a killed run left half-written: the trainer's state is the last file of each."""
-    for path in folder.glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(path)

@@ -82,12 +82,13 @@ class RunState:
     def stage_folder(self, index: int) -> Path:
         return self.folder / "stages" / f"{index + 1}-{self.stages[index]['name']}"
 
-    def plan(self, wanted: list[dict[str, Any]], *, from_stage: int | None) -> None:
+    def plan(self, wanted: list[dict[str, Any]], *, from_stage: int | None, can_go_back: bool = True) -> None:
         """Take over the stages of the recipe: keep what is done and unchanged, drop what comes after ``from_stage``.
 
         Args:
             wanted: for each stage its name and its determining fields, as `stage_fields` gives them.
             from_stage: number (from 1) of the first stage to do again.
+            can_go_back: whether the user can ask for that.
 
         Raises:
             ValueError: where a stage that is kept has changed, naming the fields and the remedy.
@@ -103,10 +104,10 @@ class RunState:
                     for key in changed[:5]
                 )
                 more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+                again = f", do it again from there with --from-stage {index + 1}," if can_go_back else ""
                 raise ValueError(
                     f"The run in {self.folder} was started with other fields for stage {index + 1} ('{old['name']}'): "
-                    f"{shown}{more}. Continue it as it was, do it again from there with --from-stage {index + 1}, or "
-                    "choose a new output or work folder."
+                    f"{shown}{more}. Continue it as it was{again} or choose a new output or work folder."
                 )
         for index in range(min(keep, len(wanted)), len(self.stages)):
             shutil.rmtree(self.stage_folder(index), ignore_errors=True)
@@ -151,7 +152,39 @@ def stage_fields(recipe: Recipe, index: int, data: dict[str, str], *, processes:
         }
     if stage.trains_vision and recipe.images is not None:
         parts["images"] = _source_part(recipe.images)
+    return flat_fields(parts)
+
+
+def flat_fields(parts: dict[str, Any]) -> dict[str, Any]:
+    """Nested fields as flat ones with JSON values, ``{"stage.arguments.seed": 1}``."""
     return _flatten(json.loads(json.dumps(parts, default=_identity)))
+
+
+def determining_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those training arguments that the result of a run depends on."""
+    keeps_best = bool(arguments.get("load_best_model_at_end"))
+    return {
+        key: value
+        for key, value in arguments.items()
+        if key not in _FREE_ARGUMENTS
+        and not key.startswith(_FREE_PREFIXES)
+        and (keeps_best or not key.startswith(_BEST_PREFIXES))
+    }
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The trainer's newest checkpoint in a folder of such."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return found[-1] if found else None
+
+
+def drop_broken_checkpoints(folder: Path) -> None:
+    """Remove checkpoints that a killed run left half-written: the trainer's state is the last file of each."""
+    for path in folder.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path)
 
 
 def fields_digest(stages: list[dict[str, Any]]) -> str:
@@ -167,15 +200,8 @@ def _stage_part(stage: Stage, processes: int) -> dict[str, Any]:
     if processes > 1 and not stage.gather_across_devices:
         # The relations are then those within each process's rows, which one process with the joint batch has not.
         part["gather_across_devices"] = False
-    keeps_best = bool(arguments.get("load_best_model_at_end"))
     part["effective_batch"] = stage.effective_batch(processes)
-    part["arguments"] = {
-        key: value
-        for key, value in arguments.items()
-        if key not in _FREE_ARGUMENTS
-        and not key.startswith(_FREE_PREFIXES)
-        and (keeps_best or not key.startswith(_BEST_PREFIXES))
-    }
+    part["arguments"] = determining_arguments(arguments)
     return part
 
 

@@ -1,0 +1,385 @@
+"""Running a pretraining recipe: tokenizer, corpus, model, training, the finished model and what is measured of it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TrainingArguments,
+    set_seed,
+)
+
+from st_distill.errors import MissingExtraError, RecipeError
+from st_distill.files import write_json
+from st_distill.pretrain.check import DESCRIPTION, check_pretraining, load_pretraining
+from st_distill.pretrain.corpus import MaskedRows, MaskedStream, Padding, rows_of, write_rows
+from st_distill.pretrain.evaluation import held_out_documents, masked_accuracy
+from st_distill.pretrain.masking import WordMasker
+from st_distill.pretrain.picture import draw_accuracy
+from st_distill.pretrain.schema import Pretraining
+from st_distill.pretrain.tokenizer import Tokens, WordTokenizer, train_tokenizer
+from st_distill.pretrain.training import MaskedWordTrainer
+from st_distill.recipe.conversion import as_mapping
+from st_distill.recipe.data import fingerprint, stream_documents
+from st_distill.recipe.load import dump_recipe
+from st_distill.recipe.processes import Processes, locked
+from st_distill.recipe.schema import Texts
+from st_distill.recipe.state import (
+    RunState,
+    determining_arguments,
+    drop_broken_checkpoints,
+    flat_fields,
+    last_checkpoint,
+)
+
+__all__ = ["PretrainResult", "evaluate_encoder", "pretrain"]
+
+logger = logging.getLogger(__name__)
+
+#: Fields of a recipe that the result does not depend on, or that are looked at in another form.
+_FREE_FIELDS = (
+    "output",
+    "work",
+    "device_batch",
+    "evaluation",
+    "arguments",
+    "texts",
+    *("learning_rate", "steps", "epochs"),
+)
+_VOCABULARY_MULTIPLE = 64
+_ARGUMENT_DEFAULTS: dict[str, Any] = {
+    "report_to": "none",
+    "logging_steps": 50,
+    "logging_first_step": True,
+    "save_strategy": "steps",
+    "save_steps": 500,
+    "save_total_limit": 1,
+    "remove_unused_columns": False,
+}
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What `pretrain` gives.
+
+    Args:
+        output: folder of the finished model: transformers' own files, which ``SentenceTransformer(output)`` reads too.
+        results: what `st_distill.pretrain.evaluation.masked_accuracy` measured; empty without an ``evaluation``.
+    """
+
+    output: Path
+    results: dict[str, Any]
+
+
+def pretrain(
+    recipe: Pretraining | str | os.PathLike[str], *, overrides: Sequence[str] = (), resume: bool = False
+) -> PretrainResult:
+    """Train an encoder to find masked words, as a recipe says, and measure it at several lengths.
+
+    The work folder (``<output>-run``) keeps the tokenizer, the tokenised corpus, the trainer's checkpoints, the figures
+    (``results.json``) and, where matplotlib is installed, their picture (``accuracy.png``). A run that was killed goes on
+    at its last checkpoint and ends as it would have without.
+
+    Args:
+        recipe: a recipe, its file, or the name of a preset.
+        overrides: changes to it, as ``"steps=100"``.
+        resume: continue the run that is in the work folder already.
+
+    Raises:
+        RecipeError: for a recipe with mistakes, all of them at once.
+        ValueError: for a work folder that holds a run that cannot or may not be continued.
+        BlockingIOError: where another process runs in the same work folder.
+    """
+    with Processes() as processes:
+        problems = check_pretraining(recipe, overrides, processes=processes.count)
+        if errors := [problem for problem in problems if problem.level == "error"]:
+            raise RecipeError(errors)
+        if not isinstance(recipe, Pretraining):
+            recipe = load_pretraining(recipe, overrides)
+        timeout = float(recipe.arguments.get("ddp_timeout", 1800.0))
+        processes.join(cpu=bool(recipe.arguments.get("use_cpu")), timeout=timeout)
+        with locked(recipe.work_folder, processes):
+            return _Pretraining(recipe, processes).run(resume=resume)
+
+
+def evaluate_encoder(model: str | os.PathLike[str], recipe: Pretraining) -> dict[str, Any]:
+    """Measure any masked-language model as the ``evaluation`` of a recipe says, with its own tokenizer.
+
+    Returns:
+        What `st_distill.pretrain.evaluation.masked_accuracy` returns.
+
+    Raises:
+        ValueError: for a recipe without ``evaluation``.
+    """
+    tokenizer = WordTokenizer(AutoTokenizer.from_pretrained(model), whole_words=recipe.masking.whole_words)
+    encoder = AutoModelForMaskedLM.from_pretrained(model, attn_implementation=recipe.encoder.attn_implementation)
+    on_cpu = bool(recipe.arguments.get("use_cpu")) or not torch.accelerator.is_available()
+    device = torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator()
+    return _Measuring(recipe, tokenizer).at_all_lengths(encoder.to(device))
+
+
+class _Measuring:
+    """The evaluation of a recipe; its documents are read and tokenised once."""
+
+    def __init__(self, recipe: Pretraining, tokenizer: WordTokenizer) -> None:
+        if recipe.evaluation is None:
+            raise ValueError("The recipe must have an 'evaluation' to measure a model by. Got none instead: add one.")
+        self.recipe = recipe
+        self.tokenizer = tokenizer
+        self.lengths = recipe.evaluation.lengths
+        self.documents: list[Tokens] = held_out_documents(
+            _documents(recipe.evaluation.texts), tokenizer, length=max(self.lengths)
+        )
+
+    def at_all_lengths(self, model: nn.Module) -> dict[str, Any]:
+        return self._at(model, self.lengths)
+
+    def at_the_shortest(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy and loss at the shortest of the lengths, for the training's log."""
+        measured = self._at(model, [min(self.lengths)])["lengths"][str(min(self.lengths))]
+        return {name: measured[name] for name in ("accuracy", "loss")}
+
+    def _at(self, model: nn.Module, lengths: Sequence[int]) -> dict[str, Any]:
+        given = self.recipe.arguments
+        half = torch.bfloat16 if given.get("bf16") else torch.float16 if given.get("fp16") else None
+        return masked_accuracy(
+            model,
+            self.tokenizer,
+            _masker(self.recipe, self.tokenizer),
+            self.documents,
+            lengths=lengths,
+            batch_tokens=self.recipe.evaluation.batch_tokens,
+            autocast=half,
+        )
+
+
+class _Pretraining:
+    def __init__(self, recipe: Pretraining, processes: Processes) -> None:
+        self.recipe = recipe
+        self.processes = processes
+        self.folder = recipe.work_folder
+
+    def run(self, *, resume: bool) -> PretrainResult:
+        state = self.processes.by_main(lambda: self._planned(resume)) or RunState(self.folder)
+        backend = self._tokenizer()
+        tokenizer = WordTokenizer(backend, whole_words=self.recipe.masking.whole_words)
+        # Before the training, because documents that are too short must not be found out after it.
+        measuring = None if self.recipe.evaluation is None else _Measuring(self.recipe, tokenizer)
+        if not state.stages[0]["done"]:
+            self._train(state, tokenizer, measuring)
+        self.processes.by_main(lambda: self._finish(measuring is not None))
+        results = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+        return PretrainResult(Path(self.recipe.output), results)
+
+    def _planned(self, resume: bool) -> RunState:
+        state = RunState(self.folder)
+        if state.exists and not resume:
+            raise ValueError(
+                f"The folder {self.folder} already holds a run. Continue it with --resume, or choose a new output or work "
+                "folder."
+            )
+        state.plan([{"name": "pretraining", "fields": self._fields()}], from_stage=None, can_go_back=False)
+        drop_broken_checkpoints(self.folder / "checkpoints")
+        try:
+            (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe), encoding="utf-8")
+        except TypeError:  # it holds texts given in Python
+            logger.info("The recipe holds Python objects, so it is not kept as recipe.yaml.")
+        return state
+
+    def _fields(self) -> dict[str, Any]:
+        recipe = as_mapping(self.recipe)
+        recipe["encoder"].pop("attn_implementation", None)
+        kept = {name: value for name, value in recipe.items() if name not in _FREE_FIELDS}
+        arguments = determining_arguments(self.recipe.training_arguments(self.processes.count))
+        return flat_fields({"recipe": kept, "arguments": arguments, "texts": self._fingerprints()})
+
+    def _fingerprints(self) -> list[Any]:
+        parts = [
+            {k: v for k, v in as_mapping(source).items() if k not in ("data", "path")} for source in self.recipe.texts
+        ]
+        return [{**part, "content": fingerprint(source)} for part, source in zip(parts, self.recipe.texts)]
+
+    # --- what the training needs -------------------------------------------------------------------------------------
+
+    def _tokenizer(self) -> PreTrainedTokenizerFast:
+        folder = self.folder / "tokenizer"
+
+        def make() -> None:
+            if folder.is_dir():
+                return
+            spec = self.recipe.tokenizer
+            if spec.train is not None:
+                logger.info("Tokenizer: learned from the texts.")
+                tokenizer = train_tokenizer(
+                    itertools.islice(_documents(self.recipe.texts), spec.documents),
+                    kind=spec.train,
+                    vocab_size=spec.vocab_size or 30_522,
+                    lowercase=spec.lowercase,
+                )
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(spec.model, revision=spec.revision)
+            _save_whole(tokenizer.save_pretrained, folder)
+
+        self.processes.by_main(make)
+        return AutoTokenizer.from_pretrained(folder)
+
+    def _model(self, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+        spec = self.recipe.encoder
+        attention = {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
+        set_seed(self.recipe.seed)
+        if spec.model is not None:
+            model = AutoModelForMaskedLM.from_pretrained(
+                spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **attention
+            )
+            if len(tokenizer) > model.config.vocab_size:
+                raise ValueError(
+                    f"The encoder must know the tokenizer's {len(tokenizer)} tokens. Got '{spec.model}' with "
+                    f"{model.config.vocab_size}: take its own tokenizer."
+                )
+            return model
+        given = dict(spec.config or {})
+        kind = CONFIG_MAPPING[given.pop("model_type")]
+        # A multiple of 64 is what matrix units are fastest with, and 30522 tokens become the published 30528 by it.
+        size = -(-len(tokenizer) // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+        known = kind().to_dict()
+        special = {
+            name: value
+            for token in ("pad", "cls", "sep", "mask", "bos", "eos")
+            if (name := f"{token}_token_id") in known and (value := getattr(tokenizer, name)) is not None
+        }
+        config = kind(**{"vocab_size": size, **special, **given})
+        return AutoModelForMaskedLM.from_config(config, **attention)
+
+    def _data(self, tokenizer: WordTokenizer, rows: int) -> MaskedRows | MaskedStream:
+        recipe, masker = self.recipe, _masker(self.recipe, tokenizer)
+        if recipe.streaming:
+            return MaskedStream(
+                lambda: _documents(recipe.texts),
+                tokenizer,
+                masker,
+                max_length=recipe.max_length,
+                packing=recipe.packing,
+                buffer=recipe.buffer,
+                batch_rows=rows * self.processes.count,
+                seed=recipe.seed,
+            )
+        wanted = [recipe.max_length, recipe.packing, recipe.masking.whole_words, self._fingerprints()]
+        wanted.append(tokenizer.tokenizer.backend_tokenizer.to_str())
+        digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.folder / "corpus" / f"{digest}.arrow"
+
+        def write() -> None:
+            if not path.is_file():
+                logger.info("Corpus: tokenised into %s.", path)
+            texts = _documents(recipe.texts)
+            write_rows(path, rows_of(texts, tokenizer, max_length=recipe.max_length, packing=recipe.packing))
+
+        self.processes.by_main(write)
+        return MaskedRows(write_rows(path, []), masker)
+
+    # --- training and its end ----------------------------------------------------------------------------------------
+
+    def _train(self, state: RunState, tokenizer: WordTokenizer, measuring: _Measuring | None) -> None:
+        given = self.recipe.training_arguments(self.processes.count)
+        if self.processes.on_cpu:
+            given["use_cpu"] = True
+        args = TrainingArguments(
+            output_dir=str(self.folder / "checkpoints"),
+            **{**_ARGUMENT_DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available(), **given},
+        )
+        # Every process reads the stream itself, so that none has to hand out batches of other lengths than its own.
+        args.accelerator_config.dispatch_batches = False
+        model = self._model(tokenizer.tokenizer)
+        half = args.bf16 or args.fp16
+        data = self._data(tokenizer, args.per_device_train_batch_size)
+        if isinstance(data, MaskedRows):
+            logger.info("Corpus: %d rows.", len(data))
+        trainer = MaskedWordTrainer(
+            model=model,
+            args=args,
+            train_dataset=data,
+            data_collator=Padding(int(tokenizer.tokenizer.pad_token_id), multiple=8 if half else 1),
+            measure=None if measuring is None else measuring.at_the_shortest,
+        )
+        last = last_checkpoint(self.folder / "checkpoints")
+        metrics = trainer.train(resume_from_checkpoint=None if last is None else str(last)).metrics
+        # By all of them, because each may hold a part of the weights.
+        trainer.save_model(str(self.folder / "model.partial"))
+
+        def finish() -> None:
+            _set_limit(tokenizer.tokenizer, model, self.recipe.max_length)
+            tokenizer.tokenizer.save_pretrained(self.folder / "model.partial")
+            (self.folder / "model.partial" / "training_args.bin").unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "model", ignore_errors=True)
+            (self.folder / "model.partial").rename(self.folder / "model")
+            history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+            state.finish(0, {**metrics, "history": history})
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+        self.processes.by_main(finish)
+
+    def _finish(self, measures: bool) -> None:
+        """The main process's part of the end: what is measured, its picture, and the finished model."""
+        results: dict[str, Any] = {}
+        if measures:
+            results = evaluate_encoder(self.folder / "model", self.recipe)
+            picture = self.folder / "accuracy.png"
+            try:
+                draw_accuracy({Path(self.recipe.output).name: results}, picture, trained_at=self.recipe.max_length)
+            except MissingExtraError as error:
+                logger.warning("There is no picture: %s", error)
+        write_json(self.folder / "results.json", results)
+        output = Path(self.recipe.output)
+        partial = output.with_name(f"{output.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(self.folder / "model", partial)
+        write_json(partial / DESCRIPTION, {"results": results})
+        shutil.rmtree(output, ignore_errors=True)
+        partial.rename(output)
+        logger.info("The model is in %s.", output)
+
+
+def _documents(sources: Sequence[Texts]) -> Iterator[str]:
+    return itertools.chain.from_iterable(map(stream_documents, sources))
+
+
+def _masker(recipe: Pretraining, tokenizer: WordTokenizer) -> WordMasker:
+    masking = recipe.masking
+    return WordMasker(
+        mask_id=int(tokenizer.tokenizer.mask_token_id),
+        ordinary_ids=tokenizer.ordinary_ids,
+        share=masking.share,
+        mask=masking.replace.get("mask", 0.0),
+        random=masking.replace.get("random", 0.0),
+        seed=recipe.seed,
+    )
+
+
+def _set_limit(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, trained_at: int) -> None:
+    """Let the tokenizer say how long a text may be: what the model takes, or what it was trained at."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    tokenizer.model_max_length = positions if isinstance(positions, int) else trained_at
+
+
+def _save_whole(save: Callable[[str], Any], folder: Path) -> None:
+    """Save into a folder, whole or not at all."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save(str(partial))
+    partial.rename(folder)

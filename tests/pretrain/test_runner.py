@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from torch.nn import functional
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
+
+from st_distill.cli import main
+from st_distill.errors import RecipeError
+from st_distill.pretrain import load_pretraining, pretrain
+from st_distill.pretrain.check import check_pretraining
+from st_distill.pretrain.evaluation import held_out_documents, masked_accuracy
+from st_distill.pretrain.heads import places_of, predict
+from st_distill.pretrain.masking import IGNORED, WordMasker
+
+RECIPE = """\
+output: {folder}/out
+encoder:
+  config: {{model_type: bert, num_hidden_layers: 1, hidden_size: 32, num_attention_heads: 2, intermediate_size: 64,
+            max_position_embeddings: 64}}
+tokenizer: {{train: wordpiece, vocab_size: 300}}
+texts: {{path: {folder}/texts.parquet}}
+max_length: 32
+batch: 16
+learning_rate: 1.0e-2
+steps: 12
+arguments: {{use_cpu: true, disable_tqdm: true, save_steps: 5, logging_steps: 4}}
+evaluation: {{texts: {folder}/held-out.parquet, lengths: [16, 32, 64]}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, documents):
+    Dataset.from_dict({"text": documents}).to_parquet(tmp_path / "texts.parquet")
+    Dataset.from_dict({"text": [" ".join(documents[n : n + 4]) for n in range(0, 40, 4)]}).to_parquet(
+        tmp_path / "held-out.parquet"
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(folder=tmp_path))
+    return path
+
+
+def weights(folder):
+    return AutoModelForMaskedLM.from_pretrained(folder).state_dict()
+
+
+def test_from_texts_to_an_encoder(recipe, tmp_path, capsys, documents):
+    assert main(["pretrain", str(recipe), "--json", str(tmp_path / "figures.json")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"The model is in {tmp_path}/out."
+    results = json.loads((tmp_path / "figures.json").read_text())
+    assert list(results["lengths"]) == ["16", "32", "64"]
+    # Pieces of a document are measured on the same masked tokens, but for what is left over at its end.
+    measured = [figures["masked"] for figures in results["lengths"].values()]
+    assert max(measured) - min(measured) <= 0.1 * max(measured)
+    # Twelve steps are enough to learn how common the tokens are.
+    assert results["lengths"]["32"]["loss"] < results["unigram_entropy"] + 0.3
+    assert (tmp_path / "out-run" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+    model = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert model.encode(documents[:2]).shape == (2, 32)
+    assert model.max_seq_length == 64
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "out").config.pad_token_id == tokenizer.pad_token_id
+
+    assert main(["pretrain", str(recipe), "--evaluate", str(tmp_path / "out")]) == 0
+    assert "Always the commonest token" in capsys.readouterr().out
+    assert main(["pretrain", str(recipe)]) == 2
+    assert "already holds a run. Continue it with --resume" in capsys.readouterr().err
+    assert main(["pretrain", str(recipe), "--resume", "--set", "masking.share=0.2"]) == 2
+    error = capsys.readouterr().err
+    assert "recipe.masking.share" in error
+    assert "--from-stage" not in error
+
+
+@pytest.mark.parametrize("changes", [[], ["streaming=true", "buffer=20", "device_batch=8"]], ids=["kept", "streamed"])
+def test_a_run_that_was_stopped_ends_as_another(recipe, tmp_path, changes, monkeypatch):
+    """Twelve steps of 16 rows are more than three passes over 60 texts; the run stops behind its checkpoint at step 10."""
+    changes = [*changes, "evaluation=null"]
+    pretrain(recipe, overrides=changes)
+    undisturbed = weights(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out-run")
+
+    def stop(self, *args):
+        if self.state.global_step == 11:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("st_distill.pretrain.training.MaskedWordTrainer._maybe_log_save_evaluate", stopping(stop))
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(recipe, overrides=changes)
+    monkeypatch.undo()
+    assert (tmp_path / "out-run" / "checkpoints" / "checkpoint-10").is_dir()
+    pretrain(recipe, overrides=changes, resume=True)
+    resumed = weights(tmp_path / "out")
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+
+
+def stopping(stop):
+    from transformers import Trainer
+
+    original = Trainer._maybe_log_save_evaluate
+
+    def both(self, *args, **options):
+        stop(self)
+        return original(self, *args, **options)
+
+    return both
+
+
+def test_accumulated_steps_are_whole_ones(recipe, tmp_path):
+    """Rows of unlike length in unlike parts: the loss is the mean over the tokens of the step, however it is cut."""
+    ends = []
+    changes = ["steps=2", "evaluation=null", "encoder.config.hidden_dropout_prob=0", "arguments.optim=sgd"]
+    changes += ["encoder.config.attention_probs_dropout_prob=0"]
+    for rows in (16, 4):
+        pretrain(recipe, overrides=[*changes, f"device_batch={rows}"])
+        ends.append(weights(tmp_path / "out"))
+        shutil.rmtree(tmp_path / "out-run")
+    for name in ends[0]:
+        torch.testing.assert_close(ends[0][name], ends[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_every_mistake_with_its_line(recipe, tmp_path, capsys):
+    text = recipe.read_text().replace("max_length: 32", "max_length: 128").replace("steps: 12", "step: 12")
+    text = text.replace("num_hidden_layers: 1", "layers: 1").replace("lengths: [16, 32, 64]", "lengths: [16, 128]")
+    text += "masking: {replace: {mask: 0.8, random: 0.3, keep: 0.1}}\nstreaming: maybe\n"
+    recipe.write_text(text.replace("save_steps: 5", "per_device_train_batch_size: 5"))
+    assert main(["pretrain", str(recipe)]) == 2
+    said = capsys.readouterr().err
+    for line, words in (
+        (3, "encoder.config.layers: unknown field of BertConfig"),
+        (7, "max_length: the encoder takes at most 64 tokens, got 128"),
+        (10, "step: unknown field; did you mean 'steps'?"),
+        (11, "arguments.per_device_train_batch_size: set the recipe's batch and device_batch instead"),
+        (12, "evaluation.lengths[1]: the encoder takes at most 64 tokens, got 128; leave it out"),
+        (13, "masking.replace: the shares of mask, random, keep must add up to 1, got 1.2"),
+        (14, "streaming: expected true or false, got the text 'maybe'"),
+    ):
+        assert f"{recipe}:{line}: {words}" in said
+    assert main(["pretrain", str(recipe), "--check"]) == 2
+    assert not (tmp_path / "out-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("encoder={model: x, config: {model_type: bert}}", "only one of model and config can be given"),
+        ("encoder.config={model_type: clip}", "transformers has no masked-language model of the type 'clip'"),
+        ("tokenizer={}", "one of model or train must be given"),
+        ("tokenizer={train: bytes, lowercase: false}", "means nothing for a byte-level tokenizer"),
+        ("texts.0.roles={text: query}", "means nothing for pretraining; remove it"),
+        ("texts.0.columns=[txt]", "there is no such column; did you mean 'text'?"),
+        ("device_batch=5", "must be a multiple of device_batch"),
+        ("epochs=2", "steps and epochs are both given"),
+        ("steps=null", "says not how long to train"),
+        ("buffer=5", "means nothing for a corpus that is not streamed"),
+        ("output={folder}/recipe.yaml", "is a file; name a folder"),
+        ("output={folder}", "holds other files than an export's; name a new folder"),
+    ],
+)
+def test_contradictions(recipe, tmp_path, change, words):
+    problems = check_pretraining(recipe, [change.replace("{folder}", str(tmp_path))])
+    assert words in "\n".join(problem.message for problem in problems)
+
+
+def test_a_sound_recipe_and_a_bad_source(recipe, tmp_path):
+    assert check_pretraining(recipe) == []
+    Dataset.from_dict({"text": ["a"], "title": ["b"]}).to_parquet(tmp_path / "texts.parquet")
+    (problem,) = check_pretraining(recipe)
+    assert "must have one column of documents. Got text, title: name one in 'columns'" in problem.message
+    with pytest.raises(RecipeError, match="one column of documents"):
+        pretrain(recipe)
+
+
+def test_documents_shorter_than_the_evaluation(recipe):
+    with pytest.raises(ValueError, match="documents must have 64 tokens, the greatest of its lengths. Got 1 documents"):
+        pretrain(recipe, overrides=["evaluation.texts={data: [a short one]}"])
+
+
+@pytest.mark.parametrize(
+    ("preset", "rate", "layers", "width", "heads"),
+    [("small", 1e-3, 4, 512, 8), ("base", 6e-4, 12, 768, 12), ("large", 4e-4, 24, 1024, 16)],
+)
+def test_the_published_schedule(preset, rate, layers, width, heads):
+    """REFERENCES: arXiv 2310.19923, section on masked-LM pretraining, and its table of sizes."""
+    recipe = load_pretraining(f"jina-2-{preset}", ["texts={path: x}", "device_batch=64"])
+    config = recipe.encoder.config
+    assert (config["num_hidden_layers"], config["hidden_size"], config["num_attention_heads"]) == (layers, width, heads)
+    arguments = recipe.training_arguments(processes=8)
+    assert arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] * 8 == 4096
+    assert (arguments["learning_rate"], arguments["max_steps"], arguments["warmup_steps"]) == (rate, 100_000, 10_000)
+    betas_and_more = [arguments[name] for name in ("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay")]
+    assert betas_and_more == [0.9, 0.98, 1e-6, 0.01]
+    assert (recipe.max_length, recipe.packing, recipe.masking.share) == (512, False, 0.3)
+
+
+@pytest.fixture(scope="module")
+def tiny_masked_bert():
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=320, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    return BertForMaskedLM(config).eval()
+
+
+def test_predictions_where_they_are_asked_for(tiny_masked_bert):
+    inputs = {"input_ids": torch.randint(5, 300, (3, 10)), "attention_mask": torch.ones(3, 10, dtype=torch.long)}
+    labels = torch.full((3, 10), IGNORED)
+    labels[0, 3], labels[2, 9] = 7, 8
+    places, targets = places_of(labels, IGNORED)
+    assert places.tolist() == [3, 29]
+    whole = tiny_masked_bert(**inputs, labels=labels)
+    chosen = predict(tiny_masked_bert, inputs, places, core=tiny_masked_bert)
+    torch.testing.assert_close(chosen, predict(tiny_masked_bert, inputs, places))
+    torch.testing.assert_close(functional.cross_entropy(chosen, targets), whole.loss)
+    assert tiny_masked_bert(**inputs).logits.shape == (3, 10, 320)
+
+
+def test_a_model_that_knows_one_token(tiny_masked_bert, wordpiece, documents):
+    """Its accuracy is that token's share of the masked ones, at every length."""
+    held_out = held_out_documents([" ".join(documents)], wordpiece, length=258)
+    token = int(held_out[0].input_ids[held_out[0].words >= 0][0])
+    masker = WordMasker(mask_id=4, ordinary_ids=wordpiece.ordinary_ids, share=1.0)
+    with torch.no_grad():
+        tiny_masked_bert.cls.predictions.bias[token] += 1000
+    try:
+        results = masked_accuracy(tiny_masked_bert, wordpiece, masker, held_out, lengths=[66, 258], batch_tokens=132)
+    finally:
+        with torch.no_grad():
+            tiny_masked_bert.cls.predictions.bias[token] -= 1000
+    ids = held_out[0].input_ids[held_out[0].words >= 0]
+    for length, pieces in ((66, 4), (258, 1)):
+        figures = results["lengths"][str(length)]
+        assert figures["accuracy"] == pytest.approx((ids == token).mean())
+        assert (figures["masked"], figures["pieces"]) == (len(ids), pieces)
+    assert 0 < results["unigram_entropy"] < torch.tensor(200.0).log()
+    assert results["commonest"] >= (ids == token).mean()
+
+
+def test_out_of_memory_names_the_length(tiny_masked_bert, wordpiece, documents, monkeypatch):
+    def full(*args, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("st_distill.pretrain.evaluation.predict", full)
+    masker = WordMasker(mask_id=4, ordinary_ids=wordpiece.ordinary_ids)
+    held_out = held_out_documents([" ".join(documents)], wordpiece, length=64)
+    with pytest.raises(MemoryError, match="1 texts of 64 tokens. It does not: lower the evaluation's batch_tokens"):
+        masked_accuracy(tiny_masked_bert, wordpiece, masker, held_out, lengths=[64], batch_tokens=64)
