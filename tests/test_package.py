@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import st_distill
+from st_distill.pretrain import Encoder, LengthEvaluation, Masking, Pretraining, TokenizerSpec
 from st_distill.recipe.reference import reference
 
 ROOT = Path(__file__).parents[1]
@@ -84,3 +85,8 @@ def test_the_public_names_are_there():
 def test_the_documentation_has_every_field():
     """``python -c "from st_distill.recipe.reference import reference; print(reference())"`` prints the tables anew."""
     assert reference().strip() in (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+
+
+def test_the_documentation_has_every_field_of_pretraining():
+    fields = reference((Pretraining, Encoder, TokenizerSpec, Masking, LengthEvaluation))
+    assert fields.strip() in (ROOT / "docs" / "pretraining.md").read_text(encoding="utf-8")

@@ -83,8 +83,10 @@ def may_be_replaced(path: Path) -> bool:
 class _Rules(RunRules):
     """The rules that need more than one field, files or a model's configuration."""
 
+    recipe: Pretraining  # type: ignore[assignment]
+
     def run(self, processes: int) -> None:
-        recipe: Pretraining = self.recipe
+        recipe = self.recipe
         encoder, tokenizer = recipe.encoder, recipe.tokenizer
         self.run_folders(
             may_be_replaced=may_be_replaced,
@@ -111,7 +113,7 @@ class _Rules(RunRules):
             facts = self.model(path, encoder.model, encoder.revision, encoder.trust_remote_code)
             return None if facts is None else facts.positions
         self.unused(path, encoder, "a configuration", ("revision", "trust_remote_code"))
-        config = self.configuration((*path, "config"), encoder.config)
+        config = self.configuration((*path, "config"), encoder.config or {})
         if config is None:
             return None
         if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:

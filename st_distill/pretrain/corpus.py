@@ -40,12 +40,17 @@ def rows_of(texts: Iterable[str], tokenizer: WordTokenizer, *, max_length: int, 
         raise ValueError(
             f"The 'max_length' must be above {tokenizer.added}, the tokenizer's special tokens. Got {max_length}."
         )
-    contents = itertools.chain.from_iterable(
-        tokenizer.contents(chunk, limit=None if packing else room) for chunk in _chunks(texts)
+    every = itertools.chain.from_iterable(
+        tokenizer.contents(chunk, limit=None if packing else room) for chunk in _chunks(filter(_has_words, texts))
     )
-    contents = (tokens for tokens in contents if (tokens.words >= 0).any())
+    contents = (tokens for tokens in every if (tokens.words >= 0).any())
     for tokens in _packed(contents, tokenizer.after, room) if packing else contents:
         yield tokenizer.framed(tokens)
+
+
+def _has_words(text: str) -> bool:
+    # A byte-level tokenizer takes spaces alone for a word.
+    return bool(text) and not text.isspace()
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -188,7 +193,7 @@ class MaskedStream(IterableDataset[dict[str, Tensor]]):
             empty = True
             for text in _shuffled(self.texts(), self.buffer, np.random.default_rng([self.seed, epoch])):
                 # What has no word must not take a place in a batch; that a tokenizer finds none in letters is not seen here.
-                if text and not text.isspace():
+                if _has_words(text):
                     empty = False
                     yield epoch, text
             if empty:

@@ -41,7 +41,7 @@ def _looking_at(model: nn.Module, places: Tensor) -> Iterator[None]:
         hidden, *others = inputs
         return (hidden.reshape(-1, hidden.shape[-1])[places], *others)
 
-    layer = model.get_output_embeddings()  # type: ignore[operator]
+    layer = model.get_output_embeddings()
     if not isinstance(layer, nn.Linear):
         yield
         return

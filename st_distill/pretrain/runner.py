@@ -142,7 +142,7 @@ class _Measuring:
             raise ValueError("The recipe must have an 'evaluation' to measure a model by. Got none instead: add one.")
         self.recipe = recipe
         self.tokenizer = tokenizer
-        self.lengths = recipe.evaluation.lengths
+        self.lengths, self.batch_tokens = recipe.evaluation.lengths, recipe.evaluation.batch_tokens
         self.documents: list[Tokens] = held_out_documents(
             _documents(recipe.evaluation.texts), tokenizer, length=max(self.lengths)
         )
@@ -164,7 +164,7 @@ class _Measuring:
             _masker(self.recipe, self.tokenizer),
             self.documents,
             lengths=lengths,
-            batch_tokens=self.recipe.evaluation.batch_tokens,
+            batch_tokens=self.batch_tokens,
             autocast=half,
         )
 

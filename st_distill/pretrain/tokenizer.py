@@ -61,7 +61,7 @@ def train_tokenizer(
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
+        trainer = trainers.BpeTrainer(  # type: ignore[assignment]
             vocab_size=vocab_size,
             min_frequency=min_frequency,
             special_tokens=list(special.values()),

@@ -89,7 +89,7 @@ def _complaint(arguments: dict[str, Any], cls: type[TrainingArguments]) -> str |
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _unplaced(cls)(output_dir="unused", **{"report_to": "none", **arguments})
+            _unplaced(cls)(output_dir="unused", **{"report_to": "none", **arguments})  # type: ignore[arg-type]
     except Exception as error:  # they validate themselves by exceptions of several kinds
         return one_line(error)
     return None

@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -135,7 +136,7 @@ def _documents(source: Texts, column: str) -> Iterator[Any]:
         if file.suffix != ".parquet":
             yield from (row.get(column) for row in text_rows(file))
             continue
-        with _reading(file, lambda file=file: pq.ParquetFile(file)) as parquet:
+        with _reading(file, partial(pq.ParquetFile, file)) as parquet:
             for batch in parquet.iter_batches(batch_size=_SAMPLE, columns=[column]):
                 yield from batch.column(0).to_pylist()
 

@@ -230,7 +230,7 @@ def _read_yaml(path: Path, source: str, kind: Kind) -> _Entry:
 
 def _unify(root: _Entry, kind: Kind) -> None:
     """Put the list around a single text source or teacher, so that it has one path everywhere."""
-    for name, hint in hints(kind.recipe).items():
+    for name, hint in hints(kind.recipe).items():  # type: ignore[arg-type]
         entry = root.value.get(name)
         part = _part_in(hint)
         is_list = get_origin(hint) is list and part is not None and part.short_for is not None
@@ -505,7 +505,7 @@ def _short_for(path: FieldPath, kind: Kind) -> str | None:
     part: type[Part] | None = kind.recipe
     for step in path:
         if isinstance(step, str):
-            part = None if part is None else _part_in(hints(part).get(step))
+            part = None if part is None else _part_in(hints(part).get(step))  # type: ignore[arg-type]
     return None if part is None else part.short_for
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -22,15 +23,19 @@ from st_distill.recipe.schema import (
 __all__ = ["reference"]
 
 
-def reference() -> str:
-    """Every field of a recipe with its type, default and meaning, as Markdown."""
+#: The parts of a recipe of distillation, from the outermost in.
+_PARTS = (Recipe, Student, TeacherSpec, Texts, Images, Projection, Stage, Objective, Evaluation)
+
+
+def reference(parts: Sequence[type[Part]] = _PARTS) -> str:
+    """Every field of a recipe's parts with its type, default and meaning, as Markdown."""
     sections = []
-    for cls in (Recipe, Student, TeacherSpec, Texts, Images, Projection, Stage, Objective, Evaluation):
+    for cls in parts:
         rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
-        for option in fields(cls):
+        for option in fields(cls):  # type: ignore[arg-type]
             default = default_of(option)
             shown = "required" if default is MISSING else "" if default in (None, {}, []) else f"`{default}`"
-            kind = _kind(hints(cls)[option.name]).replace("|", "\\|")
+            kind = _kind(hints(cls)[option.name]).replace("|", "\\|")  # type: ignore[arg-type]
             rows.append(f"| `{option.name}` | {kind} | {shown} | {option.metadata['help']} |")
         sections.append("\n".join([f"### {cls.__name__}", "", str(cls.__doc__), "", *rows]))
     return "\n\n".join(sections) + "\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class RunRules(Findings):
 
         What depends on the machine is looked at, and left out.
         """
-        good = self.options(where, given, hints_of(cls), reserved)
+        good = self.options(where, given, hints_of(cls), reserved)  # type: ignore[arg-type]
         for name in list(good):
             if (complaint := range_complaint(name, good[name])) is not None:
                 self.error((*where, name), complaint)
@@ -97,9 +97,9 @@ class RunRules(Findings):
         good: Mapping[str, Any],
         cls: type[TrainingArguments],
         *,
-        given: Iterable[str],
+        given: Container[str],
         places: Mapping[str, FieldPath],
-        reported: Iterable[str],
+        reported: Container[str],
     ) -> None:
         """What the training arguments say against themselves, together.
 
@@ -112,11 +112,11 @@ class RunRules(Findings):
             reported: fields that a complaint has been made of already.
         """
         for blamed, message in complaints(dict(good), cls):
-            inner = (*where, blamed) if blamed in given else places.get(str(blamed), where)
+            inner = (*where, blamed) if blamed is not None and blamed in given else places.get(str(blamed), where)
             if show_path(inner) not in reported:
                 self.error(inner, message)
 
-    def evaluates(self, where: FieldPath, good: dict[str, Any], given: Iterable[str], *, held_out: bool) -> None:
+    def evaluates(self, where: FieldPath, good: dict[str, Any], given: Container[str], *, held_out: bool) -> None:
         """Evaluation during training needs something to evaluate on."""
         asks = str(good.get("eval_strategy", "no")) != "no"
         if asks and not held_out and self.sound(("evaluation",)):

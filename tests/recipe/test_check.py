@@ -16,7 +16,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from st_distill.recipe import models, stage_rules
+from st_distill.recipe import models, run_rules
 from st_distill.recipe.check import check, format_problems
 from st_distill.recipe.load import load_recipe, presets
 from st_distill.recipe.schema import Evaluation, Projection, Recipe, Stage, Student, TeacherSpec, Texts
@@ -266,7 +266,7 @@ def test_all_mistakes_come_at_once_and_in_order(problems_of):
     ],
 )  # fmt: skip
 def test_what_may_be_right_elsewhere_is_a_warning(problems_of, old, new, message, monkeypatch):
-    monkeypatch.setattr(stage_rules, "is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr(run_rules, "is_torch_bf16_gpu_available", lambda: False)
     problems = problems_of(BASE.replace(old, new, 1))
     assert {problem.level for problem in problems} == {"warning"}
     assert message in format_problems(problems)
