@@ -239,10 +239,8 @@ def _eval(options: argparse.Namespace) -> int:
     from st_distill.evaluation.task_list import is_task_file
     from st_distill.recipe.load import presets
 
-    for option in ("json", "csv"):
-        file = getattr(options, option)
-        if file and not Path(file).absolute().parent.is_dir():
-            raise FileNotFoundError(f"The folder of --{option} {file} must exist. Make it first, or name another file.")
+    _require_folder("json", options.json)
+    _require_folder("csv", options.csv)
     if Path(options.model).suffix in (".yaml", ".yml"):
         raise ValueError(f"{options.model} is no model: st-distill eval MODEL TASK takes the model first.")
     recipes = [
@@ -358,7 +356,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     if options.check:
         return _say(options, check_pretraining(options.recipe, options.overrides))
-    _require_folder(options.json)
+    _require_folder("json", options.json)
     if options.evaluate:
         results = evaluate_encoder(options.evaluate, load_pretraining(options.recipe, options.overrides))
         said = f"This is {options.evaluate}."
@@ -375,6 +373,6 @@ def _pretrain(options: argparse.Namespace) -> int:
     return 0
 
 
-def _require_folder(file: str | None) -> None:
+def _require_folder(option: str, file: str | None) -> None:
     if file and not Path(file).absolute().parent.is_dir():
-        raise FileNotFoundError(f"The folder of --json {file} must exist. Make it first, or name another file.")
+        raise FileNotFoundError(f"The folder of --{option} {file} must exist. Make it first, or name another file.")
