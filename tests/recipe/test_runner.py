@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 import st_distill
 from st_distill.errors import RecipeError
 from st_distill.exporting import load_student
-from st_distill.recipe import Evaluation, Recipe, Stage, evaluate_model, frozen, runner, stages, start
+from st_distill.recipe import Evaluation, Recipe, Stage, evaluate_model, frozen, runner, stages, start, state
 
 FAST = {"use_cpu": True, "disable_tqdm": True}
 
@@ -227,8 +227,8 @@ def test_a_checkpoint_cut_short_is_left_out(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "trainer_state.json").write_text(content)
     (tmp_path / "checkpoint-12").mkdir()
-    stages._drop_broken_checkpoints(tmp_path)
-    assert stages._last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    state.drop_broken_checkpoints(tmp_path)
+    assert state.last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
 
 
 def note_stages(monkeypatch) -> list[str]:
