@@ -146,6 +146,18 @@ def test_a_process_that_does_not_come(tmp_path, monkeypatch):
     assert not (tmp_path / "s" / processes.FOLDER / "current.json").exists()
 
 
+def test_the_store_lock_is_left_to_the_first_process(tmp_path, monkeypatch):
+    """To try a lock is to hold it for an instant, in which the first process could not take it, and would give up."""
+    teacher = Teacher(lambda texts: np.ones((len(texts), 2)), name="t", revision="1")
+    TeacherStore.create(tmp_path / "s", TEXTS[:2], teacher, show_progress=False)
+    tried = []
+    monkeypatch.setattr(processes.files, "is_locked", lambda path: tried.append(path))
+    monkeypatch.setattr(processes, "_ARRIVAL_SECONDS", 0.2)
+    with pytest.raises(TimeoutError):
+        TeacherStore.create(tmp_path / "s", TEXTS, teacher, process=(1, 2), show_progress=False)
+    assert tmp_path / "s" / FolderLock.NAME not in tried
+
+
 def test_a_process_of_an_earlier_build_that_still_lives(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_REMNANT_SECONDS", 0.2)
     session = tmp_path / "s" / processes.FOLDER / "0123456789abcdef"

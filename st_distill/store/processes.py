@@ -9,7 +9,11 @@ speak to each other through files, because shares take hours, which a barrier of
     processes/SESSION/0.json            state of the first process; the tickets of those it has seen
     processes/SESSION/1.json            state of another process, with its ticket
     processes/SESSION/1.journal.json    its shards, as in store.json
-    processes/SESSION/1.lock            held by it as long as it lives
+    processes/SESSION/0.lock, 1.lock    held by each of them as long as it lives
+
+Whether a process lives is seen by trying its lock, which holds it for an instant. So the locks that are tried are these,
+taken before anybody knows of them, and never the store's own: else a process that waits for the first one to begin could
+keep it from beginning.
 
 A session that lies there from a build that died cannot be taken for the present one: a process starts when the first one
 has written the ticket that it has drawn itself. All of this is removed when the build ends well.
@@ -61,6 +65,7 @@ class Alone:
         self._session = folder / FOLDER
         self._checked = time.monotonic()
         self._state: dict[str, Any] = {}
+        self._locked: files.FolderLock | None = None
 
     def __enter__(self) -> Any:
         return self
@@ -90,13 +95,28 @@ class Alone:
         self._state |= {"state": state} | more
         files.write_json(self._session / f"{self.number}.json", self._state)
 
+    def _lock(self, number: int) -> Path:
+        return self._session / f"{number}.lock"
+
+    def _take_lock(self, session: Path) -> None:
+        """Show by the lock of this number in a session that this process lives."""
+        self._locked = files.FolderLock(
+            session, name=self._lock(self.number).name, purpose=f"as process {self.number} of a build"
+        ).__enter__()
+
+    def _unlock(self) -> None:
+        if self._locked is not None:
+            self._locked.__exit__(None, None, None)
+            self._locked = None
+
     def _say_failure(self, error: BaseException) -> None:
         with contextlib.suppress(OSError):  # the disk may be what failed
             self._say("failed", error=f"{type(error).__name__}: {error}")
 
-    def _raise_for(self, number: int, lock: Path) -> str:
+    def _raise_for(self, number: int) -> str:
         """State of another process; an exception when it has failed, or is no more."""
-        alive = files.is_locked(lock)  # before the state is read: a process says its last word while it holds the lock
+        # Before the state is read: a process says its last word while it holds the lock.
+        alive = files.is_locked(self._lock(number))
         state = self._read(number)
         if state.get("state") == "failed":
             raise ChildProcessError(
@@ -118,6 +138,7 @@ class Leader(Alone):
         name = secrets.token_hex(8)
         self._session = self.folder / FOLDER / name
         self._session.mkdir(parents=True)
+        self._take_lock(self._session)
         files.write_json(self.folder / FOLDER / "current.json", {"session": name})
         self.salt = int(name, 16)
         self._say("here", processes=self.count)
@@ -130,12 +151,14 @@ class Leader(Alone):
             # The others find out at their next batch; what they have in their journals is for the next build.
             self._state.setdefault("tickets", self._tickets())
             self._say_failure(error)
+            self._unlock()
             return
         self._say("complete")
         for number in self._others():
             for _ in _poll():
                 if self._read(number).get("state") in ("left", "failed") or not files.is_locked(self._lock(number)):
                     break
+        self._unlock()
         _remove([self._session])
         _remove_folder(self.folder)
 
@@ -148,7 +171,7 @@ class Leader(Alone):
         tickets: dict[int, str] = {}
         for waited in _poll():
             for number in tickets:  # they are there already, and may fail while others are awaited
-                self._raise_for(number, self._lock(number))
+                self._raise_for(number)
             tickets = self._tickets()
             missing = [number for number in self._others() if number not in tickets]
             if not missing:
@@ -170,19 +193,16 @@ class Leader(Alone):
         """Wait until the others have embedded their shares, and return their journals."""
         for number in self._others():
             for _ in _poll():
-                if self._raise_for(number, self._lock(number)) == "done":
+                if self._raise_for(number) == "done":
                     break
         return [read_journal(path) for path in sorted(self._session.glob("*.journal.json"))]
 
     def _check(self) -> None:
         for number in self._others():
-            self._raise_for(number, self._lock(number))
+            self._raise_for(number)
 
     def _others(self) -> range:
         return range(1, self.count)
-
-    def _lock(self, number: int) -> Path:
-        return self._session / f"{number}.lock"
 
 
 class Member(Alone):
@@ -190,7 +210,6 @@ class Member(Alone):
 
     def __enter__(self) -> Member:
         self._ticket = secrets.token_hex(8)
-        self._locked: files.FolderLock | None = None
         try:
             self._join()
         except BaseException as error:
@@ -207,9 +226,9 @@ class Member(Alone):
             if session is not None and session != self._session:
                 self._enter(session)
             first = self._read(0) if self._locked is not None else {}
-            running = files.is_locked(self.folder / files.FolderLock.NAME)
+            running = files.is_locked(self._lock(0))
             if first.get("tickets", {}).get(str(self.number)) == self._ticket:
-                self._raise_for(0, self.folder / files.FolderLock.NAME)
+                self._raise_for(0)
                 self.salt = int(self._session.name, 16)
                 if first["processes"] != self.count:
                     raise ValueError(
@@ -238,15 +257,8 @@ class Member(Alone):
         self._unlock()
         self._session = session
         with contextlib.suppress(FileNotFoundError):  # the session of a build that ended a moment ago
-            self._locked = files.FolderLock(
-                session, name=f"{self.number}.lock", purpose=f"as process {self.number} of a build"
-            ).__enter__()
+            self._take_lock(session)
             self._say("here", ticket=self._ticket)
-
-    def _unlock(self) -> None:
-        if self._locked is not None:
-            self._locked.__exit__(None, None, None)
-            self._locked = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
@@ -265,11 +277,11 @@ class Member(Alone):
         """Say that this share is done, and wait until the store is complete."""
         self._say("done")
         for _ in _poll():
-            if self._raise_for(0, self.folder / files.FolderLock.NAME) == "complete":
+            if self._raise_for(0) == "complete":
                 return
 
     def _check(self) -> None:
-        self._raise_for(0, self.folder / files.FolderLock.NAME)
+        self._raise_for(0)
 
 
 def adopt(folder: Path, description: Description, present: Alone) -> Callable[[], None] | None:
