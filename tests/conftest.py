@@ -166,6 +166,19 @@ def tiny_qwen2(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_alibi(tmp_path_factory) -> str:
+    """Folder of an ALiBi BERT: 2 layers, 24 wide, 3 heads, 8192 tokens."""
+    from st_distill.modules import AlibiBertConfig, AlibiBertModel
+
+    torch.manual_seed(0)
+    tokenizer = _bert_tokenizer(8192)
+    config = AlibiBertConfig(
+        vocab_size=len(tokenizer), hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=32
+    )
+    return _save_text_model(tmp_path_factory.mktemp("tiny-alibi"), tokenizer, AlibiBertModel(config))
+
+
+@pytest.fixture(scope="session")
 def tiny_siglip(tmp_path_factory) -> str:
     """Folder of a transformers SigLIP vision encoder: 2 layers, 24 wide, 32 x 32 pixels in 8 x 8 patches."""
     from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel

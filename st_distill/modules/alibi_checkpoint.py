@@ -1,0 +1,169 @@
+"""Weights of the published English ALiBi encoders: read by name, with every tensor accounted for, and written back.
+
+The layout is the model's own; what a published state dictionary may have beside it is a ``bert.`` prefix, a pooler and a
+masked-LM head (``cls.``), which are dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from st_distill.modules.alibi_config import AlibiBertConfig, explain_other_model
+from st_distill.modules.alibi_model import AlibiBertModel, AlibiBertPreTrainedModel
+
+#: How the names of tensors begin that an encoder has no place for.
+DROPPED = ("pooler.", "cls.")
+PREFIX = "bert."
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+#: More names than this in one error help nobody.
+SHOWN = 5
+
+
+def load_published(path: str | os.PathLike[str], *, attn_implementation: str | None = None) -> AlibiBertModel:
+    """The encoder of a folder in the published layout, in float32.
+
+    Args:
+        path: a folder with the published ``config.json`` (whose ``model_type`` is "bert") and ``model.safetensors`` or
+            ``pytorch_model.bin``.
+        attn_implementation: as in transformers.
+
+    Raises:
+        ValueError: for a folder without these files, a plain BERT, or weights that are missing, surplus or misshaped.
+    """
+    path = Path(path)
+    file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    if file is None or not (path / "config.json").is_file():
+        raise ValueError(
+            f"The 'path' must be a folder with a config.json and a {' or '.join(WEIGHTS)}. Got {path} instead, which has not "
+            "both."
+        )
+    config = published_config(json.loads((path / "config.json").read_text(encoding="utf-8")), place=path)
+    state = (
+        load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+    )
+    model = AlibiBertModel._from_config(config, attn_implementation=attn_implementation)
+    load_published_state_dict(model, state)
+    return model.eval()
+
+
+def published_config(fields: Mapping[str, Any], *, place: Any = "The configuration") -> AlibiBertConfig:
+    """The configuration that a published ``config.json`` means.
+
+    Raises:
+        ValueError: where it is a plain BERT's: no "alibi" as its ``position_embedding_type``.
+    """
+    if fields.get("position_embedding_type") != "alibi" and fields.get("model_type") != AlibiBertConfig.model_type:
+        raise ValueError(explain_other_model(dict(fields), place))
+    known = set(AlibiBertConfig().to_dict()) - {
+        "auto_map",
+        "model_type",
+        "architectures",
+        "transformers_version",
+        "dtype",
+    }
+    kept = {name: value for name, value in fields.items() if name in known}
+    kept["feed_forward"] = fields.get("feed_forward_type", fields.get("feed_forward", "geglu"))
+    return AlibiBertConfig(**kept)
+
+
+def load_published_state_dict(model: AlibiBertPreTrainedModel, state: Mapping[str, Tensor]) -> list[str]:
+    """Load a published state dictionary into the encoder of ``model``; a head keeps the weights it has.
+
+    Args:
+        model: an `AlibiBertModel`, or a model with a head on one.
+        state: name to tensor, with the ``bert.`` prefix or without. It is checked whole before a weight changes.
+
+    Returns:
+        The names that were dropped: those of a pooler and of a masked-LM head.
+
+    Raises:
+        ValueError: for a missing, a surplus or a misshaped tensor, naming all three kinds; for position embeddings, which
+            only a plain BERT has.
+    """
+    encoder = model.base_model
+    if any(name.endswith("position_embeddings.weight") for name in state):
+        raise ValueError(
+            "The state dictionary must be an ALiBi encoder's. Got one with 'position_embeddings', a plain BERT's, instead: a "
+            "model trained with them does not work without."
+        )
+    named = {name.removeprefix(PREFIX): name for name in state}
+    dropped = [name for short, name in named.items() if short.startswith(DROPPED)]
+    found = {short: state[name] for short, name in named.items() if not short.startswith(DROPPED)}
+    # Older transformers saved the numbers of the positions, which are no weights.
+    positions = found.pop("embeddings.position_ids", None)
+    wanted = encoder.state_dict()
+    shapes = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in found and found[name].shape != wanted[name].shape
+    ]
+    problems = [
+        _several("missing", [name for name in wanted if name not in found]),
+        _several("surplus", [named[name] for name in found if name not in wanted]),
+        _several("misshaped", shapes),
+    ]
+    if any(problems):
+        raise ValueError(
+            f"The state dictionary must have the encoder's {len(wanted)} tensors and no others. "
+            f"Got {len(found)}: {'; '.join(filter(None, problems))}. Compare the config's sizes with the checkpoint's."
+        )
+    encoder.load_state_dict(found)
+    return dropped + ([] if positions is None else [named["embeddings.position_ids"]])
+
+
+def published_state_dict(model: AlibiBertPreTrainedModel, *, prefix: str = "") -> dict[str, Tensor]:
+    """The encoder's weights under their published names, on the CPU; the inverse of `load_published_state_dict`.
+
+    Args:
+        model: an `AlibiBertModel`, or a model with a head on one, whose head is left out.
+        prefix: ``"bert."`` for names as a model with a head has them.
+    """
+    state = model.base_model.state_dict()
+    return {prefix + name: weight.detach().cpu().contiguous() for name, weight in state.items()}
+
+
+def save_published(model: AlibiBertPreTrainedModel, path: str | os.PathLike[str]) -> None:
+    """Write the encoder as `load_published` reads it: a published ``config.json`` and ``model.safetensors``.
+
+    Raises:
+        ValueError: for a folder that has a ``config.json`` already.
+    """
+    path = Path(path)
+    if (path / "config.json").exists():
+        raise ValueError(f"The 'path' must be a folder without a config.json. Got {path} instead: choose another one.")
+    path.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    fields = {
+        name: getattr(config, name)
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "max_position_embeddings",
+            "type_vocab_size",
+            "layer_norm_eps",
+            "initializer_range",
+            "pad_token_id",
+        )
+    }
+    published = {"model_type": "bert", "position_embedding_type": "alibi", "feed_forward_type": config.feed_forward}
+    (path / "config.json").write_text(json.dumps({**published, **fields}, indent=2) + "\n", encoding="utf-8")
+    save_file(published_state_dict(model), path / "model.safetensors", metadata={"format": "pt"})
+
+
+def _several(what: str, names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} {what} ({', '.join(names[:SHOWN])}{more})" if names else ""
