@@ -78,6 +78,12 @@ SENTENCES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random weights whichever tests ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def sentences() -> list[str]:
     return list(SENTENCES)
