@@ -222,7 +222,8 @@ def describe(model: SentenceTransformer, *, dims: list[int] | None = None) -> di
         "dims": dims or [width],
         "unit_length": {"full": unit, "truncated": False},
         "modalities": sorted(str(modality) for modality in model.modalities),
-        "max_seq_length": model.max_seq_length,
+        # A static embedding reads any number of tokens, and JSON has no infinity.
+        "max_seq_length": None if model.max_seq_length == float("inf") else model.max_seq_length,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 
 from st_distill.exporting import describe, export, export_teacher, info, load_student
@@ -243,6 +244,18 @@ def test_modules_without_standard_form(make_student, tmp_path):
 def test_info_of_no_model(tmp_path):
     with pytest.raises(ValueError, match="has no modules.json"):
         info(tmp_path)
+
+
+def test_a_static_student(make_student, tmp_path, sentences):
+    embedding = StaticEmbedding(make_student().tokenizer, embedding_dim=32)
+    projection = MatryoshkaProjection(32, [24, 8])
+    student = SentenceTransformer(modules=[embedding, projection], device="cpu").eval()
+    export(student, tmp_path / "model")
+    assert info(tmp_path / "model")["max_seq_length"] is None
+    loaded = SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(sentences, convert_to_tensor=True)
+    assert torch.allclose(
+        loaded, torch.nn.functional.normalize(student.encode(sentences, convert_to_tensor=True)), atol=1e-6
+    )
 
 
 def test_the_teacher_in_its_students_space(make_student, tmp_path, sentences):

@@ -44,16 +44,18 @@ def main_score(line: Line) -> float:
 
 def groups(lines: list[Line], split: str, student: str | None = None) -> dict[str, dict[int, dict[str, list[float]]]]:
     """Scores by name, dimension and task (a value for each seed); 'mean' is that of the tasks, for each run."""
-    wanted = [line for line in lines if line["split"] == split and student in (None, line["student"], "teacher")]
-    wanted = [line for line in wanted if student is None or line["student"] in (student, "teacher")]
+    wanted = [
+        line
+        for line in lines
+        if line["split"] == split and (student is None or line["student"] in (student, "teacher"))
+    ]
     table: dict[str, dict[int, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     means: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    names = labels(wanted)
     for line in wanted:
-        name = (
-            line["name"]
-            if student is not None or line["student"] == "teacher"
-            else f"{line['name']}, {line['student']}"
-        )
+        name = names[line["run"]]
+        if student is None and line["student"] != "teacher":
+            name = f"{name}, {line['student']}"
         table[name][line["dim"]][line["task"]].append(main_score(line))
         if line["task"] in TASKS:
             means[name, line["run"], line["dim"]].append(main_score(line))
@@ -63,11 +65,34 @@ def groups(lines: list[Line], split: str, student: str | None = None) -> dict[st
     return table
 
 
+def labels(lines: list[Line]) -> dict[str, str]:
+    """What each run is called: its name, and its steps and rate where runs of that name differ in more than the seed.
+
+    Only runs that are equal but for their seeds may share a name, and with it a mean.
+    """
+    kinds: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    about: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        if line["run"] not in about:
+            about[line["run"]] = line["settings"]
+            settings = {key: value for key, value in line["settings"].items() if key != "seed"}
+            kinds[line["name"], line["student"]][json.dumps(settings, sort_keys=True)].append(line["run"])
+    named = {}
+    for (name, _), by_settings in kinds.items():
+        for number, runs in enumerate(by_settings.values(), 1):
+            for run in runs:
+                more = f" ({number}: {about[run].get('steps')} steps, {about[run].get('rate')})"
+                named[run] = name + (more if len(by_settings) > 1 else "")
+    return named
+
+
 def print_table(lines: list[Line], split: str, student: str) -> None:
     """Each method at each dimension: the tasks, their mean, the share of the whole teacher's mean, seconds; then the rest."""
     table = groups(lines, split, student)
     whole = table["teacher"][DIMS[0]]
-    seconds = {line["name"]: line["seconds"] for line in lines if line["student"] in (student, "teacher")}
+    of_split = [line for line in lines if line["split"] == split and line["student"] in (student, "teacher")]
+    names = labels(of_split)
+    seconds = {names[line["run"]]: line["seconds"] for line in of_split}
     columns = [*TASKS, "mean"]
     print(f"## {student}, {split}\n")
     print("| method | dim |", " | ".join(columns), "| kept % | seeds | training s |")
@@ -84,28 +109,27 @@ def print_table(lines: list[Line], split: str, student: str) -> None:
             share = f"{100 * statistics.fmean(kept):.1f}" if len(kept) == len(TASKS) else ""
             count = max((len(values) for values in scores.values()), default=0)
             print(f"| {name} | {dim} |", " | ".join(cells), f"| {share} | {count} | {seconds.get(name, 0.0):.0f} |")
-    _print_details(lines, split, student)
+    _print_details(of_split, names)
 
 
-def _print_details(lines: list[Line], split: str, student: str) -> None:
-    wanted = [line for line in lines if line["split"] == split and line["student"] in (student, "teacher")]
+def _print_details(lines: list[Line], names: dict[str, str]) -> None:
     sections = {
-        "SciFact with quantised vectors, nDCG@10": ("scifact", None),
-        "SciFact, the student's queries against the teacher's documents": ("scifact-against-teacher", None),
-        "Fidelity to the teacher": ("fidelity", None),
+        "SciFact with quantised vectors, nDCG@10": "scifact",
+        "SciFact, the student's queries against the teacher's documents": "scifact-against-teacher",
+        "Fidelity to the teacher": "fidelity",
     }
-    for title, (task, _) in sections.items():
+    for title, task in sections.items():
         chosen: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
-        for line in wanted:
+        for line in lines:
             if line["task"] == task:
-                chosen[line["name"], line["dim"]].append(line["scores"])
+                chosen[names[line["run"]], line["dim"]].append(line["scores"])
         if not chosen:
             continue
-        names = list(next(iter(chosen.values()))[0])
-        print(f"\n### {title}\n\n| method | dim |", " | ".join(names), "|")
-        print("|---" * (len(names) + 2) + "|")
+        figures = list(next(iter(chosen.values()))[0])
+        print(f"\n### {title}\n\n| method | dim |", " | ".join(figures), "|")
+        print("|---" * (len(figures) + 2) + "|")
         for (name, dim), scores in chosen.items():
-            cells = [_cell([100 * score[key] for score in scores]) for key in names]
+            cells = [_cell([100 * score[key] for score in scores]) for key in figures]
             print(f"| {name} | {dim} |", " | ".join(cells), "|")
 
 
