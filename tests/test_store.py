@@ -520,10 +520,19 @@ def test_hashes_that_agree_in_their_first_half_are_told_apart():
     hashes[:4, 15] = range(4)
     hashes[4, 0] = 1
     table = Hashes()
-    table.add(hashes[:3], 0)
-    table.add(hashes[3:4], 3)
+    table.add(hashes[:3])
+    table.add(hashes[3:4])
     assert table.find(hashes[::-1]).tolist() == [-1, 3, 2, 1, 0]
     assert table.find(hashes[:0]).tolist() == []
+
+
+def test_many_hashes_in_blocks_of_any_size():
+    hashes = np.random.default_rng(0).integers(0, 256, (5000, 16), dtype=np.uint8)
+    hashes[:100, :8] = 0  # they want one place
+    table = Hashes()
+    for first, last in [(0, 1), (1, 1), (1, 70), (70, 3000), (3000, 4990)]:
+        table.add(hashes[first:last])
+    assert table.find(hashes).tolist() == [*range(4990), *[-1] * 10]
 
 
 # --- what is given

@@ -98,7 +98,7 @@ class PooledVectors:
                 fresh.setdefault(hashes[place].tobytes(), chunk[place])
             if fresh:
                 added = np.frombuffer(b"".join(fresh), dtype=np.uint8).reshape(-1, hashes.shape[1])
-                self._table.add(added, self._count)
+                self._table.add(added)
                 self._count += len(fresh)
                 yield [(key, *pair) for key, pair in fresh.items()]
 

@@ -251,7 +251,7 @@ class Builder:
             )
         if fresh:
             added = np.frombuffer(b"".join(fresh), dtype=np.uint8).reshape(-1, HASH_BYTES)
-            self.contents.table.add(added, self._texts)
+            self.contents.table.add(added)
             self._new_hashes.append(added)
             self._texts += len(fresh)
         for role, places in _places(roles).items():

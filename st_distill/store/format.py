@@ -23,6 +23,7 @@ FORMAT = "st-distill teacher store"
 VERSION = 1
 DESCRIPTION = "store.json"
 HASH_BYTES = 16
+_AT_A_TIME = 2**16  # hashes that are entered together: what is computed of them stays small beside the table
 
 
 @dataclass(frozen=True)
@@ -263,50 +264,64 @@ class Column:
 
 
 class Hashes:
-    """Numbers of 16-byte hashes: 32 bytes of memory each, where a dictionary takes 200.
+    """Numbers of 16-byte hashes: 24 to 48 bytes of memory each, where a dictionary takes 200.
 
-    Sorted runs of the first 8 bytes, searched one after another; runs of like size are merged, so that there are few.
+    A table with open addresses, at most half full: a look-up costs the same however many hashes there are. The number of a
+    hash is where it stands in the order in which they came.
     """
 
     def __init__(self) -> None:
-        self._runs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._count = 0
+        self._known = np.empty((0, 2), dtype=np.uint64)
+        self._slots = np.full(2, -1, dtype=np.int32)
 
-    def add(self, hashes: np.ndarray, first: int) -> None:
-        """Give the ``hashes`` (n, 16), none of which is known, the numbers from ``first``."""
-        if not len(hashes):
-            return
-        high, low = self._halves(hashes)
-        run = (high, low, np.arange(first, first + len(hashes), dtype=np.int64))
-        order = np.argsort(high, kind="stable")
-        self._runs.append(tuple(part[order] for part in run))  # type: ignore[arg-type]
-        while len(self._runs) > 1 and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0]):
-            later, earlier = self._runs.pop(), self._runs.pop()
-            run = tuple(np.concatenate(parts) for parts in zip(earlier, later))  # type: ignore[assignment]
-            order = np.argsort(run[0], kind="stable")  # the stable sort merges two sorted halves in linear time
-            self._runs.append(tuple(part[order] for part in run))  # type: ignore[arg-type]
+    def add(self, hashes: np.ndarray) -> None:
+        """Give the ``hashes`` (n, 16), which are distinct and of which none is known, the next numbers."""
+        first, self._count = self._count, self._count + len(hashes)
+        if self._count > len(self._known):
+            grown = np.empty((max(self._count, 2 * len(self._known)), 2), dtype=np.uint64)
+            grown[:first] = self._known[:first]
+            self._known = grown
+        self._known[first : self._count] = self._halves(hashes)
+        if 2 * self._count > len(self._slots):
+            size = 1 << (2 * self._count - 1).bit_length()
+            self._slots = np.full(size, -1, dtype=np.int32 if size <= 2**31 else np.int64)
+            first = 0
+        for start in range(first, self._count, _AT_A_TIME):
+            self._enter(np.arange(start, min(start + _AT_A_TIME, self._count)))
+
+    def _enter(self, numbers: np.ndarray) -> None:
+        """Put the numbers into the first free slots from those that their hashes name."""
+        places = self._places(self._known[numbers])
+        while len(numbers):
+            free = self._slots[places] < 0
+            self._slots[places[free]] = numbers[free]
+            left = self._slots[places] != numbers  # also where two wanted one slot
+            numbers, places = numbers[left], self._after(places[left])
 
     def find(self, hashes: np.ndarray) -> np.ndarray:
         """Number of each of the ``hashes`` (n, 16), -1 for one that is not known."""
         found = np.full(len(hashes), -1, dtype=np.int64)
-        high, low = self._halves(hashes)
-        for run_high, run_low, numbers in self._runs:
-            wanted = np.flatnonzero(found < 0)
-            places = np.searchsorted(run_high, high[wanted])
-            # One step nearly always: two texts that agree in 8 bytes but not in 16 are rare, yet they may come.
-            while len(wanted):
-                inside = places < len(run_high)
-                wanted, places = wanted[inside], places[inside]
-                alike = run_high[places] == high[wanted]
-                wanted, places = wanted[alike], places[alike]
-                same = run_low[places] == low[wanted]
-                found[wanted[same]] = numbers[places[same]]
-                wanted, places = wanted[~same], places[~same] + 1
+        wanted = self._halves(hashes)
+        left, places = np.arange(len(hashes)), self._places(wanted)
+        while len(left):
+            numbers = self._slots[places]
+            taken = numbers >= 0
+            left, places, numbers = left[taken], places[taken], numbers[taken]
+            same = (self._known[numbers] == wanted[left]).all(axis=1)
+            found[left[same]] = numbers[same]
+            left, places = left[~same], self._after(places[~same])
         return found
 
+    def _places(self, halves: np.ndarray) -> np.ndarray:
+        return (halves[:, 0] & np.uint64(len(self._slots) - 1)).astype(np.int64)
+
+    def _after(self, places: np.ndarray) -> np.ndarray:
+        return (places + 1) & (len(self._slots) - 1)
+
     @staticmethod
-    def _halves(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        halves = np.ascontiguousarray(hashes).view(np.uint64).reshape(-1, 2)
-        return halves[:, 0].copy(), halves[:, 1].copy()
+    def _halves(hashes: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(hashes).view(np.uint64).reshape(-1, 2)
 
 
 def hash_texts(texts: Iterable[str]) -> np.ndarray:
@@ -339,7 +354,7 @@ class Contents:
     def table(self) -> Hashes:
         """Text numbers by hash; made when the first text is looked up, which training never does."""
         table = Hashes()
-        table.add(self.hashes, 0)
+        table.add(self.hashes)
         return table
 
     @functools.cached_property
