@@ -13,6 +13,7 @@ MINILM is the name or folder of a model, DATA a folder with wikisplit/*.parquet 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import statistics
@@ -96,12 +97,20 @@ def build(options: argparse.Namespace) -> None:
 
 
 def memory(options: argparse.Namespace) -> None:
-    """The store alone, from a model's name, as a recipe builds it."""
-    texts = mixed(SentenceTransformer(options.model), options.data, options.texts)
+    """The store alone, from a model's name, as a recipe builds it: the texts are made in this process, used in another."""
     with tempfile.TemporaryDirectory() as folder:
-        teacher = Teacher(options.model, name="m", max_seq_length=256)
-        TeacherStore.create(folder, texts, teacher, show_progress=False)
-    print(f"the store alone, {len(texts)} texts: peak memory {peak()}")
+        texts = Path(folder) / "texts.json"
+        texts.write_text(json.dumps(mixed(SentenceTransformer(options.model), options.data, options.texts)))
+        command = [sys.executable, __file__, "memory", "--model", options.model, "--data", str(options.data)]
+        subprocess.run([*command, "--folder", folder], check=True)
+
+
+def memory_once(options: argparse.Namespace) -> None:
+    texts = json.loads(Path(options.folder, "texts.json").read_text())
+    before = peak()
+    teacher = Teacher(options.model, name="m", max_seq_length=256)
+    TeacherStore.create(Path(options.folder) / "store", texts, teacher, show_progress=False)
+    print(f"the store alone, {len(texts)} texts: peak memory {peak()} (before {before})")
 
 
 def free_teacher(dimension: int) -> Teacher:
@@ -269,6 +278,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.function is scale and options.texts is not None:
         options.function = partial(scale_once)
+    if options.function is memory and options.folder is not None:
+        options.function = memory_once
     if options.function is import_vectors and options.texts is not None:
         options.function = partial(import_once)
     options.function(options)
