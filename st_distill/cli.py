@@ -1,4 +1,4 @@
-"""The command line: ``st-distill check|embed|run|eval|export|info|pretrain``, each a thin layer over one function.
+"""The command line: ``st-distill check|embed|run|verify|eval|export|info|pretrain``, each a thin layer over one function.
 
 ``embed``, ``run`` and ``pretrain`` may be started in several processes, ``torchrun --nproc_per_node 8 -m st_distill run
 recipe.yaml``: one of them speaks for all.
@@ -10,13 +10,16 @@ import argparse
 import json
 import logging
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_distill import __version__
-from st_distill.errors import OtherProcessError, Problem
+from st_distill.errors import OtherProcessError, Problem, RecipeError, one_line
+from st_distill.stopping import Stopped, raising
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -27,19 +30,47 @@ _RECIPE_HELP = "a recipe's YAML file, or the name of a preset"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, or 2 for a user's mistake, told in a sentence on stderr."""
+    """Run one command and return its exit code: 0; 1 where `verify` finds damage; 2 for a mistake, told in a sentence on
+    stderr; 130 and 143, as shells have it, where Ctrl-C or SIGTERM has stopped it.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("st_distill").setLevel(logging.INFO if _speaks() else logging.WARNING)
     try:
-        return options.command(options)
-    except (ValueError, TypeError, OSError, ImportError, MemoryError, OtherProcessError) as error:
+        with raising():
+            return options.command(options)
+    except KeyboardInterrupt as error:
+        if options.debug:
+            raise
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        if _speaks():
+            print(f"st-distill: stopped by {signal.Signals(number).name}.{_how_to_go_on(options)}", file=sys.stderr)
+        return 128 + number
+    except Exception as error:
         if options.debug:
             raise
         if not isinstance(error, OtherProcessError):  # or another process has said it
-            print(f"st-distill: {error}", file=sys.stderr, flush=True)
+            print(f"st-distill: {_sentence(error)}", file=sys.stderr, flush=True)
         return 2
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, RecipeError):  # a line for each mistake
+        return str(error)
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError, MemoryError)):
+        return " ".join(str(error).split()) or type(error).__name__
+    return f"{type(error).__name__}: {one_line(error)}. Where it comes from is shown with --debug."
+
+
+def _how_to_go_on(options: argparse.Namespace) -> str:
+    names = {_embed: "embed", _run: "run", _pretrain: "pretrain"}
+    if options.command not in names:
+        return ""
+    words = ["st-distill", names[options.command], options.recipe]
+    words += [word for override in options.overrides for word in ("--set", override)]
+    words += ["--resume"] if options.command is not _embed else []
+    return f" What is done is kept; go on with: {shlex.join(words)}"
 
 
 def _speaks() -> bool:
@@ -76,6 +107,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--from-stage", type=int, metavar="N", help="with --resume: do stage N (from 1) and those after it again"
+    )
+
+    command = _command(
+        commands,
+        _verify,
+        "verify",
+        "look whether a store, a run or a model is as it was written; exit code 1 where it is not",
+        "verify out/jasper-run --repair",
+    )
+    command.add_argument("path", help="folder of a store, a run (its work folder) or a model")
+    command.add_argument(
+        "--repair", action="store_true", help="embed again what is damaged, and remove what a continued run makes again"
+    )
+    command.add_argument("--recipe", metavar="FILE", help="recipe of the store; by default the run's own")
+    command.add_argument(
+        "--json", metavar="FILE", nargs="?", const="-", help="print what is found as JSON, or write it to this file"
     )
 
     _add_eval(commands)
@@ -172,7 +219,6 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from st_distill.errors import RecipeError
     from st_distill.recipe.check import check
 
     try:
@@ -198,7 +244,6 @@ def _say(options: argparse.Namespace, problems: Sequence[Problem]) -> int:
 
 def _checked_recipe(path: str, overrides: Sequence[str]) -> Recipe:
     """The recipe, if it has no mistakes: what only one command needs of it is as wrong as the rest."""
-    from st_distill.errors import RecipeError
     from st_distill.recipe import check, load_recipe
 
     if errors := [problem for problem in check(path, overrides) if problem.level == "error"]:
@@ -233,6 +278,20 @@ def _run(options: argparse.Namespace) -> int:
             print(report(result.results))
         print(f"The model is in {result.output}.")
     return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from st_distill.files import write_json
+    from st_distill.verify import verify
+
+    found = verify(options.path, repair=options.repair, recipe=options.recipe)
+    if options.json is None:
+        print(found.as_text())
+    elif options.json == "-":
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        write_json(options.json, found.as_json())
+    return 0 if found.is_whole else 1
 
 
 def _eval(options: argparse.Namespace) -> int:

@@ -15,11 +15,13 @@ from sentence_transformers.util import fullname
 from torch import nn
 
 from st_distill.alignment import align_files, align_weights
-from st_distill.files import write_json
+from st_distill.files import manifest, write_json
 from st_distill.modules import MatryoshkaProjection, Transformer
 
 #: What an exported folder says of itself, beside the files that sentence-transformers reads.
 DESCRIPTION = "st_distill.json"
+#: The field of it that has the size and checksum of the folder's files.
+CHECKED = "files"
 
 
 def export(
@@ -141,7 +143,8 @@ def _write(standard: SentenceTransformer, path: Path, *, dims: list[int]) -> Non
     partial.mkdir(parents=True)
     standard.save(str(partial))
     align_files(partial)
-    write_json(partial / DESCRIPTION, description)
+    # The card is for its readers to change.
+    write_json(partial / DESCRIPTION, description | {CHECKED: manifest(partial, without=["README.md"])})
     with (partial / "README.md").open("a", encoding="utf-8") as card:
         card.write(_card_section(description))
     _replace_folder(partial, path)

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import time
 import types
 import warnings
@@ -115,6 +116,90 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)} is not a JSON file ({error}); restore it or build it again.") from error
+
+
+def copy_of(path: str | os.PathLike[str]) -> Path:
+    """Where the second copy of a record lies: ``store.copy.json`` beside ``store.json``."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.copy{path.suffix}")
+
+
+def write_record(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
+    """Write or replace a JSON object that much depends on: with a checksum of itself as ``sha256``, and twice.
+
+    The copy (`copy_of`) follows the original, so that it may be one state behind, but is never ahead of it.
+    """
+    signed = value | {"sha256": _sha256_of(value)}
+    write_json(path, signed)
+    write_json(copy_of(path), signed)
+
+
+def read_record(path: str | os.PathLike[str]) -> Any:
+    """Read what `write_record` wrote, without the checksum; a file without one is read as it is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON, or has changed since it was written.
+    """
+    path = Path(path)
+    try:
+        value = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Or {mending(path.parent)}.") from error
+    if isinstance(value, dict) and "sha256" in value and value.pop("sha256") != _sha256_of(value):
+        raise ValueError(
+            f"{path} is damaged: its content has not the sha256 that stands in it. Restore it from a copy, or "
+            f"{mending(path.parent)}."
+        )
+    return value
+
+
+def mending(folder: str | os.PathLike[str]) -> str:
+    """The command that mends a damaged folder, for a sentence about it."""
+    return f"mend it with: st-distill verify {shlex.quote(os.fspath(folder))} --repair"
+
+
+def _sha256_of(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode("ascii")).hexdigest()
+
+
+Manifest = dict[str, dict[str, Any]]
+"""Size and checksum of the files of a folder, by their path in it: ``{"config.json": {"bytes": 7, "sha256": "..."}}``."""
+
+
+def manifest(folder: str | os.PathLike[str], *, without: Sequence[str] = ()) -> Manifest:
+    """What the files of a folder are, those of folders within it included.
+
+    They are flushed to the disk first: what is entered in a manifest survives a power cut.
+
+    Args:
+        folder: the folder.
+        without: names of files that are left out.
+    """
+    folder = Path(folder)
+    found: Manifest = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in without:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            found[path.relative_to(folder).as_posix()] = describe(path)._asdict()
+    return found
+
+
+def differences(folder: str | os.PathLike[str], expected: Manifest) -> Iterator[tuple[str, str]]:
+    """The files of a manifest that are not as it has them, and what is wrong with each. Further files are no matter."""
+    for name, written in expected.items():
+        if what := difference(Path(folder) / name, written["bytes"], written["sha256"]):
+            yield name, what
+
+
+def difference(path: Path, size: int, checksum: str) -> str | None:
+    """What distinguishes a file from what was written; None where nothing does."""
+    if not path.is_file():
+        return "there is no such file"
+    if (found := path.stat().st_size) != size:
+        return f"there are {found} bytes, where {size} were written"
+    return None if sha256(path) == checksum else "the content has changed since it was written (its sha256 is another)"
 
 
 class ArrayHeader(NamedTuple):

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "st_distill"
 LAYERS = [
     "errors",
     "files",
+    "stopping",
     "tables",
     "functional",
     "alignment",
@@ -32,6 +33,7 @@ LAYERS = [
     "exporting",
     "recipe",
     "pretrain",
+    "verify",
     "report",
     "cli",
     "__main__",

@@ -35,6 +35,7 @@ from st_distill.pretrain.picture import draw_accuracy
 from st_distill.pretrain.schema import Pretraining
 from st_distill.pretrain.tokenizer import Tokens, WordTokenizer, train_tokenizer
 from st_distill.pretrain.training import MaskedWordTrainer
+from st_distill.recipe.checkpoints import drop_damaged, last_checkpoint
 from st_distill.recipe.conversion import as_mapping
 from st_distill.recipe.data import fingerprint, stream_documents
 from st_distill.recipe.load import dump_recipe
@@ -43,9 +44,7 @@ from st_distill.recipe.schema import Texts
 from st_distill.recipe.state import (
     RunState,
     determining_arguments,
-    drop_broken_checkpoints,
     flat_fields,
-    last_checkpoint,
 )
 
 __all__ = ["PretrainResult", "evaluate_encoder", "pretrain"]
@@ -195,7 +194,7 @@ class _Pretraining:
                 "folder."
             )
         state.plan([{"name": "pretraining", "fields": self._fields()}], from_stage=None, can_go_back=False)
-        drop_broken_checkpoints(self.folder / "checkpoints")
+        drop_damaged(self.folder / "checkpoints")
         try:
             (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe), encoding="utf-8")
         except TypeError:  # it holds texts given in Python
@@ -318,7 +317,7 @@ class _Pretraining:
             measure=None if measuring is None else measuring.at_the_shortest,
         )
         last = last_checkpoint(self.folder / "checkpoints")
-        metrics = trainer.train(resume_from_checkpoint=None if last is None else str(last)).metrics
+        metrics = trainer.train_in_order(last)
         # By all of them, because each may hold a part of the weights.
         trainer.save_model(str(self.folder / "model.partial"))
 
@@ -329,7 +328,7 @@ class _Pretraining:
             shutil.rmtree(self.folder / "model", ignore_errors=True)
             (self.folder / "model.partial").rename(self.folder / "model")
             history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-            state.finish(0, {**metrics, "history": history})
+            state.finish(0, {**metrics, "history": history}, model=self.folder / "model")
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
         self.processes.by_main(finish)

@@ -13,11 +13,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from st_distill.pretrain.corpus import EpochSampler
 from st_distill.pretrain.heads import places_of, predict
 from st_distill.pretrain.masking import IGNORED
+from st_distill.recipe.checkpoints import SealedCheckpoints
 
 __all__ = ["MaskedWordTrainer"]
 
 
-class MaskedWordTrainer(Trainer):
+class MaskedWordTrainer(SealedCheckpoints, Trainer):
     """A Trainer for rows that are masked already.
 
     The loss is the mean over all selected tokens of an optimiser step, however the step is cut into batches and devices.

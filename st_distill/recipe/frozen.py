@@ -16,12 +16,20 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 
-from st_distill.files import ArrayWriter
+from st_distill.files import ArrayWriter, sha256, write_text
 from st_distill.recipe.schema import Stage, Texts
 from st_distill.store.format import Hashes, hash_texts
 from st_distill.teacher import Teacher
 
-__all__ = ["POOLED", "FrozenEncoder", "PooledVectors", "pooled_vectors", "reads_pooled_vectors", "with_frozen_encoder"]
+__all__ = [
+    "POOLED",
+    "FrozenEncoder",
+    "PooledVectors",
+    "is_whole",
+    "pooled_vectors",
+    "reads_pooled_vectors",
+    "with_frozen_encoder",
+]
 
 POOLED = "pooled"
 """The folder of the vectors, within the work folder."""
@@ -29,14 +37,15 @@ POOLED = "pooled"
 _CHUNK = 4096  # texts looked up at a time
 _EPOCHS = 3.0  # the trainer's own default
 _OPEN_FILES = 128  # each open map holds a file descriptor, of which a process has few
+_CHECKSUM = ".sha256"  # the ending of what lies beside each file
 _ROWS = 8192  # vectors in a file, which is what a kill can lose
 
 
 class PooledVectors:
     """The pooled vectors of an encoder that does not change, float32 on disk, made once for each distinct text.
 
-    A file holds the vectors of ``_ROWS`` distinct texts, and is named by them: one that is there is not made again, so a
-    killed run goes on where it was.
+    A file holds the vectors of ``_ROWS`` distinct texts, and is named by them: one that is there, and has the checksum that
+    lies beside it, is not made again, so a killed run goes on where it was.
 
     Args:
         folder: for the files; its name must identify the encoder.
@@ -105,14 +114,14 @@ class PooledVectors:
     def _add(self, rows: list[tuple[bytes, str, str | None]]) -> int:
         digest = hashlib.sha256(b"".join(key for key, _, _ in rows)).hexdigest()[:16]
         path = self._folder / f"{len(self._paths):05d}-{digest}.npy"
-        if not path.is_file():
+        if not is_whole(path):
             vectors = np.empty((len(rows), self._encoder.get_embedding_dimension()), dtype=np.float32)
             for prompt in dict.fromkeys(prompt for _, _, prompt in rows):
                 places = [place for place, row in enumerate(rows) if row[2] == prompt]
                 vectors[places] = self._encode([rows[place][1] for place in places], prompt)
             writer = ArrayWriter(path, vectors.dtype, vectors.shape[1])
             writer.append(vectors)
-            writer.close()
+            write_text(path.with_suffix(_CHECKSUM), writer.close().sha256)
         self._paths.append(path)
         return len(rows)
 
@@ -154,6 +163,12 @@ class FrozenEncoder(InputModule):
     @classmethod
     def load(cls, model_name_or_path: str, **kwargs: Any) -> Self:
         return cls()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of pooled vectors is there, and is what was written."""
+    checksum = path.with_suffix(_CHECKSUM)
+    return path.is_file() and checksum.is_file() and checksum.read_bytes() == sha256(path).encode("ascii")
 
 
 def reads_pooled_vectors(stage: Stage, rows: int, *, processes: int) -> bool:

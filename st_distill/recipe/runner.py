@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers import set_seed
 from st_distill.errors import RecipeError
 from st_distill.evaluation import TeacherFidelityEvaluator, evaluate
 from st_distill.exporting import export, export_teacher, load_student
-from st_distill.files import write_json
+from st_distill.files import differences, manifest, read_json, write_json, write_text
 from st_distill.losses import find_projection
 from st_distill.modules.image import load_image
 from st_distill.recipe.check import check
@@ -40,6 +41,8 @@ from st_distill.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
+#: In the folder of the student before its first stage: what determined it, and the checksums of its files.
+START = "start.json"
 #: Held-out texts that speed is measured on.
 _SPEED_TEXTS = 256
 
@@ -173,7 +176,7 @@ class _Run:
             state = self.processes.by_main(lambda: self._planned(resume, from_stage)) or RunState(self.folder)
             if all(stage["done"] for stage in state.stages):
                 logger.info("Every stage is done already.")
-                model = load_student(state.stage_folder(len(state.stages) - 1) / "model")
+                model = load_student(state.finished_model(len(state.stages) - 1))
             else:
                 model = self._stages(state)
             return RunResult(self.output, self._finish(model, state))
@@ -185,9 +188,11 @@ class _Run:
                 f"The folder {self.folder} already holds a run. Continue it with --resume, or choose a new output or work "
                 "folder."
             )
+        text = _as_yaml(self.recipe)
+        state.recipe = None if text is None else hashlib.sha256(text.encode("utf-8")).hexdigest()
         state.plan(self._plan(), from_stage=from_stage)
-        if (text := _as_yaml(self.recipe)) is not None:
-            (self.folder / "recipe.yaml").write_text(text, encoding="utf-8")
+        if text is not None:
+            write_text(self.folder / "recipe.yaml", text)
         return state
 
     def _plan(self) -> list[dict[str, Any]]:
@@ -211,6 +216,7 @@ class _Run:
         if self.recipe.teachers and (texts_wanted or first == 0 or self._evaluates_fidelity(first)):
             sources = [*self.recipe.texts, *_fidelity_texts(self.recipe)]
             store = _embed(self.recipe, sources, self.processes, self.show_progress)
+            self.processes.by_main(store.check)
             teacher = _view(self.recipe, store)
             labelled = label_texts(self.recipe.texts, store)
         start = self.folder / "start"
@@ -277,19 +283,19 @@ class _Run:
     ) -> SentenceTransformer:
         """The student as it is before stage ``first`` (from 0)."""
         if first > 0:
-            return self._load(state.stage_folder(first - 1) / "model")
+            return self._load(state.finished_model(first - 1))
         start = self.folder / "start"
 
         def make() -> SentenceTransformer:
             digest = fields_digest(state.stages[:1])
-            if (start / "modules.json").is_file() and _read(start / "digest.txt") == digest:
+            if start_of(start) == digest:
                 return self._load(start)
             set_seed(self.recipe.seed)
             model = start_student(
                 self.recipe, labelled, teacher, processes=self.processes.count, show_progress=self.show_progress
             )
             save_model(model, start)
-            (start / "digest.txt").write_text(digest, encoding="utf-8")
+            write_json(start / START, {"of": digest, "files": manifest(start)})
             return model
 
         model = self.processes.by_main(make)
@@ -330,6 +336,7 @@ class _Run:
             process=(self.processes.rank, self.processes.count),
             show_progress=self.show_progress,
         )
+        self.processes.by_main(captions.check)
         loss = distill_loss(stage, self.recipe.projection, model, captions.view(teachers=[name]), match_dims=True)
         data = image_data(pictures, captions, spec)
         return model, StageData({"images": data}, {"images": loss}, {"images": {}}, skipped)
@@ -338,7 +345,7 @@ class _Run:
         results_path = self.folder / "results.json"
         text = _as_yaml(self.recipe)
         wanted = json.dumps([fields_digest(state.stages), str(self.output), text])
-        stored = json.loads(_read(results_path) or "{}")
+        stored = _results(results_path)
         outputs = [self.output, *([self.recipe.teacher_output] if self.recipe.export_teacher else [])]
         is_done = (
             text is not None and stored.get("of") == wanted and all((o / "modules.json").is_file() for o in outputs)
@@ -368,6 +375,20 @@ class _Run:
         if self.recipe.evaluation is not None:
             results = _measure(exported, self.recipe, self.recipe.evaluation, teacher)
         write_json(results_path, {"of": wanted, "results": results})
+
+
+def start_of(folder: Path) -> str | None:
+    """What determined the student before its first stage that is saved in a folder; None where it is not whole."""
+    try:
+        noted = read_json(folder / START)
+        return None if any(differences(folder, noted["files"])) else noted["of"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def what_to_embed(recipe: Recipe) -> tuple[Iterable[tuple[str, str | None]], list[Teacher]]:
+    """The (text, role) pairs of a recipe's store, which can be gone through again, and its teachers."""
+    return _Rows([*recipe.texts, *_fidelity_texts(recipe)]), [make_teacher(spec) for spec in recipe.teachers]
 
 
 def make_teacher(spec: TeacherSpec) -> Teacher:
@@ -487,5 +508,10 @@ def _texts_and_vectors(source: Texts, store: StoreView) -> tuple[list[str], Tens
     return [text for texts in columns.values() for text in texts], store.gather(np.concatenate(ids))
 
 
-def _read(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+def _results(path: Path) -> dict[str, Any]:
+    """The measurements of an earlier run; nothing where there are none, or they cannot be read and are measured again."""
+    try:
+        stored = read_json(path)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) and "results" in stored else {}

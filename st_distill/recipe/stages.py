@@ -23,11 +23,11 @@ from torch import nn
 from transformers.trainer_utils import SaveStrategy
 
 from st_distill.losses import JasperDistill, TeacherRows
+from st_distill.recipe.checkpoints import drop_damaged, last_checkpoint
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.processes import Processes
 from st_distill.recipe.quantized import dequantized, is_quantized, restore
 from st_distill.recipe.schema import Projection, Stage, Texts
-from st_distill.recipe.state import drop_broken_checkpoints, last_checkpoint
 from st_distill.recipe.student import dropout_of, encoder_layers, trained_parameters, training_only
 from st_distill.recipe.trainer import StageTrainer
 from st_distill.sampler import LengthGroupedBatchSampler, StoreOrderBatchSampler
@@ -159,9 +159,10 @@ def run_stage(
 
     Raises:
         ValueError: with several processes, for data that are fewer rows than their joint batch.
+        Stopped: SIGTERM or Ctrl-C came; there is a checkpoint of the step in which it came.
     """
     checkpoints = folder / "checkpoints"
-    processes.by_main(lambda: drop_broken_checkpoints(checkpoints))
+    processes.by_main(lambda: drop_damaged(checkpoints))
     several = len(data.datasets) > 1
     arguments = {**_ARGUMENT_DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available(), **stage.training_arguments()}
     if arguments.get("load_best_model_at_end"):
@@ -200,7 +201,7 @@ def run_stage(
             # The library's trainer cannot load a checkpoint of parts: a stage that is stopped begins anew.
             args.save_strategy = SaveStrategy.NO
         last = None if trainer.is_fsdp_enabled else last_checkpoint(checkpoints)
-        metrics = trainer.train(resume_from_checkpoint=None if last is None else str(last)).metrics
+        metrics = trainer.train_in_order(last)
         if is_sharded:
             weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
             if processes.is_main:  # the only one that is given them all

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from st_distill.files import read_json, write_json
+from st_distill.files import copy_of, differences, manifest, mending, read_record, write_record
 from st_distill.recipe.conversion import as_mapping
 from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Recipe, Stage
 from st_distill.teacher import Teacher
@@ -63,21 +63,32 @@ class RunState:
         self.folder = folder
         self.path = folder / "run.json"
         self.stages: list[dict[str, Any]] = []
+        self.recipe: str | None = None
+        """The sha256 of recipe.yaml; None where the recipe has Python objects, and no file."""
+        if not self.path.is_file() and copy_of(self.path).is_file():
+            raise ValueError(f"The run in {folder} has lost its {self.path.name}. Restore it, or {mending(folder)}.")
+        if not self.path.is_file() and (folder / "stages").is_dir():
+            # To begin anew would take the place of models that are there, or go on from checkpoints of who knows what.
+            raise ValueError(
+                f"The folder {folder} has the stages of a run, but has lost its {self.path.name}. Restore it, or remove "
+                f"{folder / 'stages'} to do them again."
+            )
         if self.path.is_file():
-            stored = read_json(self.path)
+            stored = read_record(self.path)
             if not isinstance(stored, dict) or stored.get("format") != _FORMAT or stored.get("version") != _VERSION:
                 raise ValueError(
                     f"The file {self.path} must describe a run of version {_VERSION} of this format. It does not: choose "
                     "another work folder, or remove this one."
                 )
             self.stages = stored["stages"]
+            self.recipe = stored.get("recipe")
 
     @property
     def exists(self) -> bool:
         return self.path.is_file()
 
     def write(self) -> None:
-        write_json(self.path, {"format": _FORMAT, "version": _VERSION, "stages": self.stages})
+        write_record(self.path, {"format": _FORMAT, "version": _VERSION, "recipe": self.recipe, "stages": self.stages})
 
     def stage_folder(self, index: int) -> Path:
         return self.folder / "stages" / f"{index + 1}-{self.stages[index]['name']}"
@@ -115,9 +126,25 @@ class RunState:
         self.stages = kept + [{**stage, "done": False} for stage in wanted[len(kept) :]]
         self.write()
 
-    def finish(self, index: int, metrics: dict[str, Any]) -> None:
-        self.stages[index] |= {"done": True, "metrics": metrics}
+    def finish(self, index: int, metrics: dict[str, Any], *, model: Path | None = None) -> None:
+        """Enter a stage as done, with checksums of what is in ``model``, by default the folder of that name in the stage's."""
+        files = manifest(model or self.stage_folder(index) / "model")
+        self.stages[index] |= {"done": True, "metrics": metrics, "files": files}
         self.write()
+
+    def finished_model(self, index: int) -> Path:
+        """Folder of the student after a stage (from 0) that is done.
+
+        Raises:
+            ValueError: it has changed since it was written; the sentence names the option that does the stage again.
+        """
+        folder = self.stage_folder(index) / "model"
+        for name, what in differences(folder, self.stages[index].get("files", {})):
+            raise ValueError(
+                f"The model of stage {index + 1} is damaged: in {folder / name}, {what}. Restore it, or do the stage again "
+                f"with --resume --from-stage {index + 1}."
+            )
+        return folder
 
 
 def stage_fields(recipe: Recipe, index: int, data: dict[str, str], *, processes: int = 1) -> dict[str, Any]:
@@ -170,21 +197,6 @@ def determining_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
         and not key.startswith(_FREE_PREFIXES)
         and (keeps_best or not key.startswith(_BEST_PREFIXES))
     }
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The trainer's newest checkpoint in a folder of such."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return found[-1] if found else None
-
-
-def drop_broken_checkpoints(folder: Path) -> None:
-    """Remove checkpoints that a killed run left half-written: the trainer's state is the last file of each."""
-    for path in folder.glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(path)
 
 
 def fields_digest(stages: list[dict[str, Any]]) -> str:

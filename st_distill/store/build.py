@@ -23,6 +23,7 @@ from st_distill.store.format import (
     TeacherShard,
     hash_texts,
     read_description,
+    write_description,
 )
 from st_distill.store.processes import Alone, Leader, Member, adopt, enter
 from st_distill.store.shards import NewIndexShard, NewTeacherShard, close
@@ -73,7 +74,7 @@ class Builder:
         self.description = read_description(folder) if exists else Description()
         self._changed = False
         if self._leads and (remove := adopt(folder, self.description, process)) is not None:
-            files.write_json(folder / DESCRIPTION, self.description.to_json())
+            write_description(folder, self.description)
             remove()
         self.contents = Contents(folder, self.description)
         self._texts = len(self.contents.hashes)
@@ -416,7 +417,7 @@ class Builder:
                 }
                 self.process.write_journal(Description(teachers=own))
             else:
-                files.write_json(self.folder / DESCRIPTION, self.description.to_json())
+                write_description(self.folder, self.description)
             self._changed = False
 
     def _remove_leftovers(self) -> None:

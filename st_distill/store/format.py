@@ -114,7 +114,9 @@ class _Reader:
             raise self.error("must be an object", value)
 
     def error(self, expected: str, got: Any) -> ValueError:
-        return _damaged(self.path, f"{self.where or 'the file'} {expected}, but is {shorten(repr(got))}")
+        # A journal of one process has another name, and nothing that mends it.
+        store = self.path.parent if self.path.name == DESCRIPTION else None
+        return _damaged(self.path, f"{self.where or 'the file'} {expected}, but is {shorten(repr(got))}", store)
 
     def inner(self, key: str) -> _Reader:
         return _Reader(self.path, self.value.get(key), self._name(key))
@@ -161,16 +163,32 @@ class _Reader:
 
 def read_description(folder: Path) -> Description:
     try:
-        return read_journal(folder / DESCRIPTION)
+        content = files.read_record(folder / DESCRIPTION)
     except (FileNotFoundError, NotADirectoryError) as error:
+        if files.copy_of(folder / DESCRIPTION).is_file():
+            raise FileNotFoundError(lost_description(folder)) from error
         raise FileNotFoundError(
             f"{folder} is no teacher store, because it has no {DESCRIPTION}. Make one with TeacherStore.create."
         ) from error
+    return _read_content(folder / DESCRIPTION, content)
+
+
+def lost_description(folder: Path) -> str:
+    """What to say of a store whose description is gone, while its copy is there."""
+    return f"The store {folder} has lost its {DESCRIPTION}. Restore it, or {files.mending(folder)}."
+
+
+def write_description(folder: Path, description: Description) -> None:
+    """Make a description the store's, whole or not at all."""
+    files.write_record(folder / DESCRIPTION, description.to_json())
 
 
 def read_journal(path: Path) -> Description:
     """A description under any name: one process's part of a store is written in the same way as the whole."""
-    content = files.read_json(path)
+    return _read_content(path, files.read_json(path))
+
+
+def _read_content(path: Path, content: Any) -> Description:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe a teacher store. Give the folder that TeacherStore.create made.")
     reader = _Reader(path, content)
@@ -230,10 +248,9 @@ def _read_entry(reader: _Reader, name: str) -> Entry:
     )
 
 
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(
-        f"The store is damaged: in {path}, {what}. Restore this file from a copy, or make the store again in a new folder."
-    )
+def _damaged(path: Path, what: str, store: Path | None = None) -> ValueError:
+    remedy = "make the store again in a new folder" if store is None else files.mending(store)
+    return ValueError(f"The store is damaged: in {path}, {what}. Restore this file from a copy, or {remedy}.")
 
 
 # --- what is in memory -----------------------------------------------------------------------------------------------
@@ -371,7 +388,7 @@ class Contents:
     def path(self, file: File) -> Path:
         path = self.folder / file.file
         if not os.path.realpath(path).startswith(self._root + os.sep):
-            raise _damaged(path, "a link leads out of the store")
+            raise _damaged(path, "a link leads out of the store", self.folder)
         return path
 
     def _read(self, file: File, shape: tuple[int, ...], dtype: type) -> np.ndarray:
@@ -380,7 +397,7 @@ class Contents:
         self._check_size(path, file)
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise _damaged(path, f"the content has not the sha256 that {DESCRIPTION} says")
+            raise _damaged(path, f"the content has not the sha256 that {DESCRIPTION} says", self.folder)
         self._check_header(path, shape, np.dtype(dtype))
         return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
 
@@ -388,19 +405,20 @@ class Contents:
         try:
             size = path.stat().st_size
         except FileNotFoundError:
-            raise _damaged(path, "there is no such file") from None
+            raise _damaged(path, "there is no such file", self.folder) from None
         if size != file.bytes:
-            raise _damaged(path, f"there are {size} bytes, where {DESCRIPTION} says {file.bytes}")
+            raise _damaged(path, f"there are {size} bytes, where {DESCRIPTION} says {file.bytes}", self.folder)
 
     def _check_header(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         try:
             header = files.read_array_header(path)
         except ValueError as error:
-            raise _damaged(path, "there is no array") from error
+            raise _damaged(path, "there is no array", self.folder) from error
         if header.shape != shape or header.dtype != dtype:
             raise _damaged(
                 path,
                 f"there is {header.dtype} of shape {header.shape}, where {DESCRIPTION} says {dtype} of shape {shape}",
+                self.folder,
             )
 
     def _check_pairs(self) -> None:
@@ -409,6 +427,7 @@ class Contents:
             raise _damaged(
                 self.folder / DESCRIPTION,
                 f"a row names a text or a role outside the {limits[0]} texts and {limits[1]} roles",
+                self.folder,
             )
 
     def _read_positions(self, name: str) -> dict[Variant, Column]:
@@ -424,7 +443,8 @@ class Contents:
                 self._check_header(self.path(shard.scales), (shard.rows,), SCALES)
             texts = self._read(shard.texts, (shard.rows,), np.int64)
             if texts.min() < 0 or texts.max() >= len(self.hashes):
-                raise _damaged(self.path(shard.texts), f"a text number is outside the {len(self.hashes)} texts")
+                what = f"a text number is outside the {len(self.hashes)} texts"
+                raise _damaged(self.path(shard.texts), what, self.folder)
             column = columns.setdefault(shard.variant, Column(len(self.hashes)))
             column.set(texts, np.arange(start, start + shard.rows))
         return columns

@@ -8,6 +8,7 @@ The format, version 1
 A folder that numpy and a JSON reader can read without this package::
 
     store.json                          the description; a file that it does not name is not part of the store
+    store.copy.json                     the same again, for `st_distill.verify` to mend the first from
     index/00000.hashes.npy              uint8 (texts, 16): BLAKE2b, 16 bytes, of each distinct text
     index/00000.pairs.npy               int64 (rows, 2): text number and role number of each row
     teachers/minilm/00000.npy           float16 (n, dimension): vectors of unit length
@@ -19,7 +20,8 @@ A folder that numpy and a JSON reader can read without this package::
 - Hash of a text: ``hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()``. Texts are not kept.
 - Text numbers count the rows of all ``hashes`` files in the order of the description, row numbers those of all ``pairs``
   files; role numbers count ``roles`` in store.json, in which "" is the absence of a role. Nothing is ever renumbered.
-- ``store.json`` holds ``format``, ``version``, ``roles``, ``index`` (shards with the counts ``texts`` and ``rows`` and the
+- ``store.json`` holds ``format``, ``version``, ``sha256`` (of all the rest: of ``json.dumps(rest, sort_keys=True)``; a file
+  without it is read unchecked), ``roles``, ``index`` (shards with the counts ``texts`` and ``rows`` and the
   files ``hashes`` and ``pairs``) and ``teachers``. A teacher has a ``label``, the ``revision`` and ``settings`` that
   identify its vectors, ``dimension`` (null before its first shard), ``dtype``, ``normalized`` (true), ``roles`` (each
   role's ``prompt`` and ``task``) and ``shards``. A shard holds ``rows`` vectors made with one ``prompt`` and ``task``, in
@@ -46,6 +48,7 @@ import torch
 
 from st_distill import files
 from st_distill.store.build import Builder
+from st_distill.store.damage import check_vectors
 from st_distill.store.dtypes import DTYPES
 from st_distill.store.format import Contents, hash_texts, read_description
 from st_distill.store.labels import add_labels
@@ -156,6 +159,14 @@ class TeacherStore:
             return build(Member(folder, number, count))
         with files.FolderLock(folder, purpose="a store is being written"):
             return build(Leader(folder, number, count) if count > 1 else Alone(folder))
+
+    def check(self) -> None:
+        """Read every vector's file and compare it with its checksum, as opening a store does not.
+
+        Raises:
+            ValueError: a file has changed since it was written; the sentence names the command that mends the store.
+        """
+        check_vectors(self.path)
 
     # Copies share the index, which nothing changes: a loss that a trainer copies brings its store along.
     def __deepcopy__(self, memo: dict[int, Any]) -> TeacherStore:

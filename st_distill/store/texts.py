@@ -10,7 +10,7 @@ from typing import Any
 
 from st_distill import files
 from st_distill.store.dtypes import DTYPES
-from st_distill.store.format import DESCRIPTION
+from st_distill.store.format import DESCRIPTION, lost_description
 from st_distill.store.processes import FOLDER, process_of_environment
 from st_distill.teacher import Teacher
 from st_distill.vectors import shorten
@@ -70,6 +70,9 @@ def prepare_folder(folder: Path) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     present = {entry.name for entry in os.scandir(folder) if not entry.name.endswith(files.TEMPORARY)}
+    if DESCRIPTION not in present and files.copy_of(DESCRIPTION).name in present:
+        # To build anew would remove the vectors that are there, which were paid for.
+        raise ValueError(lost_description(folder))
     if DESCRIPTION not in present and present - _OURS:
         raise ValueError(
             f"The 'path' of TeacherStore.create must be a store, or a new or empty folder. {folder} is neither: it has other "

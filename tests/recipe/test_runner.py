@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 
@@ -15,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 import st_distill
 from st_distill.errors import RecipeError
 from st_distill.exporting import load_student
-from st_distill.recipe import Evaluation, Recipe, Stage, evaluate_model, frozen, runner, stages, start, state
+from st_distill.recipe import Evaluation, Recipe, Stage, checkpoints, evaluate_model, frozen, runner, stages, start
 
 FAST = {"use_cpu": True, "disable_tqdm": True}
 
@@ -222,13 +223,27 @@ def test_a_killed_run_ends_where_an_undisturbed_one_ends(step, make_recipe, fold
     )
 
 
-def test_a_checkpoint_cut_short_is_left_out(tmp_path):
-    for name, content in (("checkpoint-2", "{}"), ("checkpoint-10", '{"global_')):
+def test_a_checkpoint_cut_short_or_changed_is_left_out(tmp_path, caplog):
+    for name in ("checkpoint-2", "checkpoint-10", "checkpoint-12"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "trainer_state.json").write_text(content)
-    (tmp_path / "checkpoint-12").mkdir()
-    state.drop_broken_checkpoints(tmp_path)
-    assert state.last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    for name in ("checkpoint-2", "checkpoint-10"):
+        checkpoints.seal(tmp_path / name)
+    (tmp_path / "checkpoint-10" / "model.safetensors").write_bytes(b"weighty")
+    checkpoints.drop_damaged(tmp_path)
+    assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert "checkpoint-10 is damaged (model.safetensors: the content has changed" in caplog.text
+    assert "checkpoint-12" not in caplog.text  # a killed run leaves such ones
+
+
+def test_checkpoints_rotate_by_their_steps(tmp_path):
+    for steps in (2, 4, 10):
+        (tmp_path / f"checkpoint-{steps}").mkdir()
+        os.utime(tmp_path / f"checkpoint-{steps}", (100 - steps, 100 - steps))  # the clock went back
+    checkpoints.rotate(tmp_path, 1, str(tmp_path / "checkpoint-2"))
+    assert [path.name for path in checkpoints.numbered(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
+    checkpoints.rotate(tmp_path, None, None)
+    assert len(checkpoints.numbered(tmp_path)) == 2
 
 
 def note_stages(monkeypatch) -> list[str]:

@@ -1,0 +1,334 @@
+"""Is what lies on the disk what was written? Stores, runs and exported models, looked at file by file, and mended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from st_distill import files
+from st_distill.exporting import CHECKED, load_student
+from st_distill.exporting import DESCRIPTION as MODEL_DESCRIPTION
+from st_distill.files import FolderLock
+from st_distill.recipe.checkpoints import numbered, what_is_wrong
+from st_distill.recipe.frozen import POOLED, is_whole
+from st_distill.recipe.load import dump_recipe, load_recipe
+from st_distill.recipe.runner import START, what_to_embed
+from st_distill.recipe.schema import Recipe
+from st_distill.recipe.state import RunState
+from st_distill.store import TeacherStore
+from st_distill.store.damage import find_damage, mend_store
+from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
+from st_distill.teacher import Teacher
+
+__all__ = ["Finding", "Verification", "verify"]
+
+Kind = Literal["store", "run", "model"]
+
+_RUN = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is damaged.
+
+    Args:
+        file: its name in the folder.
+        message: what is wrong with it.
+        remedy: what mends it.
+        repaired: whether it has been mended.
+    """
+
+    file: str
+    message: str
+    remedy: str
+    repaired: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What `verify` has found.
+
+    Args:
+        kind: what lies in the folder.
+        path: the folder.
+        findings: what is damaged, in the order of finding; none where all is as it was written.
+    """
+
+    kind: Kind
+    path: str
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is damaged, or nothing any more."""
+        return all(finding.repaired for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain values, with ``whole`` beside them."""
+        return {"whole": self.is_whole, **asdict(self)}
+
+    def as_text(self) -> str:
+        """A line for each finding, and one for the whole."""
+        lines = []
+        for found in self.findings:
+            state = "mended" if found.repaired else f"to mend it: {found.remedy}"
+            lines.append(f"{found.file}: {found.message}; {state}")
+        left = sum(not found.repaired for found in self.findings)
+        lines.append(f"The {self.kind} {self.path} " + (f"has {left} damaged files." if left else "is whole."))
+        return "\n".join(lines)
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    repair: bool = False,
+    recipe: Recipe | str | os.PathLike[str] | None = None,
+    texts: Iterable[Any] | None = None,
+    teachers: Teacher | Sequence[Teacher] | None = None,
+    show_progress: bool = True,
+) -> Verification:
+    """Compare a store, a run's work folder or an exported model with what was written: every file's presence, size and
+    checksum, counts and dimensions, finite values, and the description against the content.
+
+    With ``repair`` a store's vectors that are damaged are embedded again by `TeacherStore.create`, its description comes
+    back from its copy, and its index from the texts. What a run makes by itself (checkpoints, the start, pooled vectors) is
+    removed if it is damaged, and made again when the run continues. A damaged model cannot be mended here; the finding
+    says which command makes it again.
+
+    Args:
+        path: the folder.
+        repair: mend what can be mended.
+        recipe: the recipe of a store or run, or its file; by default the recipe.yaml of the run.
+        texts, teachers: for a store without a recipe, what `TeacherStore.create` was given.
+        show_progress: show a progress bar where texts are embedded.
+
+    Raises:
+        FileNotFoundError: the folder is none of the three.
+        ValueError: a store is to be repaired, and neither a recipe nor texts and teachers are given.
+        BlockingIOError: another process writes there.
+    """
+    folder = Path(path)
+    kind = _kind(folder)
+    if kind == "model":
+        return Verification(kind=kind, path=str(folder), findings=list(_of_model(folder)))
+    if kind == "store":
+        findings = _of_store(folder)
+        if repair and findings:
+            if texts is None or teachers is None:
+                texts, teachers = _given(folder, folder.parent, recipe)
+            given = [teachers] if isinstance(teachers, Teacher) else list(teachers)
+            with _held(folder.parent if (folder.parent / _RUN).is_file() else None):
+                findings = _repair_store(folder, findings, texts, given, show_progress=show_progress)
+        return Verification(kind=kind, path=str(folder), findings=findings)
+    with _held(folder if repair else None):
+        return Verification(kind=kind, path=str(folder), findings=list(_of_run(folder, repair, recipe, show_progress)))
+
+
+def _held(folder: Path | None) -> Any:
+    """The lock of a run's folder, or nothing."""
+    return contextlib.nullcontext() if folder is None else FolderLock(folder, purpose="it is being repaired")
+
+
+def _kind(folder: Path) -> Kind:
+    def has(name: str) -> bool:
+        return (folder / name).is_file() or files.copy_of(folder / name).is_file()
+
+    if has(_RUN) or (folder / "stages").is_dir() or (folder / "teachers" / STORE_DESCRIPTION).is_file():
+        return "run"
+    if has(STORE_DESCRIPTION) or (folder / "index").is_dir():
+        return "store"
+    if has("modules.json") or has(MODEL_DESCRIPTION):
+        return "model"
+    raise FileNotFoundError(
+        f"The folder {folder} must be a store ({STORE_DESCRIPTION}), a run's work folder ({_RUN}) or a model (modules.json). "
+        "It has none of these."
+    )
+
+
+def _repairing(folder: Path) -> str:
+    return f"st-distill verify {shlex.quote(str(folder))} --repair"
+
+
+# --- stores ------------------------------------------------------------------------------------------------------------
+
+
+def _of_store(folder: Path) -> list[Finding]:
+    remedy = _repairing(folder)
+    return [Finding(file=damage.file, message=damage.what, remedy=remedy) for damage in find_damage(folder)]
+
+
+def _given(store: Path, work: Path, recipe: Any) -> tuple[Iterable[Any], list[Teacher]]:
+    """The texts and teachers of a store, by its recipe."""
+    if recipe is None:
+        if not (work / "recipe.yaml").is_file():
+            raise ValueError(
+                f"To repair the store {store}, its texts and teachers are needed. Give the recipe (--recipe FILE), or in "
+                "Python texts and teachers."
+            )
+        recipe = work / "recipe.yaml"
+    return what_to_embed(recipe if isinstance(recipe, Recipe) else load_recipe(os.fspath(recipe)))
+
+
+def _repair_store(
+    folder: Path, findings: list[Finding], texts: Iterable[Any], teachers: list[Teacher], *, show_progress: bool
+) -> list[Finding]:
+    if iter(texts) is texts:
+        texts = list(texts)  # they are gone through several times
+    with FolderLock(folder, purpose="it is being repaired"):
+        lost = mend_store(folder, texts, teachers)
+    if not lost:
+        stored = files.read_record(folder / STORE_DESCRIPTION)["teachers"]
+        for dtype in sorted({entry["dtype"] for entry in stored.values()}):
+            same = [teacher for teacher in teachers if stored.get(teacher.name, {}).get("dtype") == dtype]
+            if same:
+                TeacherStore.create(folder, texts, same, dtype=dtype, show_progress=show_progress, process=(0, 1))
+        lost = find_damage(folder)
+    left = {damage.file: damage.what for damage in lost}
+    repaired = [replace(finding, repaired=finding.file not in left and not lost) for finding in findings]
+    known = {finding.file for finding in findings}
+    remedy = "restore the file from a copy"
+    repaired = [
+        finding if finding.file not in left else replace(finding, message=left[finding.file], remedy=remedy)
+        for finding in repaired
+    ]
+    return repaired + [
+        Finding(file=file, message=what, remedy=remedy) for file, what in left.items() if file not in known
+    ]
+
+
+# --- runs --------------------------------------------------------------------------------------------------------------
+
+
+def _of_run(folder: Path, repair: bool, recipe: Any, show_progress: bool) -> Iterator[Finding]:
+    state, findings = _run_state(folder, repair)
+    yield from findings
+    yield from _recipe_of(folder, state, repair, recipe)
+    for name in ("teachers", "captions"):
+        if (folder / name).is_dir():
+            yield from _store_of(folder, name, repair, recipe, show_progress)
+    yield from _of_start(folder, repair)
+    for path in sorted((folder / POOLED).rglob("*.npy")):
+        if not is_whole(path):
+            yield _made_again(folder, path, "the content is not what its checksum says", repair)
+    for index, stage in enumerate([] if state is None else state.stages):
+        again = f"st-distill run {shlex.quote(str(folder / 'recipe.yaml'))} --resume --from-stage {index + 1}"
+        if stage["done"]:
+            model = state.stage_folder(index) / "model"  # type: ignore[union-attr]
+            for name, what in files.differences(model, stage.get("files", {})):
+                yield Finding(file=(model / name).relative_to(folder).as_posix(), message=what, remedy=again)
+        else:
+            for checkpoint in numbered(state.stage_folder(index) / "checkpoints"):  # type: ignore[union-attr]
+                if wrong := what_is_wrong(checkpoint):
+                    yield _made_again(folder, checkpoint, wrong, repair)
+    results = folder / "results.json"
+    if results.is_file():
+        try:
+            files.read_json(results)
+        except ValueError as error:
+            yield _made_again(folder, results, str(error), repair)
+
+
+def _run_state(folder: Path, repair: bool) -> tuple[RunState | None, list[Finding]]:
+    try:
+        return RunState(folder), []
+    except ValueError as error:
+        message = str(error)
+    remedy = _repairing(folder)
+    path = folder / _RUN
+    try:
+        copied = files.read_record(files.copy_of(path))
+    except (OSError, ValueError):
+        remedy = f"restore {_RUN} from a copy, or remove {folder / 'stages'} to do the stages again"
+        return None, [Finding(file=_RUN, message=message, remedy=remedy)]
+    if not repair:
+        return None, [Finding(file=_RUN, message=message, remedy=remedy)]
+    files.write_record(path, copied)
+    return RunState(folder), [Finding(file=_RUN, message=message, remedy=remedy, repaired=True)]
+
+
+def _recipe_of(folder: Path, state: RunState | None, repair: bool, recipe: Any) -> Iterator[Finding]:
+    path = folder / "recipe.yaml"
+    if state is None or state.recipe is None or (path.is_file() and files.sha256(path) == state.recipe):
+        return
+    what = "it is not what the run wrote" if path.is_file() else "there is no such file"
+    repaired = False
+    if repair and recipe is not None and not isinstance(recipe, Recipe) and Path(recipe).is_file():
+        files.write_text(path, dump_recipe(load_recipe(os.fspath(recipe))))
+        repaired = files.sha256(path) == state.recipe
+    remedy = "continue the run from the recipe's own file with --resume, which writes this copy again"
+    yield Finding(file="recipe.yaml", message=what, remedy=remedy, repaired=repaired)
+
+
+def _store_of(folder: Path, name: str, repair: bool, recipe: Any, show_progress: bool) -> Iterator[Finding]:
+    findings = _of_store(folder / name)
+    if repair and findings and name == "captions":
+        # The student's own vectors of the captions: a continued run makes them again.
+        shutil.rmtree(folder / name)
+        findings = [replace(finding, repaired=True) for finding in findings]
+    elif repair and findings:
+        texts, teachers = _given(folder / name, folder, recipe)
+        findings = _repair_store(folder / name, findings, texts, teachers, show_progress=show_progress)
+    for finding in findings:
+        yield replace(finding, file=f"{name}/{finding.file}")
+
+
+def _of_start(folder: Path, repair: bool) -> Iterator[Finding]:
+    start = folder / "start"
+    if not start.is_dir():
+        return
+    try:
+        wrong = [f"{name}: {what}" for name, what in files.differences(start, files.read_json(start / START)["files"])]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        wrong = [f"{START} cannot be read ({error})"]
+    if wrong:
+        yield _made_again(folder, start, wrong[0], repair)
+
+
+def _made_again(folder: Path, path: Path, what: str, repair: bool) -> Finding:
+    """Something that a continued run makes again, removed where ``repair`` is asked for."""
+    if repair:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    remedy = _repairing(folder)
+    return Finding(file=path.relative_to(folder).as_posix(), message=what, remedy=remedy, repaired=repair)
+
+
+# --- models ------------------------------------------------------------------------------------------------------------
+
+
+def _of_model(folder: Path) -> Iterator[Finding]:
+    remedy = "export it again: st-distill export STUDENT FOLDER, or continue its run with --resume"
+    noted: dict[str, Any] = {}
+    if (folder / MODEL_DESCRIPTION).is_file():
+        try:
+            noted = files.read_json(folder / MODEL_DESCRIPTION)
+            wrong = list(files.differences(folder, noted.get(CHECKED, {})))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            wrong = [(MODEL_DESCRIPTION, f"it cannot be read ({error})")]
+        if wrong:
+            yield from (Finding(file=name, message=what, remedy=remedy) for name, what in wrong)
+            return
+    try:
+        model = load_student(folder, device="cpu")
+        tensors = model.state_dict()
+        vector = np.asarray(model.encode(["a text"], show_progress_bar=False))[0]
+    except Exception as error:  # whatever the libraries make of broken files
+        message = f"the model cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
+        yield Finding(file="modules.json", message=message, remedy=remedy)
+        return
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            yield Finding(file="weights", message=f"there is NaN or infinity in {name}", remedy=remedy)
+    if not np.isfinite(vector).all():
+        yield Finding(file="weights", message="the vector of a text is not finite", remedy=remedy)
+    dims = noted.get("dims")
+    if dims and len(vector) != dims[0]:
+        message = f"there are {dims[0]} dimensions noted, and vectors have {len(vector)}"
+        yield Finding(file=MODEL_DESCRIPTION, message=message, remedy=remedy)

@@ -1,0 +1,305 @@
+"""Each kind of damage is found, and mended where it can be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from st_distill import Teacher, TeacherStore
+from st_distill.cli import main
+from st_distill.exporting import export
+from st_distill.modules import MatryoshkaProjection
+from st_distill.recipe import run
+from st_distill.store import damage
+from st_distill.verify import verify
+
+TEXTS = [f"text {number}" for number in range(10)]
+PAIRS = [(text, role) for text in TEXTS for role in ("query", "document")]
+
+
+class Asked:
+    """A teacher whose vectors depend on the text alone; knows what it was asked."""
+
+    revision = "1"
+
+    def __init__(self, name: str = "first") -> None:
+        self.name = name
+        self.texts: list[str] = []
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        self.texts += texts
+        return np.stack([np.random.default_rng([*text.encode()]).normal(size=6) for text in texts])
+
+
+def build(path, texts=PAIRS, *teachers):
+    given = [Teacher(teacher, batch_size=4, prompts={"query": "q: "}) for teacher in teachers or (Asked(),)]
+    return TeacherStore.create(path, texts, given, shard_rows=4, show_progress=False)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # the end of an npy file is data, that of a JSON file a checksum or a bracket
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def delete(path):
+    path.unlink()
+
+
+DAMAGES = [flip, truncate, delete]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("verify") / "store"
+    build(path)
+    return path
+
+
+@pytest.fixture
+def store(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "store")
+
+
+def found(verification) -> list[str]:
+    return [finding.file for finding in verification.findings]
+
+
+def test_a_whole_store(store):
+    assert verify(store).is_whole
+    assert verify(store, repair=True).findings == []  # which needs neither texts nor teachers
+
+
+@pytest.mark.parametrize("harm", DAMAGES)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "store.json",
+        "store.copy.json",
+        "index/00000.hashes.npy",
+        "index/00000.pairs.npy",
+        "teachers/first/00000.npy",
+        "teachers/first/00003.texts.npy",
+    ],
+)
+def test_damage_is_found_and_mended(file, harm, store, whole):
+    before = build(whole).gather(range(20))
+    harm(store / file)
+    if (file, harm) != ("store.copy.json", delete):  # an old store has no copy either
+        assert found(verify(store)) == [file]
+    asked = Asked()
+    teacher = Teacher(asked, batch_size=4, prompts={"query": "q: "})
+    mended = verify(store, repair=True, texts=PAIRS, teachers=teacher, show_progress=False)
+    assert mended.is_whole
+    assert verify(store).findings == []
+    assert len(asked.texts) == (4 if file.startswith("teachers") else 0)  # the one shard, and nothing else
+    np.testing.assert_allclose(TeacherStore.open(store).gather(range(20)), before, atol=1e-6)
+
+
+def test_texts_in_another_order_give_the_vectors_but_not_the_index(store):
+    delete(store / "teachers/first/00001.npy")
+    teacher = Teacher(Asked(), prompts={"query": "q: "})
+    assert verify(store, repair=True, texts=PAIRS[::-1], teachers=teacher, show_progress=False).is_whole
+    delete(store / "index/00000.hashes.npy")
+    left = verify(store, repair=True, texts=PAIRS[::-1], teachers=teacher, show_progress=False)
+    assert not left.is_whole
+    assert "the texts do not give it again" in left.findings[0].message
+
+
+def test_what_cannot_be_embedded_again_stays(store):
+    file = store / "teachers/first/00000.npy"
+    flip(file)
+    content = file.read_bytes()
+    missing = verify(store, repair=True, texts=PAIRS[-2:], teachers=Teacher(Asked()), show_progress=False)
+    assert "of its texts are not given" in missing.findings[0].message
+    other = verify(store, repair=True, texts=PAIRS, teachers=Teacher(Asked("other")), show_progress=False)
+    assert "teacher 'first' is not given" in other.findings[0].message
+    assert not missing.is_whole
+    assert not other.is_whole
+    assert file.read_bytes() == content
+
+
+def test_both_descriptions_gone_is_said(store):
+    truncate(store / "store.json")
+    truncate(store / "store.copy.json")
+    left = verify(store, repair=True, texts=PAIRS, teachers=Teacher(Asked()), show_progress=False)
+    assert "Its copy cannot be read either" in left.findings[0].message
+
+
+def test_a_lost_description_does_not_let_a_build_remove_the_vectors(store):
+    delete(store / "store.json")
+    with pytest.raises(ValueError, match="has lost its store.json.*st-distill verify .*store --repair"):
+        build(store)
+    with pytest.raises(FileNotFoundError, match="has lost its store.json"):
+        TeacherStore.open(store)
+    assert (store / "teachers/first/00000.npy").is_file()
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN or infinity in row 2"), (3.0, "row 2 has the length")])
+def test_values_that_cannot_be(value, message, store):
+    """A file that is as it was written, by a program that wrote wrong numbers."""
+    from st_distill import files
+
+    path = store / "teachers/first/00000.npy"
+    vectors = np.load(path)
+    vectors[2, 1] = value
+    np.save(path, vectors)
+    description = files.read_record(store / "store.json")
+    shard = description["teachers"]["first"]["shards"][0]
+    shard["vectors"] |= files.describe(path)._asdict()
+    files.write_record(store / "store.json", description)
+    assert message in verify(store).findings[0].message
+
+
+def test_check_reads_what_opening_does_not(store):
+    flip(store / "teachers/first/00002.npy")
+    opened = TeacherStore.open(store)
+    with pytest.raises(ValueError, match=r"00002.npy, the content has changed.*st-distill verify"):
+        opened.check()
+
+
+def test_a_link_out_of_the_store_is_damage(store, tmp_path):
+    file = store / "teachers/first/00000.npy"
+    shutil.move(file, tmp_path / "elsewhere.npy")
+    file.symlink_to(tmp_path / "elsewhere.npy")
+    assert damage.find_damage(store) == [
+        damage.Damage("teachers/first/00000.npy", "a link leads out of the store"),
+    ]
+
+
+# --- runs and models ---------------------------------------------------------------------------------------------------
+
+RECIPE = """\
+output: {folder}/out
+student: {{model: {student}, layers: [0, 3], pooling: mean, max_seq_length: 16}}
+teachers: [{{model: {teacher}, name: teacher}}]
+texts: {folder}/texts.txt
+projection: {{dims: [24, 8]}}
+stages:
+  - train: projection
+    steps: 2
+    batch: 8
+    arguments: {{use_cpu: true, disable_tqdm: true}}
+  - train: all
+    steps: 2
+    batch: 8
+    arguments: {{use_cpu: true, disable_tqdm: true}}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_bert, sentences):
+    """A folder with a finished run."""
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    folder = tmp_path_factory.mktemp("run")
+    transformer = Transformer(tiny_bert, max_seq_length=16)
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
+    SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder / "teacher"))
+    (folder / "texts.txt").write_text("\n".join(sentences), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder, student=tiny_bert, teacher=folder / "teacher"))
+    run(folder / "recipe.yaml", show_progress=False)
+    assert verify(folder / "out-run").findings == []
+    assert verify(folder / "out").findings == []
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "repaired"),
+    [
+        ("run.json", True),
+        ("recipe.yaml", True),
+        ("teachers/store.json", True),
+        ("teachers/teachers/teacher/00000.npy", True),
+        ("start/start.json", True),
+        ("stages/2-all/model/modules.json", False),
+    ],
+)
+@pytest.mark.parametrize("harm", DAMAGES)
+def test_damage_of_a_run(file, repaired, harm, finished, capsys):
+    work = finished / "out-run"
+    kept = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    try:
+        harm(work / file)
+        (finding,) = verify(work).findings
+        assert finding.file == ("start" if file.startswith("start/") else file)
+        arguments = ["verify", str(work), "--repair", "--recipe", str(work / "recipe.yaml")]
+        if file == "recipe.yaml":
+            arguments[-1] = str(finished / "recipe.yaml")
+        assert main(arguments) == (0 if repaired else 1)
+        said = capsys.readouterr().out
+        assert ("is whole" in said) == repaired
+        if not repaired:
+            assert "--resume --from-stage 2" in said
+    finally:
+        for path, content in kept.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+def test_a_damaged_stage_is_not_gone_on_from(finished):
+    model = finished / "out-run" / "stages" / "2-all" / "model" / "modules.json"
+    content = model.read_bytes()
+    try:
+        model.write_bytes(content + b" ")
+        with pytest.raises(ValueError, match=r"The model of stage 2 is damaged: .*--resume --from-stage 2"):
+            run(finished / "recipe.yaml", resume=True, show_progress=False)
+    finally:
+        model.write_bytes(content)
+
+
+def test_a_run_without_its_state_is_not_begun_anew(finished):
+    work = finished / "out-run"
+    kept = {name: (work / name).read_bytes() for name in ("run.json", "run.copy.json")}
+    try:
+        (work / "run.json").unlink()
+        with pytest.raises(ValueError, match=r"has lost its run.json.*st-distill verify"):
+            run(finished / "recipe.yaml", show_progress=False)
+        (work / "run.copy.json").unlink()
+        with pytest.raises(ValueError, match=r"has lost its run.json.*or remove .*stages"):
+            run(finished / "recipe.yaml", show_progress=False)
+    finally:
+        for name, content in kept.items():
+            (work / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", DAMAGES)
+@pytest.mark.parametrize("file", ["model.safetensors", "modules.json", "st_distill.json"])
+def test_damage_of_a_model(file, harm, make_student, tmp_path):
+    export(make_student(MatryoshkaProjection(32, [8, 4])), tmp_path / "model")
+    assert verify(tmp_path / "model").findings == []
+    harm(next((tmp_path / "model").rglob(file)))
+    if (file, harm) == ("st_distill.json", delete):
+        assert verify(tmp_path / "model").is_whole  # any model of sentence-transformers has none
+    else:
+        (finding, *_) = verify(tmp_path / "model").findings
+        assert finding.file.endswith(file)
+
+
+def test_a_readers_own_card_is_no_damage(make_student, tmp_path):
+    export(make_student(MatryoshkaProjection(32, [8])), tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("mine")
+    assert verify(tmp_path / "model").is_whole
+
+
+def test_the_command(store, tmp_path, capsys):
+    assert main(["verify", str(store)]) == 0
+    assert capsys.readouterr().out == f"The store {store} is whole.\n"
+    flip(store / "teachers/first/00000.npy")
+    assert main(["verify", str(store), "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert (said["kind"], said["whole"], said["findings"][0]["file"]) == ("store", False, "teachers/first/00000.npy")
+    assert main(["verify", str(store), "--json", str(tmp_path / "found.json")]) == 1
+    assert json.loads((tmp_path / "found.json").read_text()) == said
+    assert main(["verify", str(store), "--repair"]) == 2
+    assert "Give the recipe (--recipe FILE)" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "nothing")]) == 2
+    assert "It has none of these" in capsys.readouterr().err
