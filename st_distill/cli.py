@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options = _parser().parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # a name in a recipe may hold characters that no terminal can show
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("st_distill").setLevel(logging.INFO if _speaks() else logging.WARNING)
     try:
@@ -45,7 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         if _speaks():
-            print(f"st-distill: stopped by {signal.Signals(number).name}.{_how_to_go_on(options)}", file=sys.stderr)
+            print(
+                f"st-distill: stopped by {signal.Signals(number).name}.{_how_to_go_on(options)}",
+                file=sys.stderr,
+                flush=True,
+            )
         return 128 + number
     except Exception as error:
         if options.debug:

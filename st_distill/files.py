@@ -66,13 +66,19 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
 
 
+def _new(path: Path) -> IO[bytes]:
+    """A file that was not there before: a link that a stranger has put in its place is removed, not followed."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file to write to; it takes the place of ``path`` when the block ends, and is removed when it fails."""
     path = Path(path)
     temporary = _temporary(path)
     try:
-        with open(temporary, "wb") as file:
+        with _new(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -247,7 +253,7 @@ class ArrayWriter:
         self.rows = 0
         self._broken = False
         self._temporary = _temporary(self.path)
-        self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by close() and discard()
+        self._file = _new(self._temporary)
         self._file.write(self._header())
 
     def _header(self) -> bytes:
@@ -343,7 +349,9 @@ class FolderLock:
 
     def __enter__(self) -> FolderLock:
         path = self.folder / self.name
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if path.is_symlink():  # what it leads to would be written over
+            raise ValueError(f"The lock {path} must be a file. It is a link: remove it.")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             locked = _lock(handle)
             for wait in (0.01, 0.05, 0.2, 0.5):  # a process that looks whether the lock is held holds it for an instant

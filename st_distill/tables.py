@@ -37,6 +37,8 @@ def _csv_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
     reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
     try:
         names = next(reader, [])
+        if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+            raise ValueError(f"{path} has the column '{twice}' twice. Give each column a name of its own.")
         for row, values in enumerate(reader):
             if not values and len(names) > 1:
                 continue  # a blank line

@@ -185,7 +185,7 @@ def _open_vectors(vectors: Any) -> Any:
         if vectors.suffix == ".npy":
             try:
                 return _as_matrix(np.load(vectors, mmap_mode="r", allow_pickle=False), str(vectors))
-            except (OSError, EOFError, ValueError) as error:
+            except Exception as error:  # numpy's parser raises whatever the broken bytes lead it to
                 raise ValueError(
                     f"The vectors in '{vectors}' cannot be read as an npy file of numbers ({error})."
                 ) from error
@@ -285,7 +285,7 @@ def _schema(table: Any) -> Any:
     if isinstance(table, _ParquetFiles):
         try:
             return pq.read_schema(table.paths[0])
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
             raise ValueError(f"'{table.paths[0]}' cannot be read as a parquet file ({error}).") from error
     if table.features is None:
         return next(iter(table.with_format("arrow").iter(batch_size=1))).schema

@@ -330,6 +330,11 @@ class Transformer(StandardTransformer):
         return [standard]
 
 
+#: What a picture may come as. Pillow opens more, some by programs of the system: PostScript by Ghostscript.
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+_MAX_BYTES = 256 * 2**20  # of a file
+
+
 def load_image(source: Any, *, row: int | str | None = None, timeout: float = 30.0) -> Image.Image:
     """An image as RGB, whatever it comes as; transparency becomes white, and an EXIF orientation is applied.
 
@@ -378,16 +383,27 @@ def _open(source: Any, timeout: float) -> Image.Image:
         else:
             raise ValueError('it has neither "bytes" nor "path"')
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return Image.open(io.BytesIO(source))
+        return _decoded(bytes(source))
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         with urllib.request.urlopen(source, timeout=timeout) as answer:
-            return Image.open(io.BytesIO(answer.read()))
+            return _decoded(answer.read(_MAX_BYTES + 1))
     if isinstance(source, (str, os.PathLike)):
-        return Image.open(io.BytesIO(Path(source).read_bytes()))
+        path = Path(source)
+        if path.exists() and not path.is_file():  # a device or a pipe has no end
+            raise ValueError("it is no file")
+        with path.open("rb") as file:
+            return _decoded(file.read(_MAX_BYTES + 1))
     raise TypeError(
         'it must be a PIL image, a path, an http(s) URL, bytes, or a mapping with "bytes" or "path", '
         f"not {type(source).__name__}"
     )
+
+
+def _decoded(content: bytes) -> Image.Image:
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"it has more than {_MAX_BYTES // 2**20} MiB")
+    Image.init()
+    return Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -20,6 +20,7 @@ __all__ = ["HARDWARE", "RESERVED", "complaints", "hints_of", "range_complaint"]
 RESERVED = {
     "output_dir": "checkpoints go to the recipe's work folder; set work instead",
     "resume_from_checkpoint": "a run continues by itself with --resume; remove this",
+    "hub_token": "a token does not belong in a recipe, which is kept and passed on; log in with 'hf auth login' instead",
 }
 #: They are looked at apart, because whether they can be depends on the machine.
 HARDWARE = (

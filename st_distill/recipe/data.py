@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from st_distill.errors import one_line
 from st_distill.files import read_json, sha256
 from st_distill.modules.image import load_image
 from st_distill.recipe.schema import ImageSource, Texts
@@ -230,8 +232,8 @@ def columns_of(source: Texts | ImageSource) -> dict[str, Kind] | None:
         return None
     path = existing_path(source.path)
     if _is_saved(path):
-        info = read_json(_saved_split(path, source) / "dataset_info.json")
-        return _kinds_of_features(datasets.Features.from_dict(info["features"]))
+        info = _saved_split(path, source) / "dataset_info.json"
+        return _kinds_of_features(_reading(info, lambda: datasets.Features.from_dict(read_json(info)["features"])))
     first = _files(path, source)[0]
     if first.suffix == ".parquet":
         return _kinds_of_features(_reading(first, lambda: datasets.Features.from_arrow_schema(pq.read_schema(first))))
@@ -319,6 +321,8 @@ def _read_path(path: Path, source: Texts | ImageSource) -> datasets.Dataset:
         return _reading(path, lambda: datasets.load_from_disk(str(_saved_split(path, source))))
     files = _files(path, source)
     if files[0].suffix == ".parquet":
+        if not _reading(path, lambda: sum(pq.read_metadata(file).num_rows for file in files)):
+            raise ValueError(f"{_name(source)} has no rows.")  # datasets says something else of it
         return _reading(path, lambda: datasets.Dataset.from_parquet([str(file) for file in files]))
     kinds = columns_of(source) or {}
     rows: Iterator[dict[str, Any]] = itertools.chain.from_iterable(text_rows(file) for file in files)
@@ -344,7 +348,7 @@ def _table(rows: Iterable[dict[str, Any]], kinds: dict[str, Kind], path: Path) -
             values = [row.get(field.name) for row in chunk]
             try:
                 columns.append(pa.array([_typed(value, field.type) for value in values], field.type))
-            except (ValueError, TypeError, pa.ArrowInvalid):
+            except (ValueError, TypeError, OverflowError, pa.ArrowInvalid):
                 row = next(index for index, value in enumerate(values) if not _fits(value, field.type))
                 wanted = "text" if field.type == pa.large_string() else "a number"
                 raise ValueError(
@@ -367,7 +371,7 @@ def _typed(value: Any, type: pa.DataType) -> Any:
 def _fits(value: Any, type: pa.DataType) -> bool:
     try:
         pa.array([_typed(value, type)], type)
-    except (ValueError, TypeError, pa.ArrowInvalid):
+    except (ValueError, TypeError, OverflowError, pa.ArrowInvalid):
         return False
     return True
 
@@ -392,7 +396,8 @@ def _is_saved(path: Path) -> bool:
 def _saved_split(path: Path, source: Texts | ImageSource) -> Path:
     if not (path / "dataset_dict.json").is_file():
         return path
-    splits = [str(split) for split in read_json(path / "dataset_dict.json")["splits"]]
+    listed = path / "dataset_dict.json"
+    splits = _reading(listed, lambda: [str(split) for split in read_json(listed)["splits"]])
     split = source.split or "train"
     if split not in splits:
         raise ValueError(_sentence(f"{path} has no split '{split}'{suggest(split, splits, always=True)}"))
@@ -409,7 +414,12 @@ def _files(path: Path, source: Texts | ImageSource) -> list[Path]:
         if path.suffix not in FORMATS:
             raise ValueError(f"{path} must be one of {', '.join(FORMATS)}. Got '{path.suffix}' instead.")
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix in FORMATS and not file.name.startswith("."))
+    files = sorted(
+        file
+        for file in path.iterdir()
+        # A pipe would be waited for.
+        if file.suffix in FORMATS and not file.name.startswith(".") and file.is_file()
+    )
     if isinstance(source, ImageSource):
         files = [file for file in files if file.suffix == ".parquet"]
         if not files:
@@ -429,9 +439,9 @@ def _files(path: Path, source: Texts | ImageSource) -> list[Path]:
 def _reading(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except (OSError, ValueError, TypeError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+    except Exception as error:  # damaged files lead the libraries to errors of every kind
         cause = error.__cause__ or error
-        raise ValueError(f"{path} cannot be read: {str(cause).strip() or type(cause).__name__}") from error
+        raise ValueError(f"{path} cannot be read: {one_line(cause)}.") from error
 
 
 # --- columns -----------------------------------------------------------------------------------------------------------
@@ -531,10 +541,24 @@ def _folder_of(source: ImageSource) -> Path | None:
 
 
 def _picture_path(path: str | None, folder: Path | None) -> str | None:
-    """Paths of pictures are relative to the file that names them."""
-    if not path or folder is None or "://" in path:
+    """Paths of pictures are relative to the file that names them, and lead nowhere but below its folder.
+
+    Raises:
+        ValueError: for one that leads elsewhere. The table may come from somebody else than the recipe.
+    """
+    if not path or folder is None or path.startswith(("http://", "https://")):
         return path
-    return str(folder / path)
+    picture = folder / path
+    try:
+        inside = Path(os.path.realpath(picture)).is_relative_to(os.path.realpath(folder))
+    except ValueError:  # a name that no file can have
+        inside = True
+    if not inside:
+        raise ValueError(
+            f"The picture '{path}' must lie in {folder}, the folder of the table that names it, and leads out of it. Move it "
+            "there, or the table above it."
+        )
+    return str(picture)
 
 
 def _sentence(text: str) -> str:

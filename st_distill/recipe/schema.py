@@ -80,7 +80,7 @@ def _train_rule(value: Any) -> Iterator[Found]:
         for index, pattern in enumerate(value):
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 yield (index,), f"is not a regular expression: {error}"
 
 

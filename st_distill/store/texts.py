@@ -69,6 +69,7 @@ def prepare_folder(folder: Path) -> None:
             f"The 'path' of TeacherStore.create must be a folder. {folder} is a file: choose another name."
         )
     folder.mkdir(parents=True, exist_ok=True)
+    _check_links(folder)
     present = {entry.name for entry in os.scandir(folder) if not entry.name.endswith(files.TEMPORARY)}
     if DESCRIPTION not in present and files.copy_of(DESCRIPTION).name in present:
         # To build anew would remove the vectors that are there, which were paid for.
@@ -78,6 +79,16 @@ def prepare_folder(folder: Path) -> None:
             f"The 'path' of TeacherStore.create must be a store, or a new or empty folder. {folder} is neither: it has other "
             "files; choose another folder."
         )
+
+
+def _check_links(folder: Path) -> None:
+    """See to it that nothing is written elsewhere: a store may come from a stranger."""
+    for inner in (*(folder / name for name in _OURS), *(folder / "teachers").glob("*")):
+        if inner.is_symlink():
+            raise ValueError(
+                f"The 'path' of TeacherStore.create must be a store of plain folders. {inner} is a link: put what it leads to "
+                "in its place."
+            )
 
 
 def read_texts(texts: Iterable[Any], roles: str | None) -> Iterator[tuple[list[str], list[str]]]:

@@ -1,0 +1,51 @@
+"""How many cases the property-based tests try: always the same sample in the suite; others, as long as there is time, in
+``make fuzz``.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from st_distill.errors import RecipeError
+
+#: What the library raises for input that cannot be right. Anything else is a defect.
+MISTAKES = (ValueError, TypeError, OSError)
+#: Memory that one case may take beyond what the process had before, in bytes.
+MEMORY = 600 * 2**20
+
+_QUIET = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+
+settings.register_profile(
+    "suite", max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=_QUIET
+)
+settings.register_profile("fuzz", max_examples=1000, deadline=None, database=None, suppress_health_check=_QUIET)
+settings.load_profile(os.environ.get("FUZZ_PROFILE", "suite"))
+
+
+@pytest.fixture(scope="session")
+def outcome() -> Callable[[Callable[[], Any]], str]:
+    """A function that calls another: ``"success"``, or the message of the mistake, which must be words for a person."""
+
+    def tried(function: Callable[[], Any]) -> str:
+        before = _peak()
+        try:
+            function()
+            said = "success"
+        except MISTAKES as mistake:
+            said, lines = str(mistake), isinstance(mistake, RecipeError)  # which has one for each mistake
+            if not 10 < len(said) < (100_000 if lines else 5000):
+                raise
+        assert _peak() - before < MEMORY
+        return said
+
+    return tried
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,136 @@
+"""Pictures that are damaged, enormous, or something else; and paths that lead out of a folder of pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from st_distill.modules.image import load_image
+from st_distill.recipe import Images
+from st_distill.recipe.data import fingerprint, read_images
+
+
+def encoded(kind: str = "PNG", mode: str = "RGB", **options) -> bytes:
+    content = io.BytesIO()
+    pixels = np.arange(20 * 10 * 3, dtype=np.uint8).reshape(10, 20, 3)
+    Image.fromarray(pixels).convert(mode).save(content, kind, **options)
+    return content.getvalue()
+
+
+FORMATS = ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"]
+
+
+@given(st.sampled_from(FORMATS), st.floats(0, 1, exclude_max=True), st.binary(max_size=6), st.integers(0, 6))
+def test_bytes_changed_added_or_taken_away(outcome, kind, place, content, taken):
+    good = encoded(kind)
+    at = int(place * len(good))
+    outcome(lambda: load_image(good[:at] + content + good[at + taken :], row=7))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes(outcome, content):
+    assert "image of row 3" in outcome(lambda: load_image(content, row=3))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.6])
+def test_a_truncated_file(kind, share, outcome):
+    content = encoded(kind)
+    assert "cannot be read" in outcome(lambda: load_image(content[: int(share * len(content))]))
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that says how large it is, with hardly any content."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize("size", [(100_000, 100_000), (20_000, 10_000), (2**31 - 1, 1)])
+def test_a_decompression_bomb(size, outcome):
+    assert "is too large" in outcome(lambda: load_image(png(*size)))
+
+
+def test_a_bomb_of_text_in_a_png(outcome):
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 200_000_000))
+    good = encoded()
+    outcome(lambda: load_image(good[:33] + text + good[33:]))
+
+
+def test_postscript_is_not_run(outcome):
+    # Pillow hands it to Ghostscript, which runs it.
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    assert "Pillow knows no such format" in outcome(lambda: load_image(content))
+
+
+def test_animated_rotated_and_16_bit_pictures_are_read():
+    frames = [Image.new("P", (6, 4), colour) for colour in (0, 1, 2)]
+    content = io.BytesIO()
+    frames[0].save(content, "GIF", save_all=True, append_images=frames[1:])
+    assert load_image(content.getvalue()).size == (6, 4)
+    exif = Image.Exif()
+    exif[274] = 6  # turned by a quarter
+    assert load_image(encoded("JPEG", exif=exif)).size == (10, 20)
+    deep = io.BytesIO()
+    Image.fromarray(np.full((4, 6), 0x8000, dtype=np.uint16)).save(deep, "PNG")
+    assert load_image(deep.getvalue()).getpixel((0, 0)) == (127, 127, 127)
+    assert load_image(encoded("PNG", "RGBA")).mode == "RGB"
+
+
+def test_the_ending_of_a_name_does_not_matter(tmp_path):
+    (tmp_path / "picture.png").write_bytes(encoded("JPEG"))
+    assert load_image(tmp_path / "picture.png").size == (20, 10)
+
+
+def test_a_device_or_a_pipe_is_not_read(tmp_path, outcome):
+    os.mkfifo(tmp_path / "picture.png")
+    for path in (tmp_path / "picture.png", "/dev/zero"):
+        assert "it is no file" in outcome(lambda path=path: load_image(path))
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.png", "{outside}", "link.png", "sub/../../outside.png", "file:///etc/passwd", "\0"]
+)
+def test_pictures_of_a_folder_lie_in_it(name, tmp_path, outcome):
+    outside, folder = tmp_path / "outside.png", tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    outside.write_bytes(encoded())
+    (folder / "link.png").symlink_to(outside)
+    row = {"image": name.format(outside=outside), "caption": "a picture"}
+    (folder / "metadata.jsonl").write_text(json.dumps(row))
+    source = Images(path=str(folder / "metadata.jsonl"))
+    assert outcome(lambda: read_images(source)) != "success"
+    assert outcome(lambda: fingerprint(source)) != "success" or name in ("file:///etc/passwd", "\0")
+
+
+def test_pictures_beside_their_table_are_read(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.png").write_bytes(encoded())
+    rows = [{"image": "sub/a.png", "caption": "a"}, {"image": str(tmp_path / "sub" / "a.png"), "caption": "b"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert len(read_images(Images(path=str(tmp_path))).dataset) == 2
+
+
+@given(st.lists(st.none() | st.binary(max_size=20) | st.just(encoded()), min_size=1, max_size=3))
+def test_a_table_of_any_bytes(tmp_path_factory, outcome, pictures):
+    folder = tmp_path_factory.mktemp("images")
+    Dataset.from_dict({"image": pictures, "caption": ["a"] * len(pictures)}).to_parquet(folder / "images.parquet")
+    said = outcome(lambda: read_images(Images(path=str(folder / "images.parquet"))))
+    assert (said == "success") == all(picture == encoded() for picture in pictures)
+    source = Images(path=str(folder / "images.parquet"), on_error="skip")
+    said = outcome(lambda: read_images(source))
+    assert (said == "success") == any(picture == encoded() for picture in pictures)

@@ -1,0 +1,206 @@
+"""Recipes as nobody should write them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from st_distill.cli import main
+from st_distill.errors import RecipeError
+from st_distill.recipe import load_recipe
+from st_distill.recipe.check import check
+from st_distill.recipe.load import MAX_BYTES, dump_recipe, presets
+
+GOOD = {
+    "output": "out/small",
+    "student": {"model": "some/model", "layers": [0, 2, 5], "max_seq_length": 64},
+    "teachers": [{"model": "other/model", "weight": 0.5, "prompts": {"query": "q: "}}, {"vectors": "vectors.npy"}],
+    "texts": [{"path": "texts.parquet", "columns": ["a"], "roles": {"a": "query"}, "limit": 5}],
+    "images": {"path": "pictures", "vision": {"model_type": "siglip_vision_model"}},
+    "projection": {"dims": [64, 32], "start": "ridge"},
+    "stages": [
+        {"train": {"last_layers": 2}, "steps": 5, "losses": {"cosine": 1.0}, "arguments": {"bf16": True}},
+        {"name": "end", "train": ["encoder"], "epochs": 0.5, "lora": {"r": 4}},
+    ],
+    "evaluation": {"texts": "held-out.txt"},
+}
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=10**300, max_value=10**400)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(
+        ["5", "1e-4", "yes", "all", "full", "../../etc/passwd", "\0", "\ud800", "a" * 300, "(", "a{99999999999}"]
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+#: Nine lists, each of the one before it ten times: a billion values.
+BOMB = "l0: &l0 [x]\n" + "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 10))
+
+
+def places(value, path=()):
+    yield path
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield from places(entry, (*path, key))
+
+
+PLACES = [path for path in places(GOOD) if path]
+
+
+def changed(path, value):
+    recipe = json.loads(json.dumps(GOOD))
+    target = recipe
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    return recipe
+
+
+@pytest.fixture
+def read(tmp_path, outcome):
+    """A function that reads a recipe of this content, and says what came of it."""
+
+    def of(content: bytes | str) -> str:
+        path = tmp_path / "r.yaml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+        return outcome(lambda: load_recipe(path))
+
+    return of
+
+
+def test_the_recipe_that_is_changed_is_good(read):
+    assert read(yaml.safe_dump(GOOD)) == "success"
+
+
+@given(st.sampled_from(PLACES), values)
+def test_any_value_at_any_place(tmp_path, read, path, value):
+    # JSON is YAML, and has an escape for every character.
+    said = read(json.dumps(changed(path, value)))
+    if said == "success":
+        recipe = load_recipe(tmp_path / "r.yaml")
+        (tmp_path / "again.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+@given(st.sampled_from([path for path in PLACES if isinstance(path[-1], str)]), st.text(min_size=1, max_size=12))
+def test_an_unknown_name_of_a_field(read, path, name):
+    recipe = json.loads(json.dumps(GOOD))
+    target = recipe
+    for key in path[:-1]:
+        target = target[key]
+    target[name] = target.pop(path[-1])
+    read(json.dumps(recipe))
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes(read, content):
+    read(content)
+
+
+@given(st.text(alphabet="[]{}:-,&*!|>'\"#%@`?~<= \n\tabc019.", max_size=120))
+def test_any_yaml(read, content):
+    read(content)
+
+
+@given(st.integers(0, len(yaml.safe_dump(GOOD)) - 1), st.binary(min_size=1, max_size=3))
+def test_a_recipe_with_bytes_changed(read, place, content):
+    good = yaml.safe_dump(GOOD).encode()
+    read(good[:place] + content + good[place + len(content) :])
+
+
+@given(st.sampled_from(PLACES), values)
+def test_the_check_of_any_value(tmp_path, outcome, path, value):
+    (tmp_path / "r.yaml").write_text(json.dumps(changed(path, value)))
+    outcome(lambda: check(tmp_path / "r.yaml"))
+
+
+@given(st.text(max_size=30), values)
+def test_any_override(outcome, field, value):
+    outcome(lambda: load_recipe("jasper", [f"{field}={json.dumps(value)}"]))
+    outcome(lambda: load_recipe("jasper", [field]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (BOMB, "values"),
+        ("output: &a\n  b: *a\n", "holds itself"),
+        ("output: &a [*a]\n", "holds itself"),
+        ("output: *nothing\n", "undefined alias"),
+        ("output: !!python/object/apply:os.system ['touch here']\n", "tag"),
+        ("output: !!python/name:os.system\n", "tag"),
+        ("output: !!binary aGk=\n", "tag"),
+        ("output: !!set {a, b}\n", "tag"),
+        ("? [a, b]\n: c\n", "name of a field must be text"),
+        ("[" * 5000, "nested more than 32 deep"),
+        ("- " * 5000, "nested more than 32 deep"),
+        ("{" * 5000, "nested more than 32 deep"),
+        ("output: " + "9" * 5000, "output"),
+        ("output: a\noutput: b\n", "is there twice"),
+        ("---\noutput: a\n---\noutput: b\n", "single document"),
+        ("output: \"\0\"", "character that YAML does not allow"),
+        ("\ufeff", "is empty"),
+        ("# nothing\n", "is empty"),
+        ("just words", "must be a mapping"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("output: 'unclosed\n", "not valid YAML"),
+        ("<<: 5\n", "must name a mapping"),
+        ("preset: nothing\n", "unknown preset"),
+        ("preset: [jasper]\n", "unknown preset"),
+        ("preset: jasper\nstages: 5\n", "stages"),
+        ("preset: jasper\nstages: {nothing: null}\n", "no stage 'nothing'"),
+        ("x" * (MAX_BYTES + 1), "larger than 1 MB"),
+        ("a: 1\n" * 100, "is there twice"),
+    ],
+)  # fmt: skip
+def test_attacks_and_mistakes(content, message, read, tmp_path):
+    assert message in read(content)
+    assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize("field", ["student.trust_remote_code", "teachers.0.trust_remote_code"])
+@pytest.mark.parametrize("value", ["yes", '"true"', "1", "on", "[true]"])
+def test_code_runs_by_the_word_true_alone(field, value):
+    with pytest.raises(RecipeError, match="trust_remote_code: expected true or false"):
+        load_recipe("jasper", [f"{field}={value}"])
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_no_preset_runs_code(preset):
+    recipe = load_recipe(preset)
+    assert not recipe.student.trust_remote_code
+    assert not any(teacher.trust_remote_code for teacher in recipe.teachers)
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "/etc", "..", ".hidden", "a\0b", "a" * 200, ""])
+@pytest.mark.parametrize("path", [("teachers", 0, "name"), ("stages", 1, "name")])
+def test_names_of_folders_lead_nowhere_else(path, name, read):
+    assert "must be of up to 100 letters" in read(json.dumps(changed(path, name))) or name == ""
+
+
+@pytest.mark.parametrize("content", ["output: \ud800", 'student: {model: "\\ud800"}', "output: [", "\xff"])
+def test_the_command_says_it_in_a_sentence(content, tmp_path, capfd):
+    (tmp_path / "r.yaml").write_bytes(content.encode("utf-8", "surrogatepass"))
+    assert main(["check", str(tmp_path / "r.yaml")]) == 2
+    said = "".join(capfd.readouterr())
+    assert "mistake" in said
+    assert "Traceback" not in said
+
+
+def test_a_token_does_not_belong_in_a_recipe(tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(changed(("stages", 0, "arguments"), {"hub_token": "hf_secret"})))
+    assert main(["check", str(tmp_path / "r.yaml")]) == 2
+    said = capsys.readouterr().out
+    assert "hub_token: a token does not belong in a recipe" in said
+    assert "hf_secret" not in said

@@ -1,0 +1,149 @@
+"""Texts, text files and datasets of every kind that people have."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from st_distill import Teacher, TeacherStore
+from st_distill.recipe import Texts
+from st_distill.recipe.data import columns_of, fingerprint, load_scored_pairs, load_texts, rows_of
+
+ODD = {
+    "empty": "",
+    "whitespace": " \t\n\r\x0b\x0c\u2028\u00a0",
+    "emoji": "👩‍👩‍👧🏽🇦🇹" * 3,
+    "right to left": "שלום \u202eabc\u202c مرحبا",
+    "surrogate": "a\ud800b",
+    "NUL": "a\0b",
+    "one line of 1 MB": "word " * 200_000,
+    "combining": "e" + "\u0301" * 500,
+    "private use": "\ue000\U000f0000\U0010ffff",
+    "line ends": "a\r\nb\rc\u0085d\u2029e",
+    "byte order mark": "\ufeffa",
+}
+
+
+def lengths(texts: list[str]) -> np.ndarray:
+    return np.array([[len(text), text.count("a"), 1.0] for text in texts])
+
+
+def stored(path, texts):
+    teacher = Teacher(lengths, name="first", revision="1")
+    store = TeacherStore.create(path, texts, teacher, dtype="float32", show_progress=False)
+    vectors = store.gather(store.ids(list(texts))).numpy()
+    expected = lengths(list(texts))
+    np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_store_takes_any_text(kind, tmp_path):
+    stored(tmp_path / "s", [ODD[kind], "plain"])
+
+
+@given(st.lists(st.text(alphabet=st.characters(), max_size=20), min_size=1, max_size=5))
+def test_a_store_takes_any_texts(tmp_path_factory, texts):
+    stored(tmp_path_factory.mktemp("s"), texts)
+
+
+@given(st.lists(st.text(max_size=3) | st.none() | st.integers() | st.binary(max_size=3), min_size=1, max_size=5))
+def test_what_is_no_text_is_named(tmp_path_factory, outcome, texts):
+    assume(not all(isinstance(text, str) for text in texts))
+    place = next(place for place, text in enumerate(texts) if not isinstance(text, str))
+    teacher = Teacher(lengths, name="first", revision="1")
+    said = outcome(lambda: TeacherStore.create(tmp_path_factory.mktemp("s"), texts, teacher, show_progress=False))
+    assert f"at position {place}" in said
+
+
+def read(path, outcome, **options) -> str:
+    source = Texts(path=str(path), **options)
+    outcome(lambda: columns_of(source))
+    outcome(lambda: rows_of(source))
+    outcome(lambda: fingerprint(source))
+    outcome(lambda: load_scored_pairs(source))
+    return outcome(lambda: load_texts(source))
+
+
+@given(st.sampled_from(["txt", "csv", "tsv", "json", "jsonl", "parquet"]), st.binary(max_size=120))
+def test_any_bytes_as_a_file(tmp_path, outcome, ending, content):
+    path = tmp_path / f"texts.{ending}"
+    path.write_bytes(content)
+    read(path, outcome)
+
+
+cells = st.none() | st.booleans() | st.integers() | st.integers(min_value=10**310, max_value=10**320) | st.floats()
+cells |= st.text(alphabet=st.characters(), max_size=8) | st.sampled_from([[], {}, ["a"], "nan", "1e999", "5"])
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), cells, max_size=3) | cells, max_size=4))
+def test_any_json_as_a_file(tmp_path, outcome, rows):
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    for name in ("rows.jsonl", "rows.json"):
+        read(tmp_path / name, outcome)
+        read(tmp_path / name, outcome, columns=["a"])
+
+
+@given(st.text(alphabet="a,;\"'\n\r\t 15.\0", max_size=60))
+def test_any_csv(tmp_path, outcome, content):
+    for ending in ("csv", "tsv"):
+        (tmp_path / f"rows.{ending}").write_text(content, newline="")
+        read(tmp_path / f"rows.{ending}", outcome)
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.5, 0.9, 0.99])
+def test_a_parquet_file_cut_short(cut, tmp_path, outcome):
+    path = tmp_path / "texts.parquet"
+    pq.write_table(pa.table({"text": ["some text"] * 500}), path)
+    path.write_bytes(path.read_bytes()[: int(cut * path.stat().st_size)])
+    assert "texts.parquet cannot be read" in read(path, outcome)
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "message"),
+    [
+        ({"text": ["a", None, "b"]}, {}, "Row 1 of .* has no text in column 'text' \\(null\\)"),
+        ({"text": [1, 2]}, {}, "must have a column of texts"),
+        ({"text": ["a"]}, {"columns": ["txt"]}, "has no column 'txt'; did you mean 'text'?"),
+        ({"text": ["a"], "n": [1]}, {"columns": ["n"]}, "must hold texts"),
+        ({"text": pa.array([], pa.string())}, {}, "has no rows"),
+        ({"text": [["a"], ["b"]]}, {}, "must have a column of texts"),
+        ({"text": [b"a"]}, {}, "must have a column of texts"),
+        ({"text": [True]}, {}, "must have a column of texts"),
+        ({}, {}, "has no rows|must have a column of texts|cannot be read"),
+    ],
+)
+def test_a_dataset_with_a_mistake(table, options, message, tmp_path):
+    pq.write_table(pa.table(table), tmp_path / "texts.parquet")
+    with pytest.raises(ValueError, match=message):
+        load_texts(Texts(path=str(tmp_path / "texts.parquet"), **options))
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "state.json", "dataset_dict.json"])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"features": 5}', '{"features": {"a": {"_type": "Nothing"}}}', '{"splits": 1}']
+)
+def test_a_saved_dataset_with_a_damaged_file(file, content, tmp_path, outcome):
+    Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(tmp_path / "d")
+    (tmp_path / "d" / file).write_text(content)
+    read(tmp_path / "d", outcome)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path, outcome):
+    os.mkfifo(tmp_path / "texts.txt")
+    assert "must hold files of one format" in read(tmp_path, outcome)
+    assert outcome(lambda: load_texts(Texts(path=str(tmp_path / "texts.txt")))) != "success"
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b,a\n1,2,3\n")
+    with pytest.raises(ValueError, match="has the column 'a' twice"):
+        load_texts(Texts(path=str(tmp_path / "rows.csv")))

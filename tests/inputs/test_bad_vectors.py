@@ -1,0 +1,136 @@
+"""Vectors that exist already, or that a teacher gives, and are not what they should be."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from st_distill import Teacher, TeacherStore
+
+TEXTS = ["a", "b", "c"]
+
+
+def built(folder, teacher) -> np.ndarray:
+    store = TeacherStore.create(folder / "store", TEXTS, teacher, dtype="float32", show_progress=False)
+    return store.gather(store.ids(TEXTS)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (
+            lambda texts: np.full((len(texts), 2), np.nan),
+            "must return finite numbers. Got NaN or infinity for the text 'a'",
+        ),
+        (lambda texts: np.full((len(texts), 2), np.inf), "must return finite numbers"),
+        (lambda texts: np.full((len(texts), 2), 1e300), "must return finite numbers"),
+        (lambda texts: [[1.0] * (place + 1) for place, _ in enumerate(texts)], "all rows of one width"),
+        (lambda texts: np.ones((len(texts) + 1, 2)), "Got 4 vectors for 3 texts"),
+        (lambda texts: np.ones((len(texts) - 1, 2)), "Got 2 vectors for 3 texts"),
+        (lambda texts: np.ones(len(texts)), "must return an array of shape"),
+        (lambda texts: np.ones((len(texts), 0)), "must return an array of shape"),
+        (lambda texts: np.ones((len(texts), 2, 2)), "must return an array of shape"),
+        (lambda texts: np.ones((len(texts), 2), dtype=complex), "array of numbers"),
+        (lambda texts: np.array([["a"] * 2] * len(texts)), "array of numbers"),
+        (lambda texts: None, "array of numbers"),
+        (lambda texts: {"a": 1}, "array of numbers"),
+    ],
+)
+def test_answers_of_a_teacher_that_are_no_vectors(returned, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        built(tmp_path, Teacher(returned, name="first", revision="1"))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int64", "uint8"])
+def test_numbers_of_any_kind_are_taken(dtype, tmp_path):
+    vectors = np.array([[3, 4], [0, 0], [1, 0]]).astype(dtype)
+    np.save(tmp_path / "v.npy", vectors)
+    labels = built(tmp_path, Teacher.from_vectors(tmp_path / "v.npy", texts=TEXTS))
+    np.testing.assert_allclose(labels, [[0.6, 0.8], [0, 0], [1, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (np.array([[1.0, np.nan], [1, 1], [1, 1]]), "finite"),
+        (np.array([[1.0, 1], [1, np.inf], [1, 1]]), "finite"),
+        (np.ones((2, 2)), "must be as many as the vectors"),
+        (np.ones((4, 2)), "must be as many as the vectors"),
+        (np.ones(3), "numbers of shape"),
+        (np.ones((3, 2, 2)), "numbers of shape"),
+        (np.ones((3, 2), dtype=complex), "numbers of shape"),
+        (np.array([["a", "b"]] * 3), "numbers of shape"),
+        (np.array([[1, 2]] * 3, dtype=object), "cannot be read as an npy file"),
+        (np.ones((0, 2)), "must be as many as the vectors"),
+    ],
+)
+def test_files_of_vectors_with_a_mistake(vectors, message, tmp_path):
+    np.save(tmp_path / "v.npy", vectors, allow_pickle=True)
+    with pytest.raises(ValueError, match=message):
+        built(tmp_path, Teacher.from_vectors(tmp_path / "v.npy", texts=TEXTS))
+
+
+def test_a_pickle_in_an_npy_file_is_not_run(tmp_path):
+    class Run:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "here"), "w"))
+
+    np.save(tmp_path / "v.npy", np.array([Run()], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="cannot be read as an npy file"):
+        Teacher.from_vectors(tmp_path / "v.npy", texts=TEXTS)
+    assert not (tmp_path / "here").exists()
+
+
+def npy(vectors: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, vectors)
+    return content.getvalue()
+
+
+@given(st.integers(0, 151), st.binary(min_size=1, max_size=6))
+def test_an_npy_file_with_bytes_changed(tmp_path_factory, outcome, place, content):
+    folder = tmp_path_factory.mktemp("v")
+    good = npy(np.ones((3, 2), dtype=np.float32))
+    (folder / "v.npy").write_bytes(good[:place] + content + good[place + len(content) :])
+    outcome(lambda: built(folder, Teacher.from_vectors(folder / "v.npy", texts=TEXTS)))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "(1000000000000, 1000000)",
+        "(-1, 2)",
+        "(3.5, 2)",
+        "(True, 2)",
+        f"({10**40}, 2)",
+        "(), ",
+        "[3, 2]",
+        "(3, 2",
+        "(9**9, 2)",
+    ],
+)
+def test_an_npy_file_that_says_it_is_enormous(shape, tmp_path, outcome):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    (tmp_path / "v.npy").write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + header + b"\0" * 24)
+    assert outcome(lambda: Teacher.from_vectors(tmp_path / "v.npy", texts=TEXTS)) != "success"
+
+
+@given(st.lists(st.none() | st.lists(st.none() | st.floats(width=32), max_size=3), min_size=3, max_size=3))
+def test_a_column_of_any_lists(tmp_path_factory, outcome, rows):
+    folder = tmp_path_factory.mktemp("v")
+    pq.write_table(pa.table({"text": TEXTS, "v": pa.array(rows, pa.list_(pa.float32()))}), folder / "v.parquet")
+    said = outcome(lambda: built(folder, Teacher.from_vectors(folder / "v.parquet")))
+    good = all(row and None not in row and np.isfinite(row).all() and len(row) == len(rows[0] or []) for row in rows)
+    assert (said == "success") == good
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1PAR1", b"PAR1" + b"\xff" * 60 + b"PAR1", b"\0" * 100])
+def test_a_parquet_file_that_is_none(content, tmp_path, outcome):
+    (tmp_path / "v.parquet").write_bytes(content)
+    assert "v.parquet" in outcome(lambda: Teacher.from_vectors(tmp_path / "v.parquet"))
