@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from st_distill.files import differences, manifest, read_json, write_json
 from st_distill.stopping import Stop, postponed
@@ -104,8 +105,11 @@ class SealedCheckpoints(_Trainer):
         self.accelerator.wait_for_everyone()  # each process writes the state of its random numbers
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial))
+            checkpoint = folder / f"checkpoint-{self.state.global_step}"
+            # A pickle that nothing here reads, and that would hold a token if the arguments had one.
+            (checkpoint / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             # Sealed before an older one goes: there is a whole one at every moment.
-            seal(folder / f"checkpoint-{self.state.global_step}")
+            seal(checkpoint)
             rotate(folder, keep, self.state.best_model_checkpoint)
 
     def train_in_order(self, last: Path | None) -> dict[str, Any]:

@@ -130,7 +130,9 @@ def evaluate_model(model: SentenceTransformer, recipe: Recipe, *, show_progress:
         with Processes() as processes:
             _join(processes, recipe)
             recipe.work_folder.mkdir(parents=True, exist_ok=True)
-            teacher = _view(recipe, _embed(recipe, [evaluation.texts], processes, show_progress))
+            store = _embed(recipe, [evaluation.texts], processes, show_progress)
+            processes.by_main(store.check)
+            teacher = _view(recipe, store)
     return _measure(model, recipe, evaluation, teacher)
 
 
@@ -168,6 +170,7 @@ class _Run:
         self.show_progress = show_progress and processes.is_main
         self.folder = recipe.work_folder
         self.output = Path(recipe.output)
+        self._is_checked = False
 
     def run(self, *, resume: bool, from_stage: int | None) -> RunResult:
         if from_stage is not None and not 1 <= from_stage <= len(self.recipe.stages):
@@ -216,8 +219,7 @@ class _Run:
         if self.recipe.teachers and (texts_wanted or first == 0 or self._evaluates_fidelity(first)):
             sources = [*self.recipe.texts, *_fidelity_texts(self.recipe)]
             store = _embed(self.recipe, sources, self.processes, self.show_progress)
-            self.processes.by_main(store.check)
-            teacher = _view(self.recipe, store)
+            teacher = self._checked(store)
             labelled = label_texts(self.recipe.texts, store)
         start = self.folder / "start"
         model = self._before(first, state, labelled, teacher)
@@ -258,6 +260,13 @@ class _Run:
                 for finished in (folder / "checkpoints", self.folder / POOLED):
                     shutil.rmtree(finished, ignore_errors=True)
         return model
+
+    def _checked(self, store: TeacherStore) -> StoreView:
+        """The teachers' vectors, compared with their checksums once in a run: neither trained on nor measured by if damaged."""
+        if not self._is_checked:
+            self.processes.by_main(store.check)
+            self._is_checked = True
+        return _view(self.recipe, store)
 
     def _trainee(
         self, stage: Stage, model: SentenceTransformer, labelled: list[tuple[Dataset, Texts]]
@@ -356,7 +365,7 @@ class _Run:
         evaluation, teacher = self.recipe.evaluation, None
         if evaluation is not None and evaluation.texts is not None and self.recipe.teachers:
             store = _embed(self.recipe, [evaluation.texts], self.processes, self.show_progress)
-            teacher = _view(self.recipe, store)
+            teacher = self._checked(store)
         self.processes.by_main(lambda: self._write(model, teacher, results_path, wanted))
         return json.loads(results_path.read_text(encoding="utf-8"))["results"]
 

@@ -1,0 +1,156 @@
+"""A small run in a process of its own, in which something happens at a chosen moment.
+
+A moment is a change of the disk: the n-th file that is opened for writing, renamed or removed under the run's folder. So it
+is the same on a fast machine and on a slow one, and every write is reached. ``FAULTS=all`` (``make faults``) tries the whole
+matrix, the suite a sample of it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from st_distill.cli import main
+
+ALL = os.environ.get("FAULTS") == "all"
+_SECONDS = 300  # after which a child is taken to hang
+_CHANGES = "changes: "
+
+
+@dataclass
+class Ended:
+    """How a child ended: its exit code (negative for a signal), what it printed, and the changes that it made."""
+
+    code: int
+    said: str
+    changes: int
+
+
+Happens = Callable[[], None]
+_WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink")
+
+
+def _watch(folder: Path, moment: int | None, happens: Happens | None) -> Callable[[], int]:
+    """Count the changes under a folder, and let something happen before one of them (counted from 1)."""
+    count, root = 0, str(folder)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event == "open":
+            name, _, flags = arguments
+            changes = isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        elif event in _WRITES:
+            name, changes = arguments[0], True
+        else:
+            return
+        if changes and isinstance(name, (str, os.PathLike)) and os.fspath(name).startswith(root):
+            count += 1
+            if count == moment and happens is not None:
+                happens()
+
+    sys.addaudithook(hook)
+    return lambda: count
+
+
+def forked(
+    function: Callable[[], int],
+    folder: Path,
+    *,
+    moment: int | None = None,
+    happens: Happens | None = None,
+    size: int | None = None,
+) -> Ended:
+    """Call a function, which returns an exit code, in a child process.
+
+    Args:
+        function: what the child does.
+        folder: where changes are counted.
+        moment: the change before which something happens, from 1.
+        happens: what does.
+        size: limit of files, in bytes, beyond which writing fails as on a full disk.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 70
+        try:
+            os.close(reading)
+            os.dup2(writing, 1)
+            os.dup2(writing, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            signal.alarm(_SECONDS)
+            changes = _watch(folder, moment, happens)
+            if size is not None:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            code = function()
+            sys.stderr.flush()
+            print(f"{_CHANGES}{changes()}", flush=True)
+        except BaseException as error:
+            os.write(2, f"Traceback of {error!r}".encode())
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said, _, changes = pipe.read().decode("utf-8", "replace").partition(_CHANGES)
+    _, status = os.waitpid(child, 0)
+    return Ended(os.waitstatus_to_exitcode(status), said, int(changes.split()[0]) if changes else 0)
+
+
+def kill() -> None:
+    """What the kernel does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+RECIPE = """\
+output: {folder}/out
+student: {{model: {student}, layers: [0, 3], pooling: mean, max_seq_length: 16}}
+teachers: [{{model: {teacher}, name: teacher}}]
+texts: {folder}/texts.txt
+projection: {{dims: [16, 8]}}
+stages:
+  - {{train: projection, steps: 4, batch: 8, arguments: {arguments}}}
+  - {{train: all, steps: 5, batch: 8, arguments: {arguments}}}
+evaluation: {{texts: {folder}/held-out.txt, teachers: false}}
+"""
+
+
+@dataclass
+class Project:
+    """A folder with a recipe, and what is written for it."""
+
+    folder: Path
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "out-run"
+
+    def run(self, *arguments: str) -> int:
+        torch.set_num_threads(1)
+        return main(["run", str(self.folder / "recipe.yaml"), *arguments])
+
+    def results(self) -> dict[str, torch.Tensor]:
+        """The weights after each stage, and those of the exported model."""
+        folders = [*sorted((self.work / "stages").glob("*/model")), self.folder / "out"]
+        found = {}
+        for model in folders:
+            for file in sorted(model.rglob("*.safetensors")):
+                for name, tensor in load_file(file).items():
+                    found[f"{file.relative_to(self.folder)}:{name}"] = tensor
+        return found
+
+
+def same_results(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(found[name].numpy(), tensor.numpy(), atol=1e-5, err_msg=name)
