@@ -28,7 +28,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Every fault at every place: kills, full disks, signals, teachers that fail. About an hour on two cores.
+# Every fault at every place: kills, full disks, signals, teachers that fail.
 faults: $(VENV)/ready
 	FAULTS=all $(BIN)/python -m pytest tests/faults tests/test_verify.py
 
