@@ -19,6 +19,8 @@ demo: $(VENV)/ready
 	@echo '  from sentence_transformers import SentenceTransformer'
 	@echo '  model = SentenceTransformer("out/jasper")'
 	@echo '  model.encode(["a small red circle"], truncate_dim=128)'
+	@echo
+	$(BIN)/st-distill report out/jasper-run
 
 test: $(VENV)/ready lint
 	$(BIN)/python -m pytest

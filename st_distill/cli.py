@@ -1,4 +1,4 @@
-"""The command line: ``st-distill check|embed|run|verify|eval|export|info|pretrain``, each a thin layer over one function.
+"""The command line, ``st-distill check|embed|run|verify|eval|report|export|info|pretrain``: thin layers over functions.
 
 ``embed``, ``run`` and ``pretrain`` may be started in several processes, ``torchrun --nproc_per_node 8 -m st_distill run
 recipe.yaml``: one of them speaks for all.
@@ -132,6 +132,13 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     _add_eval(commands)
+
+    command = _command(
+        commands, _report, "report", "write the report of a run, one HTML page with pictures", "report out/jasper-run"
+    )
+    command.add_argument("run", help="work folder of a run")
+    command.add_argument("--out", metavar="FOLDER", help="where to write; report in the work folder by default")
+    command.add_argument("--no-speed", action="store_true", help="measure no speed and memory; the run's own stay")
 
     command = _command(
         commands,
@@ -396,6 +403,14 @@ def _load_model(name: str) -> SentenceTransformer:
         except (UnknownModel, ValueError) as found:
             reason = one_line(found).removesuffix(": not checked")
         raise ValueError(f"The model cannot be loaded: {reason}.") from error
+
+
+def _report(options: argparse.Namespace) -> int:
+    from st_distill.report.page import write_page
+
+    page = write_page(options.run, options.out, speed=not options.no_speed)
+    print(f"The report is {page}.")
+    return 0
 
 
 def _export(options: argparse.Namespace) -> int:

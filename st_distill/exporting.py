@@ -15,6 +15,7 @@ from sentence_transformers.util import fullname
 from torch import nn
 
 from st_distill.alignment import align_files, align_weights
+from st_distill.card import tell_usage
 from st_distill.files import manifest, write_json
 from st_distill.modules import MatryoshkaProjection, Transformer
 
@@ -145,8 +146,7 @@ def _write(standard: SentenceTransformer, path: Path, *, dims: list[int]) -> Non
     align_files(partial)
     # The card is for its readers to change.
     write_json(partial / DESCRIPTION, description | {CHECKED: manifest(partial, without=["README.md"])})
-    with (partial / "README.md").open("a", encoding="utf-8") as card:
-        card.write(_card_section(description))
+    tell_usage(partial, description, standard.prompts)
     _replace_folder(partial, path)
 
 
@@ -252,19 +252,6 @@ def _dims(model: SentenceTransformer, dim: int | None) -> list[int]:
     if projection is None:
         return [model.get_embedding_dimension()]
     return list(projection.dims) if projection.heads == "nested" else [projection.out_features]
-
-
-def _card_section(description: dict[str, Any]) -> str:
-    full = "have unit length" if description["unit_length"]["full"] else "do not have unit length"
-    dims = description["dims"]
-    lines = ["", "## Dimensions", "", f"Full vectors have {dims[0]} dimensions and {full}."]
-    if len(dims) > 1:
-        shorter = ", ".join(map(str, dims[1:]))
-        lines += [
-            f"The model was also trained at {shorter} dimensions: `model.encode(texts, truncate_dim={dims[1]})`.",
-            "Truncated vectors do not have unit length: compare them by cosine, or pass `normalize_embeddings=True`.",
-        ]
-    return "\n".join([*lines, ""])
 
 
 def _replace_folder(new: Path, path: Path) -> None:

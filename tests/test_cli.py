@@ -131,7 +131,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_every_command_has_an_example(capsys):
-    for command in ("check", "embed", "run", "verify", "eval", "export", "info"):
+    for command in ("check", "embed", "run", "verify", "eval", "report", "export", "info"):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
         assert f"example: st-distill {command} " in capsys.readouterr().out

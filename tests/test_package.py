@@ -21,6 +21,8 @@ LAYERS = [
     "files",
     "stopping",
     "tables",
+    "environment",
+    "card",
     "functional",
     "alignment",
     "modules",

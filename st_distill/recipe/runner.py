@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import set_seed
 
+from st_distill.environment import environment
 from st_distill.errors import RecipeError
 from st_distill.evaluation import TeacherFidelityEvaluator, evaluate
 from st_distill.exporting import export, export_teacher, load_student
 from st_distill.files import differences, manifest, read_json, write_json, write_text
 from st_distill.losses import find_projection
-from st_distill.modules.image import load_image
+from st_distill.recipe.card import write_run_card
 from st_distill.recipe.check import check
 from st_distill.recipe.data import fingerprint, load_scored_pairs, load_texts, read_images
 from st_distill.recipe.frozen import POOLED, PooledVectors, pooled_vectors, reads_pooled_vectors, with_frozen_encoder
@@ -35,7 +36,7 @@ from st_distill.recipe.stages import StageData, distill_loss, label_texts, run_s
 from st_distill.recipe.start import start_student
 from st_distill.recipe.state import RunState, fields_digest, stage_fields
 from st_distill.recipe.student import choose_attention
-from st_distill.recipe.vision import OwnVectors, image_data, with_eyes
+from st_distill.recipe.vision import OwnVectors, image_data, pictures_and_captions, with_eyes
 from st_distill.store import StoreView, TeacherStore
 from st_distill.teacher import Teacher
 
@@ -132,33 +133,39 @@ def evaluate_model(model: SentenceTransformer, recipe: Recipe, *, show_progress:
             recipe.work_folder.mkdir(parents=True, exist_ok=True)
             store = _embed(recipe, [evaluation.texts], processes, show_progress)
             processes.by_main(store.check)
-            teacher = _view(recipe, store)
-    return _measure(model, recipe, evaluation, teacher)
+            teacher = teacher_view(recipe, store)
+    return measure(model, recipe, evaluation, teacher)
 
 
-def _measure(
-    model: SentenceTransformer, recipe: Recipe, evaluation: Evaluation, teacher: StoreView | None
+def measure(
+    model: SentenceTransformer,
+    recipe: Recipe,
+    evaluation: Evaluation,
+    teacher: StoreView | None,
+    *,
+    speed: bool = True,
 ) -> dict[str, Any]:
-    """`evaluate_model`, where the evaluation's texts are in the store that ``teacher`` is a view of."""
+    """`evaluate_model`, where the evaluation's texts are in the store that ``teacher`` is a view of.
+
+    Without ``speed``, no model is timed.
+    """
     width = model.get_embedding_dimension()
     dims = [dim for dim in recipe.projection.dims if width is not None and dim <= width]
     nested = recipe.projection.heads == "nested"
     options: dict[str, Any] = {"dims": dims if dims and nested else None}
     if evaluation.texts is not None and teacher is not None:
-        texts, vectors = _texts_and_vectors(evaluation.texts, teacher)
-        options |= {"texts": texts, "teacher_vectors": vectors, "speed": texts[:_SPEED_TEXTS]}
+        texts, vectors = texts_and_vectors(evaluation.texts, teacher)
+        options |= {"texts": texts, "teacher_vectors": vectors, "speed": texts[:_SPEED_TEXTS] if speed else None}
     if evaluation.retrieval is not None:
         dataset = load_texts(evaluation.retrieval)
         options["retrieval"] = tuple(list(dataset[column]) for column in dataset.column_names[:2])
     if evaluation.similarity is not None:
         options["similarity"] = load_scored_pairs(evaluation.similarity)
     if evaluation.images is not None and model.supports("image"):
-        spec = evaluation.images
-        pictures = read_images(spec).dataset.cast_column(spec.image, Image(decode=False))
-        options["images"] = ([load_image(stored) for stored in pictures[spec.image]], list(pictures[spec.caption]))
+        options["images"] = pictures_and_captions(evaluation.images)
     if evaluation.teachers:
         options["teachers"] = {
-            str(spec.name): _teacher_model(spec) for spec in recipe.teachers if spec.model is not None
+            str(spec.name): teacher_model(spec) for spec in recipe.teachers if spec.model is not None
         }
     return evaluate(model, **options)
 
@@ -225,7 +232,8 @@ class _Run:
         model = self._before(first, state, labelled, teacher)
         for index in range(first, len(state.stages)):
             stage, folder = self.recipe.stages[index], state.stage_folder(index)
-            logger.info("Stage %d of %d: %s.", index + 1, len(state.stages), stage.name)
+            title = f"Stage {index + 1} of {len(state.stages)}, {stage.name}"
+            logger.info("%s.", title)
             base = state.stage_folder(index - 1) / "model" if index else start
             if self.recipe.student.load_in_4bit and stage.lora is not None:
                 model = choose_attention(load_in_4bit(base), self.recipe.student)
@@ -246,6 +254,7 @@ class _Run:
                 model,
                 data,
                 trainee=trainee,
+                title=title,
                 folder=folder,
                 base=base,
                 seed=self.recipe.seed + index,
@@ -257,6 +266,8 @@ class _Run:
                 model = self._load(folder / "model")
             if self.processes.is_main:
                 state.finish(index, metrics | {"skipped_images": data.skipped})
+                if (logs := folder / "checkpoints" / "runs").is_dir():
+                    shutil.move(logs, folder / "runs")  # where TensorBoard's are, whatever becomes of the checkpoints
                 for finished in (folder / "checkpoints", self.folder / POOLED):
                     shutil.rmtree(finished, ignore_errors=True)
         return model
@@ -266,7 +277,7 @@ class _Run:
         if not self._is_checked:
             self.processes.by_main(store.check)
             self._is_checked = True
-        return _view(self.recipe, store)
+        return teacher_view(self.recipe, store)
 
     def _trainee(
         self, stage: Stage, model: SentenceTransformer, labelled: list[tuple[Dataset, Texts]]
@@ -321,7 +332,7 @@ class _Run:
         evaluation = self.recipe.evaluation
         if teacher is None or evaluation is None or evaluation.texts is None:
             return None
-        texts, vectors = _texts_and_vectors(evaluation.texts, teacher)
+        texts, vectors = texts_and_vectors(evaluation.texts, teacher)
         dims = [max(self.recipe.projection.dims)]
         return TeacherFidelityEvaluator(texts, vectors, dims=dims, neighbours=min(10, max(1, len(texts) - 1)))
 
@@ -366,10 +377,17 @@ class _Run:
         if evaluation is not None and evaluation.texts is not None and self.recipe.teachers:
             store = _embed(self.recipe, [evaluation.texts], self.processes, self.show_progress)
             teacher = self._checked(store)
-        self.processes.by_main(lambda: self._write(model, teacher, results_path, wanted))
+        self.processes.by_main(lambda: self._write(model, teacher, state.stages, results_path, wanted))
         return json.loads(results_path.read_text(encoding="utf-8"))["results"]
 
-    def _write(self, model: SentenceTransformer, teacher: StoreView | None, results_path: Path, wanted: str) -> None:
+    def _write(
+        self,
+        model: SentenceTransformer,
+        teacher: StoreView | None,
+        stages: list[dict[str, Any]],
+        results_path: Path,
+        wanted: str,
+    ) -> None:
         """The main process's part of the end: the exported model, and what is measured of it."""
         spec = self.recipe.projection
         exported = export(model, self.output)
@@ -378,12 +396,14 @@ class _Run:
                 export(model, self.output.with_name(f"{self.output.name}-{dim}"), dim)
         logger.info("Exported to %s.", self.output)
         if self.recipe.export_teacher:
-            export_teacher(model, _teacher_model(self.recipe.teachers[0]), self.recipe.teacher_output)
+            export_teacher(model, teacher_model(self.recipe.teachers[0]), self.recipe.teacher_output)
             logger.info("Teacher in the student's space: %s.", self.recipe.teacher_output)
         results = {}
         if self.recipe.evaluation is not None:
-            results = _measure(exported, self.recipe, self.recipe.evaluation, teacher)
-        write_json(results_path, {"of": wanted, "results": results})
+            results = measure(exported, self.recipe, self.recipe.evaluation, teacher)
+        machine = environment()
+        write_run_card(self.output, self.recipe, stages, results, machine)
+        write_json(results_path, {"of": wanted, "results": results, "environment": machine})
 
 
 def start_of(folder: Path) -> str | None:
@@ -430,7 +450,7 @@ def make_teacher(spec: TeacherSpec) -> Teacher:
     )
 
 
-def _teacher_model(spec: TeacherSpec) -> SentenceTransformer:
+def teacher_model(spec: TeacherSpec) -> SentenceTransformer:
     """A teacher as a model to measure, as it is asked for vectors: with its prompts, dtype and widths."""
     model = SentenceTransformer(
         spec.model,
@@ -479,7 +499,8 @@ def _embed(recipe: Recipe, sources: list[Texts], processes: Processes, show_prog
     )
 
 
-def _view(recipe: Recipe, store: TeacherStore) -> StoreView:
+def teacher_view(recipe: Recipe, store: TeacherStore) -> StoreView:
+    """The recipe's teachers in a store, with their weights."""
     names = [str(spec.name) for spec in recipe.teachers]
     return store.view(teachers=names, weights=[spec.weight for spec in recipe.teachers])
 
@@ -509,7 +530,7 @@ def _flat(source: Texts) -> list[str]:
     return [text for column in dataset.column_names for text in dataset[column]]
 
 
-def _texts_and_vectors(source: Texts, store: StoreView) -> tuple[list[str], Tensor]:
+def texts_and_vectors(source: Texts, store: StoreView) -> tuple[list[str], Tensor]:
     """All texts of a source, and the teachers' vectors of each in its column's role, (texts, dimension)."""
     dataset = load_texts(source)
     columns = {column: list(dataset[column]) for column in dataset.column_names}

@@ -26,6 +26,7 @@ from st_distill.losses import JasperDistill, TeacherRows
 from st_distill.recipe.checkpoints import drop_damaged, last_checkpoint
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.processes import Processes
+from st_distill.recipe.progress import show_progress_of
 from st_distill.recipe.quantized import dequantized, is_quantized, restore
 from st_distill.recipe.schema import Projection, Stage, Texts
 from st_distill.recipe.student import dropout_of, encoder_layers, trained_parameters, training_only
@@ -132,6 +133,7 @@ def run_stage(
     data: StageData,
     *,
     trainee: SentenceTransformer,
+    title: str,
     folder: Path,
     base: Path,
     seed: int,
@@ -148,6 +150,7 @@ def run_stage(
         model: the student.
         data: what it trains on.
         trainee: what the trainer sees of the student: itself, or its projection behind vectors that are read.
+        title: what its progress, and the services that it reports to, call it.
         folder: of the stage.
         base: where the student is saved as it was before the stage.
         seed: of the trainer.
@@ -164,7 +167,8 @@ def run_stage(
     checkpoints = folder / "checkpoints"
     processes.by_main(lambda: drop_damaged(checkpoints))
     several = len(data.datasets) > 1
-    arguments = {**_ARGUMENT_DEFAULTS, "dataloader_pin_memory": torch.cuda.is_available(), **stage.training_arguments()}
+    defaults = {**_ARGUMENT_DEFAULTS, "run_name": title, "dataloader_pin_memory": torch.cuda.is_available()}
+    arguments = {**defaults, **stage.training_arguments()}
     if arguments.get("load_best_model_at_end"):
         # The best checkpoint may be older than the last one, from which a killed run continues.
         arguments["save_total_limit"] = max(2, arguments["save_total_limit"] or 2)
@@ -195,6 +199,7 @@ def run_stage(
             loss=data.losses if several else next(iter(data.losses.values())),
             evaluator=evaluator if args.eval_strategy != "no" else None,
         )
+        show_progress_of(trainer, title, args.train_batch_size * args.gradient_accumulation_steps * processes.count)
         is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         whole = copy.deepcopy(model).cpu() if is_sharded and processes.is_main else model
         if trainer.is_fsdp_enabled:
@@ -207,12 +212,23 @@ def run_stage(
             if processes.is_main:  # the only one that is given them all
                 whole.load_state_dict(_as_in(model, trainee, weights), strict=trainee is model)
         history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_runtime" in entry]
+        metrics |= _for_card(trainee)
         metrics["history"] = [{key: _finite(value) for key, value in entry.items()} for entry in history]
     whole.eval()
     if stage.lora is not None and (processes.is_main or not is_sharded):
         _merge_adapters(whole)
     processes.by_main(lambda: save_model(whole, folder / "model"))
     return metrics
+
+
+def _for_card(model: SentenceTransformer) -> dict[str, Any]:
+    """What sentence-transformers' trainer collects for the model card, and the next stage's trainer would replace."""
+    card = model.model_card_data
+    found: dict[str, Any] = {"citations": dict(card.citations)}
+    tracker = getattr(card.code_carbon_callback, "tracker", None)
+    if getattr(tracker, "_start_time", None) is not None:
+        found["emissions"] = card.get_codecarbon_data()["co2_eq_emissions"]
+    return found
 
 
 def _as_in(

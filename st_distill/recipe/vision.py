@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from datasets import Dataset, Image
 from sentence_transformers import SentenceTransformer
 
@@ -13,7 +14,8 @@ from st_distill.exporting import with_modules
 from st_distill.losses import find_projection
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.modules.image import load_image
-from st_distill.recipe.schema import Images
+from st_distill.recipe.data import read_images
+from st_distill.recipe.schema import Images, ImageSource
 from st_distill.store import TeacherStore
 
 
@@ -40,6 +42,12 @@ def with_eyes(model: SentenceTransformer, images: Images) -> SentenceTransformer
     if (projection := find_projection(seeing)) is not None:
         projection.rotate(None)  # from here on the teacher is the student itself
     return seeing
+
+
+def pictures_and_captions(source: ImageSource) -> tuple[list[PIL.Image.Image], list[str]]:
+    """All pictures of a source, decoded, and the caption of each."""
+    pictures = read_images(source).dataset.cast_column(source.image, Image(decode=False))
+    return [load_image(stored) for stored in pictures[source.image]], list(pictures[source.caption])
 
 
 def image_data(pictures: Dataset, captions: TeacherStore, images: Images) -> Dataset:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
+from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
@@ -96,6 +97,12 @@ def test_the_four_stages(make_recipe, folder, sentences, images, monkeypatch):
     assert set(result.results["fidelity"]["spearman"]) == {"24", "8"}
     assert set(result.results["models"]) == {"student", "first", "second"}
     assert 0 <= result.results["images"]["recall@1"]["24"] <= 1
+    card = ModelCard.load(folder / "out" / "README.md", ignore_metadata_errors=False)
+    assert card.text.lstrip().startswith("# out")
+    assert "### Images" in card.text
+    assert "| vision | vision | cosine 10, similarity 200, triplet 20 | 3 | 8 | 0.001 |" in card.text
+    assert {"JasperDistill", "Sentence Transformers"} <= {line[5:] for line in card.text.splitlines()}
+    assert len(card.data.eval_results) == 2 * (2 + 2 + 2)
 
     # Text does not move in stage 4.
     texts = [*sentences, "", "cat " * 15, "cat " * 40]

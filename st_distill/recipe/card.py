@@ -1,0 +1,323 @@
+"""The model card of a recipe's model: what was distilled from what and how, and what was measured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, try_to_load_from_cache
+from huggingface_hub.repocard import metadata_load
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from st_distill import __version__
+from st_distill.card import escaped, markdown_table, replace_sections
+from st_distill.exporting import DESCRIPTION
+from st_distill.files import read_json
+from st_distill.recipe.schema import ImageSource, Recipe, Stage, Texts
+
+__all__ = ["evaluation_results", "write_run_card"]
+
+_ABOUT_LOSSES = """\
+The student learns to give a text the teachers' vector (`cosine`), a batch the teachers' matrix of similarities
+(`similarity`), and pairs of texts the teachers' order (`triplet`, by a margin), as in Jasper and Stella
+([arXiv 2412.19048](https://arxiv.org/abs/2412.19048))."""
+
+
+def write_run_card(
+    folder: Path,
+    recipe: Recipe,
+    stages: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Any],
+    environment: Mapping[str, str],
+) -> None:
+    """Complete the README.md of a recipe's exported model.
+
+    Folders of this machine are named by their last part alone, since a card is for others.
+
+    Args:
+        folder: of the exported model.
+        recipe: what made it.
+        stages: of the run's state, each with its "name" and, when it is done, the trainer's "metrics".
+        results: what `st_distill.evaluation.evaluate` found; empty where nothing was measured.
+        environment: label to value.
+    """
+    name = Path(recipe.output).name
+    description = read_json(folder / DESCRIPTION)
+    sections = {"Results": _results(results)} if results else {}
+    sections["Training"] = _training(recipe, stages, environment)
+    sections["Licence"] = _licences(recipe)
+    sections["Citation"] = _citations(stages)
+    tags = ["distillation", *(["matryoshka"] if len(description["dims"]) > 1 else [])]
+    replace_sections(
+        folder,
+        sections,
+        # They speak of the last stage alone.
+        drop=("Training Details", "Evaluation"),
+        opening=_opening(name, recipe, description),
+        metadata=_metadata(folder, name, recipe, stages, results, tags),
+    )
+
+
+def _metadata(
+    folder: Path,
+    name: str,
+    recipe: Recipe,
+    stages: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Any],
+    tags: list[str],
+) -> dict[str, Any]:
+    known = metadata_load(folder / "README.md") or {}
+    fields: dict[str, Any] = {
+        "tags": list(dict.fromkeys([*(known.get("tags") or []), *tags])),
+        "model_name": name,
+        "eval_results": evaluation_results(recipe, results) or None,
+    }
+    if datasets := _datasets(recipe):
+        fields["datasets"] = datasets
+    if (base := _hub_name(recipe.student.model)) is not None:
+        fields["base_model"] = base
+    if emissions := [stage["metrics"]["emissions"] for stage in stages if stage.get("metrics", {}).get("emissions")]:
+        fields["co2_eq_emissions"] = {
+            **emissions[-1],
+            **{key: sum(entry[key] for entry in emissions) for key in ("emissions", "energy_consumed")},
+        }
+    return fields
+
+
+def evaluation_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalResult]:
+    """The student's figures, as the hub keeps them: one for each task, metric and dimension, in [-1, 1] or [0, 1]."""
+    found: list[EvalResult] = []
+
+    def add(task: str, task_name: str, data: str, metric: str, metric_name: str, scores: Mapping[str, Any]) -> None:
+        for dim, value in scores.items():
+            if value is not None:
+                found.append(
+                    EvalResult(
+                        task_type=task,
+                        task_name=task_name,
+                        dataset_type=f"{data.lower().replace(' ', '-')}-{dim}",
+                        dataset_name=f"{data}, {dim} dimensions",
+                        metric_type=metric,
+                        metric_name=metric_name,
+                        metric_value=float(value),
+                    )
+                )
+
+    if fidelity := results.get("fidelity"):
+        nearest = fidelity["neighbours"]
+        task = ("teacher-fidelity", "Teacher fidelity", "Held-out texts")
+        add(*task, "spearman", "Spearman of similarities", fidelity["spearman"])
+        add(*task, f"overlap@{nearest}", f"Overlap of {nearest} nearest texts", fidelity["overlap"])
+    if retrieval := results.get("retrieval"):
+        scores = retrieval["scores"]["student"]
+        add("information-retrieval", "Retrieval", "Held-out pairs", "cosine_ndcg@10", "nDCG@10", scores["ndcg@10"])
+        add(
+            "information-retrieval",
+            "Retrieval",
+            "Held-out pairs",
+            "cosine_accuracy@1",
+            "Accuracy@1",
+            scores["accuracy@1"],
+        )
+    if similarity := results.get("similarity"):
+        scores = similarity["scores"]["student"]
+        add(
+            "semantic-similarity",
+            "Semantic similarity",
+            "Scored pairs",
+            "spearman_cosine",
+            "Spearman",
+            scores["spearman"],
+        )
+    if images := results.get("images"):
+        for key in (key for key in images if key.startswith("recall@")):
+            add("text-to-image-retrieval", "Text to image", "Held-out images", key, key.capitalize(), images[key])
+    return found
+
+
+def _opening(name: str, recipe: Recipe, description: Mapping[str, Any]) -> str:
+    kinds = "texts and images" if "image" in description["modalities"] else "texts"
+    teachers = [_model(teacher.model) if teacher.model else escaped(str(teacher.name)) for teacher in recipe.teachers]
+    taught = f", taught by {_listed(teachers)}" if teachers else ""
+    layers = recipe.student.layers
+    start = _model(recipe.student.model) + ("" if layers is None else f" with {len(layers)} of its layers")
+    return (
+        f"# {escaped(name)}\n\n"
+        f"This is a [sentence-transformers](https://www.SBERT.net) model that maps {kinds} to vectors of "
+        f"{description['dims'][0]} dimensions. It is a distilled one: {start}{taught}."
+    )
+
+
+def _results(results: Mapping[str, Any]) -> str:
+    columns: list[tuple[str, Mapping[str, float | None]]] = []
+    notes = []
+    if fidelity := results.get("fidelity"):
+        nearest = fidelity["neighbours"]
+        columns += [("Spearman", fidelity["spearman"]), (f"overlap@{nearest}", fidelity["overlap"])]
+        notes.append(
+            f"Spearman and overlap@{nearest}: agreement with the teachers on {fidelity['texts']:,} held-out texts, in the "
+            f"order of all similarities and in each text's {nearest} nearest."
+        )
+    if retrieval := results.get("retrieval"):
+        columns += [(f"nDCG@10, {escaped(model)}", scores["ndcg@10"]) for model, scores in retrieval["scores"].items()]
+        notes.append(f"nDCG@10: retrieval with {retrieval['pairs']:,} pairs of a query and its document.")
+    if similarity := results.get("similarity"):
+        columns += [(f"STS, {escaped(model)}", scores["spearman"]) for model, scores in similarity["scores"].items()]
+        notes.append(f"STS: Spearman's correlation with the scores of {similarity['pairs']:,} pairs.")
+    if images := results.get("images"):
+        keys = [key for key in images if key.startswith("recall@")]
+        columns += [(key, images[key]) for key in keys]
+        chances = ", ".join(f"{100 * images[key.replace('recall', 'chance')]:.1f}" for key in keys)
+        notes.append(f"{', '.join(keys)}: a caption finds its image among {images['images']:,} (chance: {chances}).")
+    rows = [[str(dim), *(_percent(scores.get(str(dim))) for _, scores in columns)] for dim in results["dims"]]
+    table = markdown_table(["Dimensions", *(header for header, _ in columns)], rows)
+    models = results.get("models") or {}
+    speeds = []
+    for model, figures in models.items():
+        rate = figures.get("texts_per_second")
+        told = "-" if rate is None else f"{rate:,.0f}"
+        speeds.append(
+            [escaped(model), f"{figures['parameters'] / 1e6:,.1f} M", f"{figures['megabytes']:,.0f} MB", told]
+        )
+    parts = ["All times 100.", table, "\n".join(f"- {note}" for note in notes)] if columns else []
+    if speeds:
+        parts.append(markdown_table(["Model", "Parameters", "Weights", "Texts per second"], speeds))
+    return "\n\n".join(parts)
+
+
+def _training(recipe: Recipe, stages: Sequence[Mapping[str, Any]], environment: Mapping[str, str]) -> str:
+    rows = []
+    for spec, state in zip(recipe.stages, stages):
+        metrics = state.get("metrics", {})
+        steps = [entry["step"] for entry in metrics.get("history", []) if "step" in entry]
+        seconds = metrics.get("train_runtime")
+        rows.append(
+            [
+                escaped(str(spec.name)),
+                escaped(_trained(spec)),
+                escaped(_losses(spec)),
+                f"{max(steps):,}" if steps else "-",
+                f"{spec.effective_batch():,}",
+                f"{spec.training_arguments()['learning_rate']:g}",
+                "-" if seconds is None else f"{seconds / 60:.1f}",
+            ]
+        )
+    header = ["Stage", "Trains", "Losses and weights", "Steps", "Batch", "Learning rate", "Minutes"]
+    parts = [
+        f"By st-distill {__version__}, in {len(rows)} stage{'' if len(rows) == 1 else 's'}.",
+        markdown_table(header, rows),
+        _ABOUT_LOSSES,
+    ]
+    if recipe.teachers:
+        teachers = [
+            [
+                escaped(str(teacher.name)),
+                _model(teacher.model) if teacher.model else "given vectors",
+                f"{teacher.weight:g}",
+            ]
+            for teacher in recipe.teachers
+        ]
+        parts += ["### Teachers", markdown_table(["Teacher", "Model", "Weight"], teachers)]
+    data = [f"- Texts: {_data(source)}" for source in recipe.texts]
+    data += [f"- Images: {_data(recipe.images)}"] if recipe.images is not None else []
+    if data:
+        parts += ["### Data", "\n".join(data)]
+    emissions = [stage["metrics"]["emissions"] for stage in stages if stage.get("metrics", {}).get("emissions")]
+    if emissions:
+        energy, carbon = (sum(entry[key] for entry in emissions) for key in ("energy_consumed", "emissions"))
+        parts += [
+            "### Environmental impact",
+            f"Measured by [CodeCarbon](https://github.com/mlco2/codecarbon): {energy:.3f} kWh, {carbon / 1000:.3f} kg of CO2.",
+        ]
+    parts += ["### Environment", "\n".join(f"- {label}: {escaped(value)}" for label, value in environment.items())]
+    return "\n\n".join(parts)
+
+
+def _trained(stage: Stage) -> str:
+    if isinstance(stage.train, dict):
+        return ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in stage.train.items())
+    return ", ".join(stage.train) if isinstance(stage.train, list) else stage.train
+
+
+def _losses(stage: Stage) -> str:
+    terms = [f"{loss} {weight:g}" for loss, weight in stage.weights.items()]
+    return ", ".join([*terms, *(objective.loss for objective in stage.also)])
+
+
+def _licences(recipe: Recipe) -> str:
+    """What the licences of all that went into the model say, as far as this machine knows; the choice is the user's."""
+    lines = []
+    models = {recipe.student.model: "the student's start"}
+    models |= {teacher.model: "a teacher" for teacher in recipe.teachers if teacher.model is not None}
+    for model, role in models.items():
+        lines.append(f"- {_model(model)}, {role}: {_licence_of(model, 'model') or 'not known here'}")
+    for dataset in _datasets(recipe):
+        lines.append(f"- {_data_link(dataset)}, data: {_licence_of(dataset, 'dataset') or 'not known here'}")
+    return "\n".join(["No licence was chosen for this model. What it was made from comes under:", "", *lines])
+
+
+def _licence_of(name: str, kind: str) -> str | None:
+    if Path(name).exists():
+        card: Any = Path(name) / "README.md"
+    else:
+        try:
+            card = try_to_load_from_cache(name, "README.md", repo_type=kind)
+        except HFValidationError:
+            return None
+    if not isinstance(card, (str, Path)) or not Path(card).is_file():
+        return None
+    try:
+        licence = (metadata_load(card) or {}).get("license")
+    except ValueError:
+        return None  # a stranger's card need not be well-formed
+    return escaped(str(licence)) if licence else None
+
+
+def _citations(stages: Sequence[Mapping[str, Any]]) -> str:
+    citations: dict[str, str] = {}
+    for stage in stages:
+        citations |= stage.get("metrics", {}).get("citations", {})
+    return "\n\n".join(
+        ["### BibTeX", *(f"#### {escaped(name)}\n\n```bibtex\n{text.strip()}\n```" for name, text in citations.items())]
+    )
+
+
+def _datasets(recipe: Recipe) -> list[str]:
+    """The hub's datasets that the model learned from."""
+    sources: list[Texts | ImageSource] = [*recipe.texts, *([recipe.images] if recipe.images is not None else [])]
+    return list(dict.fromkeys(source.dataset for source in sources if source.dataset is not None))
+
+
+def _hub_name(name: str) -> str | None:
+    """``name``, where it names a repository of the hub: "owner/model", and no folder here."""
+    if Path(name).exists() or name.count("/") != 1:
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def _model(name: str) -> str:
+    hub = _hub_name(name)
+    return f"[{hub}](https://huggingface.co/{hub})" if hub else escaped(Path(name).name)
+
+
+def _data_link(name: str) -> str:
+    return f"[{escaped(name)}](https://huggingface.co/datasets/{name})" if _hub_name(name) else escaped(name)
+
+
+def _data(source: Texts | ImageSource) -> str:
+    if source.dataset is not None:
+        return _data_link(source.dataset)
+    return escaped(Path(source.path).name) if source.path is not None else "given in Python"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

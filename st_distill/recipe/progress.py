@@ -1,0 +1,101 @@
+"""What a stage says of itself while it trains: a bar in a terminal, a line at each log elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+__all__ = ["StageProgress", "show_progress_of"]
+
+_NO_TERM = {"grad_norm", "learning_rate", "epoch", "step", "num_input_tokens_seen", "total_flos"}
+
+
+def show_progress_of(trainer: Any, title: str, rows: int) -> None:
+    """Put `StageProgress` in the place of the trainer's own bar or prints; a notebook keeps its own table.
+
+    Args:
+        trainer: a Trainer.
+        title: of the stage, such as "Stage 2 of 4, all".
+        rows: of data that a step sees, in all processes together.
+    """
+    replaced = [trainer.pop_callback(kind) for kind in (ProgressCallback, PrinterCallback)]
+    if any(replaced):
+        trainer.add_callback(StageProgress(title, rows, bar=not trainer.args.disable_tqdm and sys.stderr.isatty()))
+
+
+class StageProgress(TrainerCallback):
+    """One look tells stage, step, terms of the loss, rows per second and the time left.
+
+    Args:
+        title: of the stage.
+        rows: of data that a step sees.
+        bar: a bar that moves, for a terminal. Otherwise a line at each log of the trainer, for a file or a CI's log.
+        stream: where to; default: the standard error stream.
+    """
+
+    def __init__(self, title: str, rows: int, *, bar: bool, stream: TextIO | None = None) -> None:
+        self.title, self.rows, self.bar, self.stream = title, rows, bar, stream
+        self._bar: Any = None
+        self._begin = (0.0, 0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A stage that is continued does not count the steps of its earlier run.
+        self._begin = (time.monotonic(), state.global_step)
+        if self.bar and state.is_world_process_zero:
+            self._bar = tqdm(
+                desc=self.title,
+                total=state.max_steps,
+                initial=state.global_step,
+                unit="step",
+                dynamic_ncols=True,
+                file=self.stream,
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        seconds = time.monotonic() - self._begin[0]
+        steps = state.global_step - self._begin[1]
+        rate = steps / seconds if seconds > 0 else 0.0
+        told = [_terms(logs)]
+        if rate > 0:
+            told.append(f"{rate * self.rows:,.0f} rows/s")
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(told))
+            return
+        if rate > 0:
+            told.append(f"{_duration((state.max_steps - state.global_step) / rate)} left")
+        stream = self.stream or sys.stderr
+        stream.write(f"{self.title}: step {state.global_step:,} of {state.max_steps:,}, {', '.join(told)}\n")
+        stream.flush()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _terms(logs: Mapping[str, Any]) -> str:
+    terms = [
+        f"{name} {value:.3g}"
+        for name, value in logs.items()
+        if name != "loss" and name not in _NO_TERM and isinstance(value, (int, float)) and value == value
+    ]
+    total = f"loss {float(logs['loss']):.4g}"
+    return f"{total} ({', '.join(terms)})" if terms else total
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,201 @@
+"""The report's tables: rows of plain texts, made of what a run says and of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from st_distill.recipe.schema import Images, ImageSource, TeacherSpec, Texts
+from st_distill.report.run import Run
+from st_distill.report.speed import Speed
+from st_distill.store import TeacherStore
+
+__all__ = ["Fact", "Table", "headline", "origin", "size_rows", "stage_rows", "storage_rows"]
+
+
+class Fact(NamedTuple):
+    """A figure with its name and, in a few words, what it means."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+class Table(NamedTuple):
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+def _largest(scores: Mapping[str, float | None]) -> str:
+    return max(scores, key=int)
+
+
+def headline(results: Mapping[str, Any], speeds: Sequence[Speed]) -> list[Fact]:
+    """The few figures that decide: quality at the full dimension, size, speed."""
+    facts = []
+    models = results.get("models") or {}
+    if fidelity := results.get("fidelity"):
+        dim = _largest(fidelity["spearman"])
+        note = f"Spearman's correlation with the teachers' similarities, {dim} dimensions"
+        facts.append(Fact("Agreement", f"{100 * fidelity['spearman'][dim]:.1f} %", note))
+    for task, metric, name, unit in (
+        ("retrieval", "ndcg@10", "Retrieval", "nDCG@10"),
+        ("similarity", "spearman", "Sentence similarity", "Spearman's correlation"),
+    ):
+        if not results.get(task):
+            continue
+        scores = {model: own[metric] for model, own in results[task]["scores"].items() if own[metric]}
+        dim = _largest(scores["student"])
+        own = scores["student"][dim]
+        rivals = {model: other[dim] for model, other in scores.items() if model != "student" and other.get(dim)}
+        note = f"{unit}, {dim} dimensions"
+        if rivals:
+            best = max(rivals, key=lambda model: rivals[model])
+            note += f"; {best}: {100 * rivals[best]:.1f}"
+        facts.append(Fact(name, "-" if own is None else f"{100 * own:.1f}", note))
+    if images := results.get("images"):
+        key = [key for key in images if key.startswith("recall@")][-1]
+        dim = _largest(images[key])
+        chance = 100 * images[key.replace("recall", "chance")]
+        note = f"{key} among {images['images']:,} pictures, {dim} dimensions; chance: {chance:.1f} %"
+        facts.append(Fact("Text to image", f"{100 * images[key][dim]:.1f} %", note))
+    if "student" in models:
+        own = models["student"]["parameters"]
+        others = {model: entry["parameters"] for model, entry in models.items() if model != "student"}
+        note = f"{models['student']['megabytes']:,.0f} MB"
+        if others:
+            largest = max(others, key=lambda model: others[model])
+            note += f"; {largest}: {_parameters(others[largest])}"
+        facts.append(Fact("Parameters", _parameters(own), note))
+    rates = _rates(results, speeds)
+    if rates.get("student"):
+        others = {model: rate for model, rate in rates.items() if model != "student" and rate}
+        note = "texts per second"
+        if others:
+            slowest = min(others, key=lambda model: others[model])
+            note += f"; {slowest}: {others[slowest]:,.0f}"
+        facts.append(Fact("Speed", f"{rates['student']:,.0f}", note))
+    return facts
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count >= 100_000 else f"{count:,}"
+
+
+def _rates(results: Mapping[str, Any], speeds: Sequence[Speed]) -> dict[str, float]:
+    if speeds:
+        return {
+            speed.model: speed.texts_per_second
+            for speed in speeds
+            if speed.backend == "torch" and speed.texts_per_second
+        }
+    models = results.get("models") or {}
+    return {name: entry["texts_per_second"] for name, entry in models.items() if entry.get("texts_per_second")}
+
+
+def origin(run: Run) -> list[Fact]:
+    """What was distilled from what."""
+    recipe = run.recipe
+    if recipe is None:
+        return []
+    student = recipe.student.model
+    if recipe.student.layers is not None:
+        student += f", layers {', '.join(map(str, recipe.student.layers))}"
+    facts = [Fact("Student", student, f"projection to {', '.join(map(str, recipe.projection.dims))} dimensions")]
+    widths = _widths(run)
+    for teacher in recipe.teachers:
+        notes = [f"weight {teacher.weight:g}"]
+        if str(teacher.name) in widths:
+            notes.insert(0, f"{widths[str(teacher.name)]} dimensions")
+        facts.append(Fact(f"Teacher {teacher.name}", _teacher(teacher), ", ".join(notes)))
+    facts += [Fact("Texts", _source(source)) for source in recipe.texts]
+    if recipe.images is not None:
+        vision = recipe.images.vision
+        kind = vision if isinstance(vision, str) else f"{(vision or {}).get('model_type', 'none')}, from random weights"
+        facts.append(Fact("Pictures", _source(recipe.images), f"vision encoder: {kind}"))
+    return facts
+
+
+def _widths(run: Run) -> dict[str, int]:
+    try:
+        return TeacherStore.open(run.folder / "teachers").dimensions
+    except (OSError, ValueError):
+        return {}  # a run that has not embedded its texts yet
+
+
+def _teacher(teacher: TeacherSpec) -> str:
+    if teacher.model is not None:
+        return teacher.model
+    return f"vectors in {teacher.vectors}" if teacher.vectors is not None else "a Python object"
+
+
+def _source(source: Texts | ImageSource | Images) -> str:
+    if source.path is not None:
+        return source.path
+    return source.dataset if source.dataset is not None else "given in Python"
+
+
+def stage_rows(run: Run) -> Table:
+    """What each stage trained, for how long, and how its loss went."""
+    rows = []
+    for index, stage in enumerate(run.stages):
+        spec = run.recipe.stages[index] if run.recipe is not None and index < len(run.recipe.stages) else None
+        trained = "" if spec is None else _trains(spec.train)
+        losses = [entry["loss"] for entry in stage.history if entry.get("loss") is not None]
+        steps = [entry["step"] for entry in stage.history if "step" in entry]
+        seconds, rate = stage.metrics.get("train_runtime"), stage.metrics.get("train_samples_per_second")
+        rows.append(
+            (
+                f"{index + 1}. {stage.name}",
+                trained,
+                f"{max(steps):,}" if steps else "-",
+                "-" if spec is None else f"{spec.effective_batch():,}",
+                f"{seconds / 60:.1f}" if seconds is not None else "-",
+                f"{rate:,.0f}" if rate is not None else "-",
+                f"{losses[0]:.3g} to {losses[-1]:.3g}" if losses else ("-" if stage.done else "not done"),
+            )
+        )
+    return Table(("Stage", "Trains", "Steps", "Batch", "Minutes", "Rows per second", "Loss"), rows)
+
+
+def _trains(train: Any) -> str:
+    if isinstance(train, dict):
+        return ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in train.items())
+    return ", ".join(map(str, train)) if isinstance(train, list) else str(train)
+
+
+def size_rows(results: Mapping[str, Any], speeds: Sequence[Speed]) -> Table:
+    """Each model's size, and its speed and memory with each backend."""
+    models = results.get("models") or {}
+    rows = []
+    if not speeds:
+        for name, entry in models.items():
+            rate = entry.get("texts_per_second")
+            rows.append((name, "torch", *_size(entry), "-" if rate is None else f"{rate:,.0f}", "-"))
+    for speed in speeds:
+        rate = "failed" if speed.texts_per_second is None else f"{speed.texts_per_second:,.0f}"
+        memory = "-" if speed.memory is None else f"{speed.memory:,.0f} MB"
+        backend = f"{speed.backend}, {speed.device}" if speed.device else speed.backend
+        rows.append((speed.model, backend, *_size(models.get(speed.model)), rate, memory))
+    return Table(("Model", "Runs on", "Parameters", "Weights", "Texts per second", "Memory"), rows)
+
+
+def _size(entry: Mapping[str, Any] | None) -> tuple[str, str]:
+    if entry is None:
+        return "-", "-"
+    return _parameters(entry["parameters"]), f"{entry['megabytes']:,.0f} MB"
+
+
+def storage_rows(run: Run) -> Table:
+    """What a million vectors take, in 10**9 bytes, for each dimension and precision; without an index's own needs."""
+    rows = [(f"student, {dim}", *_gigabytes(dim)) for dim in run.results.get("dims") or _dims(run)]
+    rows += [(f"{teacher}, {width}", *_gigabytes(width)) for teacher, width in _widths(run).items()]
+    return Table(("Model, dimensions", "float32", "int8", "binary"), rows)
+
+
+def _dims(run: Run) -> list[int]:
+    return list(run.recipe.projection.dims) if run.recipe is not None else []
+
+
+def _gigabytes(dim: int) -> tuple[str, ...]:
+    return tuple(f"{size * 1_000_000 / 1e9:.3f} GB" for size in (4 * dim, dim, -(-dim // 8)))

@@ -1,0 +1,301 @@
+"""The report of a run: one HTML page that needs nothing else, and its charts as PNG files."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+from st_distill import __version__
+from st_distill.environment import environment
+from st_distill.errors import MissingExtraError, one_line
+from st_distill.exporting import load_student
+from st_distill.files import write_bytes, write_text
+from st_distill.recipe.data import load_texts
+from st_distill.recipe.runner import measure, teacher_view, texts_and_vectors
+from st_distill.recipe.schema import Recipe, Texts
+from st_distill.recipe.vision import pictures_and_captions
+from st_distill.report.facts import headline, origin, size_rows, stage_rows, storage_rows
+from st_distill.report.pictures import COLOURS, Picture, bars, by_dimension, over_steps, printable, similarity_scatter
+from st_distill.report.run import Run, read_run
+from st_distill.report.samples import Difference, Retrieved, differences, gallery, similarity_pairs
+from st_distill.report.speed import Speed, measure_speed
+from st_distill.store import TeacherStore
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["write_page"]
+
+#: Held-out texts that are compared one by one, at most: their matrix of similarities is looked at whole.
+_TEXTS = 2000
+_SPEED_TEXTS = 128
+_BEFORE = "before training"
+
+
+@dataclass
+class _Found:
+    """What the page shows beyond the run's own figures. ``absent``: what is not there, and why."""
+
+    before: Mapping[str, Any] = field(default_factory=dict)
+    pairs: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    right: list[Retrieved] = field(default_factory=list)
+    wrong: list[Retrieved] = field(default_factory=list)
+    speeds: list[Speed] = field(default_factory=list)
+    compared: int = 0
+    absent: list[tuple[str, str]] = field(default_factory=list)
+
+
+def write_page(
+    run: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None, *, speed: bool = True
+) -> Path:
+    """Write the report of a run: ``index.html``, and ``pictures/`` with each chart as PNG.
+
+    The page shows what the run has: one that is not finished, or was not evaluated, gives a shorter one that says what is
+    missing. It holds no script and asks for nothing outside itself.
+
+    Args:
+        run: the work folder of a run; the recipe's relative paths start at the current folder, as in the run.
+        folder: where to write; default: ``report`` in the work folder.
+        speed: measure texts per second and memory of the student and its teachers here and now; otherwise the page has the
+            evaluation's own figures.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: for a folder that holds no run.
+        MissingExtraError: where matplotlib or jinja2 are not installed.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError:
+        raise MissingExtraError("jinja2", extra="report", purpose="The report") from None
+    found_run = read_run(run)
+    target = Path(folder) if folder is not None else found_run.folder / "report"
+    training = _training_pictures(found_run)  # before the long part, because it is here that matplotlib may be missing
+    found = _collect(found_run, speed=speed)
+    quality = _quality_pictures(found_run.results, found.before)
+    scatter = _scatter(found_run.results, found)
+    speeds = _speed_picture(found_run.results, found.speeds)
+    pictures = [*quality, *training, *([scatter] if scatter else []), *([speeds] if speeds else [])]
+    (target / "pictures").mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        write_bytes(target / "pictures" / f"{picture.name}.png", picture.png)
+    templates = Environment(
+        loader=PackageLoader("st_distill.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    page = templates.get_template("page.html").render(
+        version=__version__,
+        title=_title(found_run),
+        colours=COLOURS,
+        finished=bool(found_run.stages) and all(stage.done for stage in found_run.stages),
+        headline=headline(found_run.results, found.speeds),
+        origin=origin(found_run),
+        stages=stage_rows(found_run),
+        quality=quality,
+        training=training,
+        scatter=scatter,
+        found=found,
+        shorter=_shorter,
+        sizes=size_rows(found_run.results, found.speeds),
+        speeds=speeds,
+        storage=storage_rows(found_run),
+        recipe=found_run.recipe_text,
+        ran_on=found_run.environment,
+        made_on=environment(),
+    )
+    write_text(target / "index.html", page)
+    return target / "index.html"
+
+
+def _title(run: Run) -> str:
+    name = Path(run.recipe.output).name if run.recipe is not None else run.folder.name
+    return name or "The student"
+
+
+def _shorter(text: str, limit: int = 260) -> str:
+    text = " ".join(printable(text).split())
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _training_pictures(run: Run) -> list[Picture]:
+    pictures = []
+    for index, stage in enumerate(run.stages, start=1):
+        logged = [entry for entry in stage.history if entry.get("loss") is not None and "step" in entry]
+        if logged:
+            title = f"Stage {index}, {stage.name}: the loss and its terms"
+            pictures.append(over_steps(f"stage-{index}", title, logged, stage.terms))
+    return pictures
+
+
+def _quality_pictures(results: Mapping[str, Any], before: Mapping[str, Any]) -> list[Picture]:
+    pictures = []
+    if fidelity := results.get("fidelity"):
+        nearest = fidelity["neighbours"]
+        for key, title, label in (
+            ("spearman", "Agreement with the teachers: order of similarities", "Spearman's correlation"),
+            ("overlap", f"Agreement with the teachers: {nearest} nearest texts", f"share of {nearest} nearest shared"),
+        ):
+            series = {"student": fidelity[key]}
+            if before.get("fidelity"):
+                series[_BEFORE] = before["fidelity"][key]
+            pictures.append(by_dimension(f"fidelity-{key}", title, label, series))
+    for task, metric, title, label in (
+        ("retrieval", "ndcg@10", "Retrieval: a query finds its document", "nDCG@10"),
+        ("similarity", "spearman", "Similarity of sentence pairs, against the given scores", "Spearman's correlation"),
+    ):
+        if measured := results.get(task):
+            series = {"student": measured["scores"]["student"][metric]}
+            if before.get(task):
+                series[_BEFORE] = before[task]["scores"]["student"][metric]
+            series |= {model: scores[metric] for model, scores in measured["scores"].items()}
+            pictures.append(by_dimension(task, title, label, {model: own for model, own in series.items() if own}))
+    if images := results.get("images"):
+        for key in (key for key in images if key.startswith("recall@")):
+            title = f"Text to image: the right one among the first {key.removeprefix('recall@')}"
+            chance = images[key.replace("recall", "chance")]
+            pictures.append(by_dimension(key.replace("@", "-"), title, key, {"student": images[key]}, chance=chance))
+    return pictures
+
+
+def _scatter(results: Mapping[str, Any], found: _Found) -> Picture | None:
+    if not found.pairs:
+        return None
+    scores = (results.get("fidelity") or {}).get("spearman") or {}
+    correlation = scores[max(scores, key=int)] if scores else None
+    return similarity_scatter(
+        "similarities", "Similarity of two texts, student against teachers", found.pairs, correlation
+    )
+
+
+def _speed_picture(results: Mapping[str, Any], speeds: Sequence[Speed]) -> Picture | None:
+    values = {}
+    for speed in speeds:
+        if speed.texts_per_second is not None:
+            values[speed.model if speed.backend == "torch" else f"{speed.model}, {speed.backend}"] = (
+                speed.texts_per_second
+            )
+    if not speeds:
+        for model, figures in (results.get("models") or {}).items():
+            if figures.get("texts_per_second"):
+                values[model] = figures["texts_per_second"]
+    return bars("speed", "Texts per second", "texts per second", values) if values else None
+
+
+# --- what is measured for the page --------------------------------------------------------------------------------------
+
+
+def _collect(run: Run, *, speed: bool) -> _Found:
+    found = _Found()
+    recipe = run.recipe
+    if recipe is None:
+        reason = "the recipe held Python objects, so that the run's folder has no recipe.yaml"
+        found.absent.append(("comparisons with the teachers, pictures and speed", reason))
+        return found
+    if not (Path(recipe.output) / "modules.json").is_file():
+        reason = (
+            f"there is no model in {recipe.output}, seen from the current folder: the run is not finished, or it was started "
+            "in another folder"
+        )
+        found.absent.append(("comparisons with the teachers, pictures and speed", reason))
+        return found
+    student = SentenceTransformer(recipe.output)
+
+    def attempt(what: str, part: Callable[[Recipe, SentenceTransformer, Run, _Found], None]) -> None:
+        # A page without one of its parts is of more use than none.
+        try:
+            part(recipe, student, run, found)
+        except (ValueError, TypeError, OSError, ImportError, KeyError, RuntimeError) as error:
+            found.absent.append((what, one_line(error)))
+
+    attempt("the student against its teachers, text by text", _compare)
+    attempt("the student before training", _measure_start)
+    attempt("pictures that captions find", _find_pictures)
+    if speed:
+        attempt("speed and memory", _measure_speed)
+    return found
+
+
+def _compare(recipe: Recipe, student: SentenceTransformer, run: Run, found: _Found) -> None:
+    if recipe.evaluation is None or recipe.evaluation.texts is None or not recipe.teachers:
+        raise ValueError("the recipe's evaluation has no held-out texts")
+    teacher = teacher_view(recipe, TeacherStore.open(recipe.work_folder / "teachers"))
+    texts, vectors = texts_and_vectors(recipe.evaluation.texts, teacher)
+    first: dict[str, int] = {}
+    for row, text in enumerate(texts):
+        first.setdefault(text, row)
+    rows = list(first.values())
+    if len(rows) > _TEXTS:
+        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed))[:_TEXTS]
+        rows = [rows[index] for index in sorted(chosen.tolist())]
+    if len(rows) < 3:
+        raise ValueError(f"the held-out texts are {len(rows)}, too few to compare")
+    kept = [texts[row] for row in rows]
+    ours = student.encode(kept, convert_to_tensor=True, show_progress_bar=False).float().cpu()
+    theirs = vectors[rows].float().cpu()
+    found.compared = len(kept)
+    found.pairs = similarity_pairs(ours, theirs, seed=recipe.seed)
+    found.differences = differences(kept, ours, theirs)
+
+
+def _measure_start(recipe: Recipe, student: SentenceTransformer, run: Run, found: _Found) -> None:
+    evaluation = recipe.evaluation
+    if evaluation is None or not (evaluation.texts or evaluation.retrieval or evaluation.similarity):
+        raise ValueError("the recipe's evaluation has no texts")
+    if not (run.stage_model(-1) / "modules.json").is_file():
+        raise ValueError("the run's folder has no start")
+    teacher = None
+    if evaluation.texts is not None and recipe.teachers:
+        teacher = teacher_view(recipe, TeacherStore.open(recipe.work_folder / "teachers"))
+    start = load_student(run.stage_model(-1))
+    found.before = measure(start, recipe, replace(evaluation, teachers=False, images=None), teacher, speed=False)
+
+
+def _find_pictures(recipe: Recipe, student: SentenceTransformer, run: Run, found: _Found) -> None:
+    if recipe.evaluation is None or recipe.evaluation.images is None:
+        if recipe.images is not None:
+            raise ValueError("the recipe's evaluation has no pictures")
+        return
+    if not student.supports("image"):
+        raise ValueError("the student has no vision encoder")
+    pictures, captions = pictures_and_captions(recipe.evaluation.images)
+    found.right, found.wrong = gallery(student, pictures[:_TEXTS], captions[:_TEXTS], seed=recipe.seed)
+
+
+def _measure_speed(recipe: Recipe, student: SentenceTransformer, run: Run, found: _Found) -> None:
+    models: dict[str, dict[str, Any]] = {"student": {"model_name_or_path": recipe.output}}
+    for teacher in recipe.teachers:
+        if teacher.model is not None:
+            models[str(teacher.name)] = {
+                "model_name_or_path": teacher.model,
+                "revision": teacher.revision,
+                "device": teacher.device,
+                "trust_remote_code": teacher.trust_remote_code,
+                "model_kwargs": None if teacher.dtype is None else {"dtype": teacher.dtype},
+            }
+    found.speeds = measure_speed(models, _speed_texts(recipe), onnx=["student"])
+
+
+def _speed_texts(recipe: Recipe) -> list[str]:
+    evaluation = recipe.evaluation
+    held_out = [evaluation.texts, evaluation.retrieval, evaluation.similarity] if evaluation is not None else []
+    sources: list[Texts] = [source for source in (*held_out, *recipe.texts) if source is not None]
+    if not sources:
+        raise ValueError("the recipe has no texts to measure with")
+    dataset = load_texts(sources[0])
+    return list(dataset[dataset.column_names[0]][:_SPEED_TEXTS])

@@ -1,0 +1,99 @@
+"""What the folder of a run says of itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from st_distill.files import read_json
+from st_distill.recipe.load import load_recipe
+from st_distill.recipe.schema import Recipe
+from st_distill.recipe.state import RunState
+
+__all__ = ["Run", "read_run"]
+
+#: What a trainer logs beside the terms of the loss.
+_NO_TERM = {"loss", "grad_norm", "learning_rate", "epoch", "step", "num_input_tokens_seen"}
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage: its name, whether it is done, and the trainer's metrics and log (empty where it is not)."""
+
+    name: str
+    done: bool
+    metrics: Mapping[str, Any]
+    history: tuple[Mapping[str, Any], ...]
+
+    @property
+    def terms(self) -> list[str]:
+        """The terms that the stage's loss consists of, "loss" (their sum) before them."""
+        keys = {key: None for entry in self.history for key in entry if "loss" in entry}
+        terms = [key for key in keys if key not in _NO_TERM and not key.startswith("eval_")]
+        return ["loss", *terms]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run.
+
+    Attributes:
+        folder: its work folder.
+        recipe: None where it held Python objects and was not written.
+        recipe_text: its YAML.
+        stages: in their order.
+        results: what ``st_distill.evaluation.evaluate`` found; empty before the end of the run.
+        environment: label to value, as of the end of the run; empty before.
+    """
+
+    folder: Path
+    recipe: Recipe | None
+    recipe_text: str | None
+    stages: tuple[StageRun, ...]
+    results: Mapping[str, Any]
+    environment: Mapping[str, str]
+
+    def stage_model(self, index: int) -> Path:
+        """Where stage ``index`` (from 0) left the student; the start is stage -1."""
+        if index < 0:
+            return self.folder / "start"
+        return self.folder / "stages" / f"{index + 1}-{self.stages[index].name}" / "model"
+
+
+def read_run(path: str | os.PathLike[str]) -> Run:
+    """Read the folder of a run.
+
+    Args:
+        path: its work folder, or the folder of the exported model with the work folder beside it under its default name.
+
+    Raises:
+        ValueError: for a folder that holds no run, or files in it that are none of a run's.
+    """
+    folder = Path(path)
+    beside = folder.with_name(f"{folder.name}-run")
+    if not (folder / "run.json").is_file() and (beside / "run.json").is_file():
+        folder = beside
+    state = RunState(folder)
+    if not state.exists:
+        raise ValueError(
+            f"The 'run' must be the work folder of a run, with a run.json. Got {path} instead: name the recipe's work "
+            "folder, by default its output with -run behind it."
+        )
+    recipe_path, results_path = folder / "recipe.yaml", folder / "results.json"
+    stored = read_json(results_path) if results_path.is_file() else {}
+    stages = []
+    for stage in state.stages:
+        metrics = dict(stage.get("metrics", {}))
+        history = tuple(metrics.pop("history", []))
+        stages.append(StageRun(str(stage["name"]), bool(stage["done"]), metrics, history))
+    return Run(
+        folder=folder,
+        recipe=load_recipe(recipe_path) if recipe_path.is_file() else None,
+        recipe_text=recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else None,
+        stages=tuple(stages),
+        results=stored.get("results", {}),
+        environment=stored.get("environment", {}),
+    )

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from st_distill.exporting import export
+from st_distill.modules import MatryoshkaProjection
+from st_distill.recipe import Recipe
+from st_distill.recipe.card import evaluation_results, write_run_card
+
+RESULTS = {
+    "dims": [24, 8],
+    "fidelity": {
+        "texts": 16,
+        "neighbours": 10,
+        "spearman": {"24": 0.91, "8": 0.7},
+        "overlap": {"24": 0.625, "8": 0.5},
+    },
+    "retrieval": {
+        "pairs": 6,
+        "scores": {
+            "student": {"ndcg@10": {"24": 0.5, "8": 0.25}, "accuracy@1": {"24": 0.4, "8": 0.2}},
+            "large": {"ndcg@10": {"24": 0.75}, "accuracy@1": {"24": 0.5}},
+        },
+    },
+    "similarity": {"pairs": 5, "scores": {"student": {"spearman": {"24": 0.8, "8": None}}}},
+    "models": {"student": {"parameters": 17_500_000, "megabytes": 70.0, "texts_per_second": 340.4}},
+}
+HISTORY = [{"step": 1, "loss": 2.0}, {"step": 40, "loss": 1.0}]
+EMISSIONS = {"emissions": 12.0, "energy_consumed": 0.25, "source": "codecarbon", "training_type": "fine-tuning"}
+STAGES = [
+    {"name": "projection", "metrics": {"history": HISTORY, "train_runtime": 90.0, "citations": {"One": "@misc{one}"}}},
+    {"name": "all", "metrics": {"history": HISTORY, "citations": {"Two": "@misc{two}"}, "emissions": EMISSIONS}},
+]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "first|teacher").mkdir()
+    (tmp_path / "first|teacher" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    return Recipe(
+        output=str(tmp_path / "small"),
+        student={"model": "someone/encoder", "layers": [0, 3]},
+        teachers=[
+            {"model": str(tmp_path / "first|teacher"), "name": "first"},
+            {"model": "someone/large", "name": "large", "weight": 0.5},
+        ],
+        texts=[{"dataset": "someone/texts"}, {"path": str(tmp_path / "own.parquet")}],
+        projection={"dims": [24, 8]},
+        stages=[
+            {"train": "projection", "steps": 40, "batch": 8, "losses": {"cosine": 10, "similarity": 200, "triplet": 0}},
+            {
+                "train": {"last_layers": 1},
+                "steps": 40,
+                "batch": 8,
+                "also": [{"loss": "CoSENTLoss", "texts": {"path": str(tmp_path / "own.parquet")}}],
+            },
+        ],
+    )
+
+
+@pytest.fixture
+def card(recipe, make_student):
+    export(make_student(MatryoshkaProjection(32, [24, 8])), recipe.output)
+    write_run_card(Path(recipe.output), recipe, STAGES, RESULTS, {"Processor": "one | two"})
+    return ModelCard.load(Path(recipe.output) / "README.md", ignore_metadata_errors=False)
+
+
+def test_metadata_that_the_hub_reads(card):
+    data = card.data.to_dict()
+    assert data["base_model"] == "someone/encoder"
+    assert data["datasets"] == ["someone/texts"]
+    assert {"sentence-transformers", "distillation", "matryoshka"} <= set(data["tags"])
+    assert data["library_name"] == "sentence-transformers"
+    assert data["co2_eq_emissions"]["emissions"] == 12.0
+    assert "license" not in data
+    (entry,) = data["model-index"]
+    assert entry["name"] == "small"
+    scores = {
+        (result.task_type, result.dataset_name, result.metric_type): result.metric_value
+        for result in card.data.eval_results
+    }
+    assert scores["information-retrieval", "Held-out pairs, 8 dimensions", "cosine_ndcg@10"] == 0.25
+    assert scores["teacher-fidelity", "Held-out texts, 24 dimensions", "spearman"] == 0.91
+    assert len(scores) == 9
+
+
+def test_what_was_not_measured_is_no_result(recipe):
+    assert evaluation_results(recipe, {}) == []
+    assert [result.metric_value for result in evaluation_results(recipe, {"similarity": RESULTS["similarity"]})] == [
+        0.8
+    ]
+
+
+def test_sections(card, tmp_path):
+    text = card.text
+    headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [
+        *("Model Details", "Usage", "Dimensions", "Results", "Training", "Licence", "Additional Resources", "Citation")
+    ]
+    assert (
+        "[someone/encoder](https://huggingface.co/someone/encoder) with 2 of its layers, taught by first\\|teacher and"
+        in text
+    )
+    assert "| 24 | 91.0 | 62.5 | 50.0 | 75.0 | 80.0 |" in text
+    assert "| 8 | 70.0 | 50.0 | 25.0 | - | - |" in text
+    assert "| projection | projection | cosine 10, similarity 200 | 40 | 8 | 0.0001 | 1.5 |" in text
+    assert "CoSENTLoss" in text
+    assert "first\\|teacher, a teacher: cc-by-nc-4.0" in text
+    assert "[someone/texts](https://huggingface.co/datasets/someone/texts), data: not known here" in text
+    assert "0.250 kWh, 0.012 kg" in text
+    assert "@misc{one}" in text
+    assert "@misc{two}" in text
+    assert "Processor: one \\| two" in text
+    assert str(tmp_path) not in text
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as an upload needs. ``files`` of the server holds what was committed."""
+
+    server: HubServer
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, content, status=200):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self.server.asked.append(f"GET {self.path}")
+        if self.path.startswith("/api/models/someone/small"):
+            return self.answer({"id": "someone/small", "sha": "0" * 40, "siblings": []})
+        return self.answer({"error": "Entry not found"}, 404)
+
+    def do_HEAD(self):
+        self.server.asked.append(f"HEAD {self.path}")
+        self.send_response(404)
+        self.send_header("X-Error-Code", "EntryNotFound")
+        self.end_headers()
+
+    def do_POST(self):
+        self.server.asked.append(f"POST {self.path}")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/api/repos/create":
+            return self.answer({"url": f"{self.server.url}/someone/small", "name": "someone/small"})
+        if self.path.endswith("/preupload/main"):
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            return self.answer({"files": files})
+        if "/commit/" in self.path:
+            for line in body.splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.server.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            url = f"{self.server.url}/someone/small/commit/{'1' * 40}"
+            return self.answer({"success": True, "commitUrl": url, "commitOid": "1" * 40})
+        return self.answer({"errors": [], "warnings": []})  # the check of the metadata
+
+
+class HubServer(ThreadingHTTPServer):
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Hub)
+        self.files: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+PUSH = """
+import sys
+from sentence_transformers import SentenceTransformer
+print(SentenceTransformer(sys.argv[1], device="cpu").push_to_hub("someone/small", token="hf_none"))
+"""
+
+
+def test_push_to_hub(card, recipe, tmp_path):
+    """As for any sentence-transformers model; the repository is the one that the usage then names."""
+    with HubServer() as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+        done = subprocess.run(
+            [sys.executable, "-c", PUSH, recipe.output], env=environment, capture_output=True, text=True, check=False
+        )
+        hub.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("1" * 40)
+    assert {"modules.json", "model.safetensors", "2_Dense/config.json", "README.md"} <= set(hub.files)
+    pushed = ModelCard(hub.files["README.md"].decode(), ignore_metadata_errors=False)
+    assert 'model = SentenceTransformer("someone/small", truncate_dim=8)' in pushed.text
+    assert pushed.data.to_dict() == card.data.to_dict()
+    assert "## Results" in pushed.text

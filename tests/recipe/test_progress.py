@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import io
+import re
+from types import SimpleNamespace
+
+import pytest
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from st_distill.recipe import progress
+from st_distill.recipe.progress import StageProgress, show_progress_of
+
+LOGS = {"loss": 4.25, "cosine": 1.0, "triplet": float("nan"), "grad_norm": 9.0, "learning_rate": 1e-4, "epoch": 0.5}
+
+
+def state(step: int, *, main: bool = True) -> SimpleNamespace:
+    return SimpleNamespace(global_step=step, max_steps=3700, is_world_process_zero=main)
+
+
+def told(monkeypatch, *, bar: bool = False, start: int = 0, main: bool = True) -> str:
+    """What is written of a stage that takes two seconds a step."""
+    clock = iter([100.0, 120.0, 140.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    callback = StageProgress("Stage 2 of 4, all", 64, bar=bar, stream=stream)
+    callback.on_train_begin(None, state(start, main=main), None)
+    for step in (10, 20):
+        callback.on_step_end(None, state(start + step, main=main), None)
+        callback.on_log(None, state(start + step, main=main), None, logs=LOGS)
+    callback.on_log(None, state(start + 20, main=main), None, logs={"train_runtime": 40.0})
+    callback.on_train_end(None, state(start + 20, main=main), None)
+    return stream.getvalue()
+
+
+def test_a_line_at_each_log(monkeypatch):
+    assert told(monkeypatch).splitlines() == [
+        "Stage 2 of 4, all: step 10 of 3,700, loss 4.25 (cosine 1), 32 rows/s, 2:03:00 left",
+        "Stage 2 of 4, all: step 20 of 3,700, loss 4.25 (cosine 1), 32 rows/s, 2:02:40 left",
+    ]
+
+
+def test_a_stage_that_goes_on(monkeypatch):
+    last = told(monkeypatch, start=3650).splitlines()[-1]
+    assert last.startswith("Stage 2 of 4, all: step 3,670 of 3,700")
+    assert last.endswith("32 rows/s, 1:00 left")
+
+
+def test_a_bar_in_a_terminal(monkeypatch):
+    shown = told(monkeypatch, bar=True)
+    assert "\r" in shown
+    assert re.search(r"Stage 2 of 4, all: +1%.*20/3700 .*loss 4\.25 \(cosine 1\), 32 rows/s", shown)
+
+
+def test_other_processes_are_silent(monkeypatch):
+    assert told(monkeypatch, main=False) == ""
+
+
+@pytest.mark.parametrize(("own", "added"), [(ProgressCallback, 1), (PrinterCallback, 1), (None, 0)])
+def test_only_what_the_trainer_prints_is_replaced(own, added):
+    class Trainer:
+        args = SimpleNamespace(disable_tqdm=True)
+        callbacks: list = []
+
+        def pop_callback(self, kind):
+            return kind() if kind is own else None
+
+        def add_callback(self, callback):
+            self.callbacks = [*self.callbacks, callback]
+
+    trainer = Trainer()
+    show_progress_of(trainer, "Stage", 8)
+    assert len(trainer.callbacks) == added

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from st_distill.report.facts import headline, size_rows, stage_rows, storage_rows
+from st_distill.report.run import Run, StageRun
+from st_distill.report.speed import Speed
+
+RESULTS = {
+    "dims": [384, 20],
+    "fidelity": {"texts": 9, "neighbours": 3, "spearman": {"384": 0.9, "20": 0.5}, "overlap": {"384": 0.5, "20": 0.25}},
+    "retrieval": {
+        "pairs": 6,
+        "scores": {
+            "student": {"ndcg@10": {"384": 0.5}},
+            "a": {"ndcg@10": {"384": 0.4}},
+            "b": {"ndcg@10": {"384": 0.625}},
+        },
+    },
+    "models": {
+        "student": {"parameters": 17_500_000, "megabytes": 70.0, "texts_per_second": 340.0},
+        "b": {"parameters": 22_700_000, "megabytes": 90.9},
+    },
+}
+SPEEDS = [
+    Speed("student", "torch", 1234.5, 210.0, "cpu"),
+    Speed("student", "onnxruntime", None, None, "", "no such operator"),
+    Speed("b", "torch", 175.0, None, "cpu"),
+]
+
+
+def a_run(*stages: StageRun) -> Run:
+    return Run(Path("nowhere"), None, None, stages, RESULTS, {})
+
+
+def test_the_figures_that_decide():
+    facts = {fact.name: (fact.value, fact.note) for fact in headline(RESULTS, SPEEDS)}
+    assert facts["Agreement"][0] == "90.0 %"
+    assert facts["Retrieval"] == ("50.0", "nDCG@10, 384 dimensions; b: 62.5")
+    assert facts["Parameters"] == ("17.5 M", "70 MB; b: 22.7 M")
+    assert facts["Speed"] == ("1,234", "texts per second; b: 175")
+    assert {fact.name: fact.value for fact in headline(RESULTS, [])}["Speed"] == "340"
+    assert headline({}, []) == []
+
+
+def test_sizes():
+    assert size_rows(RESULTS, []).rows == [
+        ("student", "torch", "17.5 M", "70 MB", "340", "-"),
+        ("b", "torch", "22.7 M", "91 MB", "-", "-"),
+    ]
+    assert size_rows(RESULTS, SPEEDS).rows == [
+        ("student", "torch, cpu", "17.5 M", "70 MB", "1,234", "210 MB"),
+        ("student", "onnxruntime", "17.5 M", "70 MB", "failed", "-"),
+        ("b", "torch, cpu", "22.7 M", "91 MB", "175", "-"),
+    ]
+
+
+def test_a_million_vectors():
+    # 384 x 4 bytes; 20 bits are 3 bytes.
+    assert storage_rows(a_run()).rows == [
+        ("student, 384", "1.536 GB", "0.384 GB", "0.048 GB"),
+        ("student, 20", "0.080 GB", "0.020 GB", "0.003 GB"),
+    ]
+
+
+def test_stages():
+    history = (
+        {"step": 1, "loss": 4.0, "cosine": 1.0},
+        {"step": 20, "loss": 2.5, "learning_rate": 0.1},
+        {"eval_x": 1.0},
+    )
+    done = StageRun("all", True, {"train_runtime": 90.0, "train_samples_per_second": 1600.0}, history)
+    assert done.terms == ["loss", "cosine"]
+    assert stage_rows(a_run(done, StageRun("vision", False, {}, ()))).rows == [
+        ("1. all", "", "20", "-", "1.5", "1,600", "4 to 2.5"),
+        ("2. vision", "", "-", "-", "-", "-", "not done"),
+    ]

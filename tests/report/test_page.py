@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, Browser
+from PIL import Image
+from report_material import TEACHER
+
+from st_distill.cli import main
+from st_distill.errors import MissingExtraError
+from st_distill.report.page import write_page
+
+NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="session")
+def page(finished_run) -> Path:
+    return write_page(finished_run)
+
+
+class Elements(HTMLParser):
+    """The tags of a page with their attributes, and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, {name: value or "" for name, value in attributes}))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def of(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_page_shows_what_the_run_has(page):
+    elements = Elements(page)
+    sections = [attributes["aria-labelledby"] for attributes in elements.of("section")]
+    assert [name for name in sections if not name.startswith("pictures-")] == [
+        *("origin", "quality", "training", "agreement", "differences", "pictures", "size", "storage", "recipe"),
+    ]
+    charts = {attributes["aria-labelledby"].split("-title")[0] for attributes in elements.of("svg")}
+    assert charts == {
+        *("fidelity-spearman", "fidelity-overlap", "retrieval", "recall-1", "recall-10"),
+        *("stage-1", "stage-2", "stage-3", "similarities", "speed"),
+    }
+    for word in (
+        TEACHER,
+        "before training",
+        "onnxruntime",
+        "sentence-transformers",
+        "learning_rate: 0.001",
+        "0.096 GB",
+    ):
+        assert word in elements.text
+
+
+def test_every_picture_is_a_png_too(page):
+    names = {path.stem for path in (page.parent / "pictures").iterdir()}
+    assert {attributes["aria-labelledby"].split("-title")[0] for attributes in Elements(page).of("svg")} == names
+    for path in (page.parent / "pictures").iterdir():
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert picture.width == 1080
+
+
+def test_strangers_texts_stay_texts(page):
+    elements = Elements(page)
+    assert not elements.of("script")
+    assert all(attributes["src"].startswith("data:image/") for attributes in elements.of("img"))
+    html = page.read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert "&lt;script&gt;document.title = &#39;broken&#39;&lt;/script&gt;" in html
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f]", html)
+
+
+def test_the_page_can_be_read_by_everyone(page):
+    elements = Elements(page)
+    identities = [attributes["id"] for _, attributes in elements.tags if "id" in attributes]
+    assert len(identities) == len(set(identities))
+    for tag, attributes in elements.tags:
+        if tag == "a" and attributes["href"].startswith("#"):
+            assert attributes["href"][1:] in identities
+        for identity in attributes.get("aria-labelledby", "").split():
+            assert identity in identities
+    assert all(attributes["alt"] for attributes in elements.of("img"))
+    levels = [int(tag[1]) for tag, _ in elements.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(next_level <= level + 1 for level, next_level in itertools.pairwise(levels))
+
+
+CONTRAST = """(() => {
+  const channel = value => (value /= 255) <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  const luminance = colour => { const [r, g, b] = colour.match(/[\\d.]+/g).map(Number);
+    return 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b); };
+  const paper = luminance(getComputedStyle(document.body).backgroundColor);
+  const found = {};
+  for (const element of document.querySelectorAll("body *")) {
+    if (![...element.childNodes].some(node => node.nodeType === 3 && node.data.trim())) continue;
+    const drawing = element.closest("svg");
+    if (drawing && element.tagName !== "text") continue;  // names and descriptions are not drawn
+    const style = getComputedStyle(element);
+    const colour = luminance(drawing ? style.fill : style.color);
+    const ratio = (Math.max(colour, paper) + 0.05) / (Math.min(colour, paper) + 0.05);
+    if (ratio < 4.5) found[element.tagName + " " + element.textContent.trim().slice(0, 40)] = ratio;
+  }
+  return found;
+})()"""
+
+
+@NEEDS_CHROMIUM
+def test_in_a_browser(page, tmp_path, request):
+    shots = Path(request.config.getoption("--basetemp") or tmp_path) / "screenshots"
+    shots.mkdir(exist_ok=True)
+    with Browser(tmp_path / "profile") as browser:
+        for device, width in (("desktop", 1280), ("phone", 360)):
+            for scheme in ("light", "dark"):
+                browser.show(page, width=width, scheme=scheme, mobile=device == "phone")
+                browser.screenshot(shots / f"{device}-{scheme}.png")
+                assert browser.evaluate("document.title") == "small: report of a distillation"
+                assert browser.evaluate("document.documentElement.scrollWidth") == width
+                assert browser.evaluate(CONTRAST) == {}
+                said = [
+                    name
+                    for name, _ in browser.events
+                    if name in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+                ]
+                said += [event["entry"]["text"] for name, event in browser.events if name == "Log.entryAdded"]
+                assert said == []
+                asked = [
+                    event["request"]["url"] for name, event in browser.events if name == "Network.requestWillBeSent"
+                ]
+                assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
+                assert browser.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+                with Image.open(shots / f"{device}-{scheme}.png") as shot:
+                    assert shot.width == width
+                    assert (max(shot.convert("L").getpixel((2, 2)), 0) < 60) == (scheme == "dark")
+
+
+def test_a_run_that_is_not_finished(finished_run, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "half-run"
+    folder.mkdir()
+    state = json.loads((finished_run / "run.json").read_text())
+    state["stages"][1] = {**state["stages"][1], "done": False, "metrics": {}}
+    (folder / "run.json").write_text(json.dumps(state))
+    recipe = (finished_run / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(recipe.replace(str(finished_run.with_name("small")), str(tmp_path / "half")))
+    assert main(["report", str(tmp_path / "half"), "--out", str(tmp_path / "page")]) == 0
+    assert capsys.readouterr().out == f"The report is {tmp_path / 'page' / 'index.html'}.\n"
+    elements = Elements(tmp_path / "page" / "index.html")
+    assert "The run is not finished." in elements.text
+    assert "there is no model in" in elements.text
+    assert "not done" in elements.text
+    assert {attributes["aria-labelledby"].split("-title")[0] for attributes in elements.of("svg")} == {
+        "stage-1",
+        "stage-3",
+    }
+
+
+def test_what_is_no_run(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "must be the work folder of a run, with a run.json" in capsys.readouterr().err
+
+
+def test_a_missing_extra_says_what_to_install(finished_run, tmp_path, monkeypatch):
+    shutil.copy(finished_run / "run.json", tmp_path)
+    for package in ("jinja2", "matplotlib"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            with pytest.raises(MissingExtraError, match=re.escape("Run: pip install 'st-distill[report]'")):
+                write_page(tmp_path)
