@@ -54,7 +54,7 @@ def usage(description: Mapping[str, Any], prompts: Mapping[str, str]) -> str:
             "print(model.similarity(queries, documents))\n```",
         ]
     if len(dims) > 1:
-        others = ", ".join(map(str, dims[1:]))
+        others = " or ".join(filter(None, [", ".join(map(str, dims[1:-1])), str(dims[-1])]))
         parts += [
             "### Shorter vectors",
             f"The first {others} dimensions of a vector are good embeddings too, and take less room:",

@@ -190,14 +190,14 @@ def _training(recipe: Recipe, stages: Sequence[Mapping[str, Any]], environment: 
     rows = []
     for spec, state in zip(recipe.stages, stages):
         metrics = state.get("metrics", {})
-        steps = [entry["step"] for entry in metrics.get("history", []) if "step" in entry]
+        steps = metrics.get("steps")
         seconds = metrics.get("train_runtime")
         rows.append(
             [
                 escaped(str(spec.name)),
                 escaped(_trained(spec)),
                 escaped(_losses(spec)),
-                f"{max(steps):,}" if steps else "-",
+                "-" if steps is None else f"{steps:,}",
                 f"{spec.effective_batch():,}",
                 f"{spec.training_arguments()['learning_rate']:g}",
                 "-" if seconds is None else f"{seconds / 60:.1f}",

@@ -212,7 +212,7 @@ def run_stage(
             if processes.is_main:  # the only one that is given them all
                 whole.load_state_dict(_as_in(model, trainee, weights), strict=trainee is model)
         history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_runtime" in entry]
-        metrics |= _for_card(trainee)
+        metrics |= {"steps": trainer.state.global_step, **_for_card(trainee)}
         metrics["history"] = [{key: _finite(value) for key, value in entry.items()} for entry in history]
     whole.eval()
     if stage.lora is not None and (processes.is_main or not is_sharded):

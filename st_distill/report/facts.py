@@ -36,8 +36,8 @@ def headline(results: Mapping[str, Any], speeds: Sequence[Speed]) -> list[Fact]:
     models = results.get("models") or {}
     if fidelity := results.get("fidelity"):
         dim = _largest(fidelity["spearman"])
-        note = f"Spearman's correlation with the teachers' similarities, {dim} dimensions"
-        facts.append(Fact("Agreement", f"{100 * fidelity['spearman'][dim]:.1f} %", note))
+        note = f"Spearman's correlation with the teachers' similarities, times 100, {dim} dimensions"
+        facts.append(Fact("Agreement", f"{100 * fidelity['spearman'][dim]:.1f}", note))
     for task, metric, name, unit in (
         ("retrieval", "ndcg@10", "Retrieval", "nDCG@10"),
         ("similarity", "spearman", "Sentence similarity", "Spearman's correlation"),
@@ -48,7 +48,7 @@ def headline(results: Mapping[str, Any], speeds: Sequence[Speed]) -> list[Fact]:
         dim = _largest(scores["student"])
         own = scores["student"][dim]
         rivals = {model: other[dim] for model, other in scores.items() if model != "student" and other.get(dim)}
-        note = f"{unit}, {dim} dimensions"
+        note = f"{unit}, times 100, {dim} dimensions"
         if rivals:
             best = max(rivals, key=lambda model: rivals[model])
             note += f"; {best}: {100 * rivals[best]:.1f}"
@@ -142,13 +142,16 @@ def stage_rows(run: Run) -> Table:
         spec = run.recipe.stages[index] if run.recipe is not None and index < len(run.recipe.stages) else None
         trained = "" if spec is None else _trains(spec.train)
         losses = [entry["loss"] for entry in stage.history if entry.get("loss") is not None]
-        steps = [entry["step"] for entry in stage.history if "step" in entry]
+        # A run of an older version says no more than where its log ends.
+        steps = stage.metrics.get(
+            "steps", max((entry["step"] for entry in stage.history if "step" in entry), default=None)
+        )
         seconds, rate = stage.metrics.get("train_runtime"), stage.metrics.get("train_samples_per_second")
         rows.append(
             (
                 f"{index + 1}. {stage.name}",
                 trained,
-                f"{max(steps):,}" if steps else "-",
+                "-" if steps is None else f"{steps:,}",
                 "-" if spec is None else f"{spec.effective_batch():,}",
                 f"{seconds / 60:.1f}" if seconds is not None else "-",
                 f"{rate:,.0f}" if rate is not None else "-",

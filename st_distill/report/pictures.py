@@ -300,7 +300,7 @@ def similarity_scatter(
         axes.plot([low, 1], [low, 1], color=_MUTED, linestyle="--", linewidth=1.2, label="equal")
         axes.set_xlabel("similarity by the teachers")
         axes.set_ylabel("similarity by the student")
-        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_aspect("equal", adjustable="box")
         _legend(figure, markerscale=2)
         tenths: dict[int, list[float]] = {}
         for teacher, student in points:

@@ -35,8 +35,8 @@ def a_run(*stages: StageRun) -> Run:
 
 def test_the_figures_that_decide():
     facts = {fact.name: (fact.value, fact.note) for fact in headline(RESULTS, SPEEDS)}
-    assert facts["Agreement"][0] == "90.0 %"
-    assert facts["Retrieval"] == ("50.0", "nDCG@10, 384 dimensions; b: 62.5")
+    assert facts["Agreement"][0] == "90.0"
+    assert facts["Retrieval"] == ("50.0", "nDCG@10, times 100, 384 dimensions; b: 62.5")
     assert facts["Parameters"] == ("17.5 M", "70 MB; b: 22.7 M")
     assert facts["Speed"] == ("1,234", "texts per second; b: 175")
     assert {fact.name: fact.value for fact in headline(RESULTS, [])}["Speed"] == "340"
