@@ -20,7 +20,7 @@ demo: $(VENV)/ready
 	@echo '  model = SentenceTransformer("out/jasper")'
 	@echo '  model.encode(["a small red circle"], truncate_dim=128)'
 	@echo
-	$(BIN)/st-distill report out/jasper-run
+	$(BIN)/st-distill report out/jasper-run --no-speed
 
 test: $(VENV)/ready lint
 	$(BIN)/python -m pytest
