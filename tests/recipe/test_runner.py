@@ -459,7 +459,7 @@ class TestStages:
     def test_a_seed_of_its_own(self, make_recipe, monkeypatch):
         seeds = []
 
-        class Trainer(SentenceTransformerTrainer):
+        class Trainer(stages.StageTrainer):
             def train(self, *args, **kwargs):
                 seeds.append(self.args.seed)
                 return super().train(*args, **kwargs)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import shutil
 import sys
@@ -15,6 +14,7 @@ from report_material import TEACHER
 
 from st_distill.cli import main
 from st_distill.errors import MissingExtraError
+from st_distill.files import read_record, write_record
 from st_distill.report.page import write_page
 
 NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -151,9 +151,9 @@ def test_in_a_browser(page, tmp_path, request):
 def test_a_run_that_is_not_finished(finished_run, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "half-run"
     folder.mkdir()
-    state = json.loads((finished_run / "run.json").read_text())
+    state = read_record(finished_run / "run.json")
     state["stages"][1] = {**state["stages"][1], "done": False, "metrics": {}}
-    (folder / "run.json").write_text(json.dumps(state))
+    write_record(folder / "run.json", state)
     recipe = (finished_run / "recipe.yaml").read_text()
     (folder / "recipe.yaml").write_text(recipe.replace(str(finished_run.with_name("small")), str(tmp_path / "half")))
     assert main(["report", str(tmp_path / "half"), "--out", str(tmp_path / "page")]) == 0
