@@ -115,38 +115,33 @@ def folder(tmp_path_factory, tiny_bert, images):
     return folder
 
 
-def make_recipe(folder: Path, tiny_bert: str, *, output: str, batch: int) -> Recipe:
-    arguments = {"use_cpu": True, "disable_tqdm": True, "save_steps": 5}
-    common = {"steps": STEPS, "batch": batch, "arguments": arguments}
-    vision = {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "image_size": 32,
-        "patch_size": 16,
-    }
-    ranking = {"loss": "MultipleNegativesRankingLoss", "texts": str(folder / "pairs.parquet")}
-    return Recipe(
-        output=str(folder / output),
-        student={"model": str(folder / "student"), "layers": [0, 3], "max_seq_length": 32, "pooling": "mean"},
-        teachers=[tiny_bert],
-        texts=[str(folder / "texts.parquet")],
-        images={"path": str(folder / "images.parquet"), "vision": vision},
-        projection={"dims": [24, 8]},
-        stages=[
-            {"train": "projection", "group_by_length": True, **common},
-            {"train": {"last_layers": 1}, "lora": {"r": 2}, **common},
-            {"train": "all", "also": [ranking], "mini_batch_size": 3, **common},
-            {"train": "vision", **common},
-        ],
-        evaluation={"texts": str(folder / "pairs.parquet"), "teachers": False},
-    )
+@pytest.fixture
+def make_recipe(folder, tiny_bert, vision):
+    def make(*, output: str, batch: int) -> Recipe:
+        arguments = {"use_cpu": True, "disable_tqdm": True, "save_steps": 5}
+        common = {"steps": STEPS, "batch": batch, "arguments": arguments}
+        ranking = {"loss": "MultipleNegativesRankingLoss", "texts": str(folder / "pairs.parquet")}
+        return Recipe(
+            output=str(folder / output),
+            student={"model": str(folder / "student"), "layers": [0, 3], "max_seq_length": 32, "pooling": "mean"},
+            teachers=[tiny_bert],
+            texts=[str(folder / "texts.parquet")],
+            images={"path": str(folder / "images.parquet"), "vision": vision},
+            projection={"dims": [24, 8]},
+            stages=[
+                {"train": "projection", "group_by_length": True, **common},
+                {"train": {"last_layers": 1}, "lora": {"r": 2}, **common},
+                {"train": "all", "also": [ranking], "mini_batch_size": 3, **common},
+                {"train": "vision", **common},
+            ],
+            evaluation={"texts": str(folder / "pairs.parquet"), "teachers": False},
+        )
+
+    return make
 
 
-def test_two_processes_killed_and_resumed_equal_one_with_the_joint_batch(folder, tiny_bert):
-    (folder / "recipe.yaml").write_text(dump_recipe(make_recipe(folder, tiny_bert, output="out", batch=4)))
+def test_two_processes_killed_and_resumed_equal_one_with_the_joint_batch(folder, make_recipe):
+    (folder / "recipe.yaml").write_text(dump_recipe(make_recipe(output="out", batch=4)))
     killed = launch(folder)
     assert killed.returncode != 0
     state = json.loads((folder / "out-run" / "run.json").read_text())
@@ -164,7 +159,7 @@ def test_two_processes_killed_and_resumed_equal_one_with_the_joint_batch(folder,
     assert second[:4] == [None, ended.format(1), None, "process 1 fails"]
     assert {first[4], second[4]} == {"ValueError", "OtherProcessError"}
 
-    one = make_recipe(folder, tiny_bert, output="one", batch=8)
+    one = make_recipe(output="one", batch=8)
     alone = runner.run(one, show_progress=False)
     expected = SentenceTransformer(str(alone.output), device="cpu")
     found = SentenceTransformer(str(folder / "out"), device="cpu")
@@ -184,13 +179,13 @@ def test_two_processes_killed_and_resumed_equal_one_with_the_joint_batch(folder,
 
 class TestEffectiveBatch:
     @pytest.mark.parametrize(("processes", "batch"), [(1, 8), (2, 4), (8, 1)])
-    def test_counts_processes(self, processes, batch, folder, tiny_bert):
-        recipe = make_recipe(folder, tiny_bert, output="out", batch=batch)
+    def test_counts_processes(self, processes, batch, make_recipe):
+        recipe = make_recipe(output="out", batch=batch)
         fields = stage_fields(recipe, 1, {}, processes=processes)
-        assert fields == stage_fields(make_recipe(folder, tiny_bert, output="out", batch=8), 1, {})
+        assert fields == stage_fields(make_recipe(output="out", batch=8), 1, {})
 
-    def test_relations_within_each_process_are_another_result(self, folder, tiny_bert):
-        recipe = make_recipe(folder, tiny_bert, output="out", batch=4)
+    def test_relations_within_each_process_are_another_result(self, make_recipe):
+        recipe = make_recipe(output="out", batch=4)
         recipe.stages[1].gather_across_devices = False
         assert stage_fields(recipe, 1, {}, processes=2)["stage.gather_across_devices"] is False
         assert "stage.gather_across_devices" not in stage_fields(recipe, 1, {})

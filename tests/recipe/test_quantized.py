@@ -9,7 +9,6 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from test_runner import run_and_interrupt
 from torch import nn
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -100,10 +99,10 @@ class TestTraining:
         )
         assert cosines.min() > 0.8
 
-    def test_a_killed_run_ends_where_an_undisturbed_one_ends(self, make_recipe, tmp_path, sentences, monkeypatch):
+    def test_a_killed_run_ends_where_an_undisturbed_one_ends(self, make_recipe, tmp_path, sentences, run_and_interrupt):
         runner.run(make_recipe(work="whole"), show_progress=False)
         whole = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(sentences)
-        run_and_interrupt(make_recipe(work="cut"), 3, monkeypatch)
+        run_and_interrupt(make_recipe(work="cut"), 3)
         runner.run(make_recipe(work="cut"), resume=True, show_progress=False)
         cut = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(sentences)
         np.testing.assert_allclose(cut, whole, atol=1e-5)

@@ -42,25 +42,14 @@ def folder(tmp_path, tiny_bert, tiny_qwen2, sentences, images):
 
 
 @pytest.fixture
-def make_recipe(folder, tiny_bert):
+def make_recipe(folder, tiny_bert, vision):
     def make(**changes) -> Recipe:
         fields = {
             "output": str(folder / "out"),
             "student": {"model": tiny_bert, "layers": [0, 3], "max_seq_length": 16, "pooling": "mean"},
             "teachers": [{"model": str(folder / "first")}, {"model": str(folder / "second"), "weight": 0.5}],
             "texts": [{"path": str(folder / "texts.parquet")}],
-            "images": {
-                "path": str(folder / "images.parquet"),
-                "vision": {
-                    "model_type": "siglip_vision_model",
-                    "hidden_size": 16,
-                    "num_hidden_layers": 1,
-                    "num_attention_heads": 2,
-                    "intermediate_size": 32,
-                    "image_size": 32,
-                    "patch_size": 16,
-                },
-            },
+            "images": {"path": str(folder / "images.parquet"), "vision": vision},
             "projection": {"dims": [24, 8]},
             "stages": [
                 {"train": "projection", "steps": 3, "batch": 8, "arguments": FAST},
@@ -188,23 +177,10 @@ def test_stored_vectors_are_truncated(make_recipe, folder, sentences):
     assert store.describe()["teachers"]["vectors"]["revision"] == "may"
 
 
-def run_and_interrupt(recipe, step: int, monkeypatch):
-    """Stop a run as Ctrl-C would, before a training step (counted from 0 over all stages)."""
-    original, count = SentenceTransformerTrainer.training_step, iter(range(1000))
-
-    def training_step(self, *args, **kwargs):
-        if next(count) == step:
-            raise KeyboardInterrupt
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SentenceTransformerTrainer, "training_step", training_step)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe)
-
-
 @pytest.mark.parametrize("step", [1, 4, 8])
-def test_a_killed_run_ends_where_an_undisturbed_one_ends(step, make_recipe, folder, sentences, monkeypatch):
+def test_a_killed_run_ends_where_an_undisturbed_one_ends(
+    step, make_recipe, folder, sentences, monkeypatch, run_and_interrupt
+):
     arguments = {**FAST, "save_steps": 2}
     options = {"work": str(folder / "whole")}
     part = {
@@ -217,7 +193,7 @@ def test_a_killed_run_ends_where_an_undisturbed_one_ends(step, make_recipe, fold
     }
     run(make_recipe(**part, **options))
     whole = SentenceTransformer(str(folder / "out"), device="cpu").encode(sentences)
-    run_and_interrupt(make_recipe(**part, work=str(folder / "cut")), step, monkeypatch)
+    run_and_interrupt(make_recipe(**part, work=str(folder / "cut")), step)
     steps: list[int] = []
     original = SentenceTransformerTrainer.training_step
     monkeypatch.setattr(
@@ -375,7 +351,7 @@ class TestStages:
         assert not any(excluded in name for name in changed)
         assert not any(re.search(r"\.layers?\.0\.", name) for name in changed)
 
-    def test_lora_resumes(self, make_recipe, folder, sentences, monkeypatch):
+    def test_lora_resumes(self, make_recipe, folder, sentences, run_and_interrupt):
         arguments = {**FAST, "save_steps": 2}
         stage = {
             "train": "all",
@@ -388,7 +364,7 @@ class TestStages:
         part = {"stages": [stage], "images": None, "evaluation": None}
         run(make_recipe(**part, work=str(folder / "whole")))
         whole = SentenceTransformer(str(folder / "out"), device="cpu").encode(sentences)
-        run_and_interrupt(make_recipe(**part, work=str(folder / "cut")), 3, monkeypatch)
+        run_and_interrupt(make_recipe(**part, work=str(folder / "cut")), 3)
         run(make_recipe(**part, work=str(folder / "cut")), resume=True)
         cut = SentenceTransformer(str(folder / "out"), device="cpu").encode(sentences)
         np.testing.assert_allclose(cut, whole, atol=1e-5)
@@ -544,7 +520,7 @@ def test_ways_to_compute_give_one_result(arguments, student, tolerance, make_rec
     np.testing.assert_allclose(trained("other", arguments, student), trained("plain", {}, {}), atol=tolerance)
 
 
-def test_a_frozen_encoder_embeds_each_text_once(make_recipe, folder, sentences, monkeypatch):
+def test_a_frozen_encoder_embeds_each_text_once(make_recipe, folder, sentences, monkeypatch, run_and_interrupt):
     asked = []
     original = frozen.PooledVectors._encode
     monkeypatch.setattr(
@@ -562,7 +538,7 @@ def test_a_frozen_encoder_embeds_each_text_once(make_recipe, folder, sentences, 
 
     # A run that is killed in the stage goes on with the vectors that are there.
     cut = make_recipe(**options, work=str(folder / "cut"))
-    run_and_interrupt(cut, 5, monkeypatch)
+    run_and_interrupt(cut, 5)
     asked.clear()
     run(cut, resume=True)
     assert asked == []
