@@ -32,21 +32,12 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):
         seed: of the shuffling, to which the epoch is added.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        batch_size: int,
-        drop_last: bool,
-        valid_label_columns: list[str] | None = None,
-        generator: torch.Generator | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
-        self.lengths = _lengths(dataset, valid_label_columns or [])
+    def __init__(self, dataset: Dataset, *arguments: Any, **options: Any) -> None:
+        super().__init__(dataset, *arguments, **options)
+        self.lengths = _lengths(dataset, self.valid_label_columns or [])
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = self.generator or torch.Generator()
-        generator.manual_seed(self.seed + self.epoch)
+        generator = _seeded(self)
         rows = torch.randperm(len(self.lengths), generator=generator).numpy()
         window = self.batch_size * _WINDOW
         batches: list[list[int]] = []
@@ -93,23 +84,14 @@ class StoreOrderBatchSampler(DefaultBatchSampler):
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        batch_size: int,
-        drop_last: bool,
-        valid_label_columns: list[str] | None = None,
-        generator: torch.Generator | None = None,
-        seed: int = 0,
-        *,
-        store: Shards,
-        window_shards: int = 8,
+        self, dataset: Dataset, *arguments: Any, store: Shards, window_shards: int = 8, **options: Any
     ) -> None:
-        super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
+        super().__init__(dataset, *arguments, **options)
         if window_shards < 1:
             raise ValueError(
                 f"The 'window_shards' of StoreOrderBatchSampler must be a whole number from 1. Got {window_shards} instead."
             )
-        names = [name for name in valid_label_columns or ["label"] if name in dataset.column_names]
+        names = [name for name in self.valid_label_columns or ["label"] if name in dataset.column_names]
         if not names:
             raise ValueError(
                 f"Batches in the store's order need a label column of row numbers. Got the columns {dataset.column_names} "
@@ -122,8 +104,7 @@ class StoreOrderBatchSampler(DefaultBatchSampler):
         self._by_shard = np.split(order, np.flatnonzero(np.diff(shards[order])) + 1)
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = self.generator or torch.Generator()
-        generator.manual_seed(self.seed + self.epoch)
+        generator = _seeded(self)
         shards = torch.randperm(len(self._by_shard), generator=generator).tolist()
         left = np.empty(0, dtype=np.int64)
         for start in range(0, len(shards), self.window_shards):
@@ -135,6 +116,12 @@ class StoreOrderBatchSampler(DefaultBatchSampler):
             left = rows[whole:]
         if len(left) and not self.drop_last:
             yield left.tolist()
+
+
+def _seeded(sampler: DefaultBatchSampler) -> torch.Generator:
+    """The sampler's generator, at the start of its epoch."""
+    generator = sampler.generator or torch.Generator()
+    return generator.manual_seed(sampler.seed + sampler.epoch)
 
 
 def _lengths(dataset: Dataset, labels: list[str]) -> np.ndarray:
