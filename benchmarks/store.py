@@ -4,15 +4,24 @@
     python benchmarks/store.py memory --model MINILM --data DATA        memory of a build
     python benchmarks/store.py scale                                    cost per text from 10 thousand to 1 million
     python benchmarks/store.py read                                     a batch of labels; order of reading
+    python benchmarks/store.py larger                                   a store larger than the memory, by order of reading
     python benchmarks/store.py fidelity --model MINILM --data DATA      what each dtype loses
     python benchmarks/store.py import                                   memory of taking over a parquet file
 
 MINILM is the name or folder of a model, DATA a folder with wikisplit/*.parquet and novel_parts_4k/*.parquet.
+
+``larger`` reads 1.5 GB of vectors with 400 MB of page cache. Without more it drops the store's files from the page cache
+whenever 400 MB have been read from the disk. With ``--cgroup FOLDER``, the folder of a memory control group that has a limit,
+it reads inside that group, where the kernel keeps the limit::
+
+    mkdir /sys/fs/cgroup/small && echo 400M > /sys/fs/cgroup/small/memory.max
+    python benchmarks/store.py larger --cgroup /sys/fs/cgroup/small
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -158,19 +167,30 @@ def stored(store: TeacherStore, ids: np.ndarray) -> None:
         store.stored(ids, teacher=teacher)
 
 
+def open_or_make(options: argparse.Namespace, name: str, dimensions: list[int]) -> TeacherStore:
+    path = Path(options.folder) / f"{name}-{options.rows}-{options.shard_rows}"
+    if path.exists():
+        return TeacherStore.open(path)
+    teachers = [free_teacher(dimension) for dimension in dimensions]
+    for number, teacher in enumerate(teachers):
+        teacher.name = f"free{number}"
+    texts = [f"text {number}" for number in range(options.rows)]
+    return TeacherStore.create(path, texts, teachers, shard_rows=options.shard_rows, show_progress=False)
+
+
+def in_random_order(rows: int) -> list[np.ndarray]:
+    return np.array_split(np.random.default_rng(0).permutation(rows), rows // 128)
+
+
+def in_windows(store: TeacherStore, rows: int, shards: int) -> StoreOrderBatchSampler:
+    dataset = Dataset.from_dict({"label": list(range(rows))})
+    return StoreOrderBatchSampler(dataset, 128, False, store=store, window_shards=shards)
+
+
 def read(options: argparse.Namespace) -> None:
     generator = np.random.default_rng(0)
-    folder = Path(options.folder or tempfile.mkdtemp()) / "store"
-    texts = [f"text {number}" for number in range(options.rows)]
-    one, four = folder / "one", folder / "four"
-    if not folder.exists():
-        TeacherStore.create(one, texts, free_teacher(12_288), shard_rows=options.shard_rows, show_progress=False)
-        teachers = []
-        for number in range(4):
-            teacher = free_teacher(3072)
-            teacher.name = f"free{number}"
-            teachers.append(teacher)
-        TeacherStore.create(four, texts, teachers, shard_rows=options.shard_rows, show_progress=False)
+    one = open_or_make(options, "one", [12_288]).path
+    four = open_or_make(options, "four", [3072] * 4).path
     for name, path in [("1 teacher of 12288", one), ("4 teachers of 3072", four)]:
         store = TeacherStore.open(path)
         for where, high in [("in one shard", options.shard_rows), ("anywhere", options.rows)]:
@@ -178,11 +198,9 @@ def read(options: argparse.Namespace) -> None:
             rows = milliseconds(partial(stored, store, ids), 50)
             label = milliseconds(partial(store.gather, ids), 50)
             print(f"{name}, 128 rows {where}, cached: float16 rows {rows:.2f} ms, label {label:.2f} ms")
-    dataset = Dataset.from_dict({"label": list(range(options.rows))})
-    store = TeacherStore.open(one)
     for name, batches in [
-        ("random order", np.array_split(generator.permutation(options.rows), options.rows // 128)),
-        ("windows of 4 shards", StoreOrderBatchSampler(dataset, 128, False, store=store, window_shards=4)),
+        ("random order", in_random_order(options.rows)),
+        ("windows of 4 shards", in_windows(TeacherStore.open(one), options.rows, 4)),
         ("in order", np.array_split(np.arange(options.rows), options.rows // 128)),
     ]:
         store = TeacherStore.open(one)
@@ -191,8 +209,62 @@ def read(options: argparse.Namespace) -> None:
         for batch in batches:
             store.gather(batch)
         seconds = time.perf_counter() - started
-        size = store.describe()["teachers"]["free"]["bytes"]
+        size = store.describe()["teachers"]["free0"]["bytes"]
         print(f"{name}, cold: {options.rows / seconds:.0f} rows/s, {size / seconds / 1e6:.0f} MB/s")
+
+
+def opened_cold(path: Path) -> TeacherStore:
+    # Pages that a process has mapped are not dropped, and a store refers to itself: only the collector lets go of its maps.
+    gc.collect()
+    drop_cache(path)
+    return TeacherStore.open(path)
+
+
+def from_disk() -> int:
+    """Bytes that this process has had read from the disk, reading ahead included."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["read_bytes"])
+
+
+def limit_of(cgroup: Path) -> int:
+    for name in ("memory.max", "memory.limit_in_bytes"):  # version 2, version 1
+        if (cgroup / name).exists():
+            return int((cgroup / name).read_text())
+    raise ValueError(f"'--cgroup' must be the folder of a memory control group. Got {cgroup} instead.")
+
+
+def larger(options: argparse.Namespace) -> None:
+    path = open_or_make(options, "one", [12_288]).path
+    size = TeacherStore.open(path).describe()["teachers"]["free0"]["bytes"]
+    limit = 1_000_000 * options.limit
+    how = f"page cache dropped at every {options.limit} MB read"
+    if options.cgroup is not None:
+        limit = limit_of(options.cgroup)
+        how = f"in a control group of {limit / 1e6:.0f} MB"
+        # What this process holds already stays with the group it came from: the limit is on what it reads.
+        (options.cgroup / "cgroup.procs").write_text(str(os.getpid()))
+    print(f"{size / 1e6:.0f} MB of vectors, {how}")
+    for name, batches in [
+        ("random order", in_random_order(options.rows)),
+        ("windows of 2 shards", in_windows(TeacherStore.open(path), options.rows, 2)),
+    ]:
+        seconds, disk, since = 0.0, 0, 0
+        store = opened_cold(path)
+        for batch in batches:
+            if since >= limit and options.cgroup is None:
+                del store
+                store, since = opened_cold(path), 0
+            before, started = from_disk(), time.perf_counter()
+            store.gather(batch)
+            seconds += time.perf_counter() - started
+            read_now = from_disk() - before
+            disk, since = disk + read_now, since + read_now
+        del store
+        print(
+            f"{name}: {options.rows / seconds:.0f} rows/s, {disk / 1e6:.0f} MB from the disk, "
+            f"{disk / size:.2f} times the vectors",
+            flush=True,
+        )
 
 
 def fidelity(options: argparse.Namespace) -> None:
@@ -260,6 +332,7 @@ def main() -> None:
         "memory": memory,
         "scale": scale,
         "read": read,
+        "larger": larger,
         "fidelity": fidelity,
         "import": import_vectors,
     }.items():
@@ -273,7 +346,9 @@ def main() -> None:
         command.add_argument("--rounds", type=int, default=1)
         command.add_argument("--kind", choices=("parquet", "dataset"))
         command.add_argument("--folder", help="where the store for reading is kept, or is already")
-        command.add_argument("--rows", type=int, default=81_920)
+        command.add_argument("--rows", type=int, default=61_440 if name == "larger" else 81_920)
+        command.add_argument("--limit", type=int, default=400, help="megabytes of page cache")
+        command.add_argument("--cgroup", type=Path, help="folder of a memory control group to read in")
         command.add_argument("--shard-rows", type=int, default=4096)
     options = parser.parse_args()
     if options.function is scale and options.texts is not None:
@@ -282,7 +357,10 @@ def main() -> None:
         options.function = memory_once
     if options.function is import_vectors and options.texts is not None:
         options.function = partial(import_once)
-    options.function(options)
+    with tempfile.TemporaryDirectory() as folder:
+        if options.function in (read, larger):
+            options.folder = options.folder or folder
+        options.function(options)
 
 
 if __name__ == "__main__":
