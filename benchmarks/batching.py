@@ -3,16 +3,22 @@
     python benchmarks/batching.py --data DATA --model sentence-transformers/all-MiniLM-L6-v2
 
 DATA holds parquet files: wikisplit/tune (complex) and novel_parts_4k/*.parquet (text), whose parts are cut to pieces of 256
-tokens. A student of the model's layers 0, 2 and 5 learns from the model itself, once with random batches and once with
-LengthGroupedBatchSampler, from the same start, on the same texts, for as many of them.
+tokens. A student of the model's layers 0, 2 and 5 learns from the model itself, with random batches, with
+LengthGroupedBatchSampler, and with one that leaves a quarter of the batches random, from the same start, on the same texts, for
+as many of them. The loss on held-out texts is the mean over the same random batches of all lengths for every student, for its
+relations are those within a batch. Whether one way ends higher is judged by the difference from random batches with the same
+seed, beside its standard error over the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
+from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +38,13 @@ from st_distill.sampler import LengthGroupedBatchSampler
 
 TOKENS = 256
 DIMS = [384, 128, 32]
+RANDOM = "random batches"
+#: The trainer's ``batch_sampler`` of each way; what the trainer does by itself has none.
+WAYS: dict[str, dict[str, Any]] = {
+    RANDOM: {},
+    "by length": {"batch_sampler": LengthGroupedBatchSampler},
+    "by length, a quarter random": {"batch_sampler": partial(LengthGroupedBatchSampler, random_share=0.25)},
+}
 
 
 def mixed_texts(data: Path, tokenizer: Any, count: int, seed: int) -> list[str]:
@@ -50,7 +63,7 @@ def mixed_texts(data: Path, tokenizer: Any, count: int, seed: int) -> list[str]:
 
 
 def train(
-    teacher: str, store: TeacherStore, texts: list[str], options: Any, *, grouped: bool, seed: int
+    teacher: str, store: TeacherStore, texts: list[str], options: Any, *, way: str, seed: int
 ) -> tuple[float, Any]:
     """Real tokens per second, and the trained student."""
     torch.manual_seed(seed)
@@ -61,7 +74,7 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=folder,
-            num_train_epochs=1,
+            num_train_epochs=options.passes,
             learning_rate=2e-4,
             per_device_train_batch_size=options.batch,
             report_to="none",
@@ -69,7 +82,7 @@ def train(
             disable_tqdm=True,
             seed=seed,
             dataloader_pin_memory=torch.cuda.is_available(),
-            **({"batch_sampler": LengthGroupedBatchSampler} if grouped else {}),
+            **WAYS[way],
         )
         loss = losses.JasperDistill(student, teacher=store, dims=DIMS)
         trainer = SentenceTransformerTrainer(model=student, args=arguments, train_dataset=dataset, loss=loss)
@@ -77,15 +90,21 @@ def train(
         trainer.train()
         seconds = time.perf_counter() - start
     tokens = sum(len(ids) for ids in student.tokenizer(texts, truncation=True, max_length=TOKENS)["input_ids"])
-    return tokens / seconds, student
+    return options.passes * tokens / seconds, student
 
 
 @torch.no_grad()
-def held_out_loss(student: SentenceTransformer, store: TeacherStore, texts: list[str]) -> float:
+def held_out_terms(student: SentenceTransformer, store: TeacherStore, texts: list[str], batch: int) -> dict[str, float]:
+    """The terms of the loss, each the mean over batches of the texts as they come."""
     student.eval()
     loss = losses.JasperDistill(student, teacher=store, dims=DIMS)
-    features = batch_to_device(student.preprocess(texts), student.device)
-    return float(sum(loss([features], torch.from_numpy(store.ids(texts))).values()))
+    terms: dict[str, list[float]] = defaultdict(list)
+    for start in range(0, len(texts), batch):
+        part = texts[start : start + batch]
+        features = batch_to_device(student.preprocess(part), student.device)
+        for name, term in loss([features], torch.from_numpy(store.ids(part))).items():
+            terms[name].append(float(term))
+    return {name: statistics.fmean(values) for name, values in terms.items()}
 
 
 def main() -> None:
@@ -95,28 +114,43 @@ def main() -> None:
         "--model", required=True, help="name or folder of all-MiniLM-L6-v2, teacher and start of the student"
     )
     parser.add_argument("--texts", type=int, default=1536)
+    parser.add_argument("--passes", type=int, default=4, help="times that the texts are learnt from")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--held-out", type=int, default=16, help="batches of held-out texts")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     options = parser.parse_args()
+    if options.seeds < 2 or RANDOM not in options.ways:
+        parser.error(f"At least two --seeds are needed to judge by, and '{RANDOM}' among the --ways to compare with.")
 
     tokenizer = SentenceTransformer(options.model).tokenizer
-    texts = mixed_texts(options.data, tokenizer, options.texts + 192, seed=0)
-    held_out, texts = texts[:192], texts[192:]
-    rates: dict[bool, list[float]] = {False: [], True: []}
-    held_out_losses: dict[bool, list[float]] = {False: [], True: []}
+    count = options.held_out * options.batch
+    texts = mixed_texts(options.data, tokenizer, options.texts + count, seed=0)
+    held_out, texts = texts[:count], texts[count:]
+    rates: dict[str, list[float]] = defaultdict(list)
+    terms: dict[str, list[dict[str, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         store = TeacherStore.create(folder, [*texts, *held_out], Teacher(options.model, name="teacher"))
         for seed in range(options.seeds):
-            for grouped in (False, True):
-                rate, student = train(options.model, store, texts, options, grouped=grouped, seed=seed)
-                rates[grouped].append(rate)
-                held_out_losses[grouped].append(held_out_loss(student, store, held_out))
-    for grouped, name in ((False, "random batches"), (True, "grouped by length")):
+            for way in options.ways:
+                rate, student = train(options.model, store, texts, options, way=way, seed=seed)
+                rates[way].append(rate)
+                terms[way].append(held_out_terms(student, store, held_out, options.batch))
+    for way in options.ways:
+        parts = {name: statistics.fmean(found[name] for found in terms[way]) for name in terms[way][0]}
+        rate, usual = statistics.median(rates[way]), statistics.median(rates[RANDOM])
+        print(f"{way}: {rate:.0f} real tokens a second, {rate / usual:.2f} times random batches")
+        totals = [sum(found.values()) for found in terms[way]]
         print(
-            f"{name:<18} {statistics.median(rates[grouped]):7.0f} real tokens a second, held-out loss "
-            + ", ".join(f"{value:.3f}" for value in held_out_losses[grouped])
+            f"  held-out loss {statistics.fmean(totals):.3f}, standard deviation over {options.seeds} seeds "
+            f"{statistics.stdev(totals):.3f} ("
+            + ", ".join(f"{name} {value:.3f}" for name, value in parts.items())
+            + ")"
         )
-    print(f"ratio of medians: {statistics.median(rates[True]) / statistics.median(rates[False]):.2f}")
+        if way != RANDOM:
+            changes = [total - sum(usual.values()) for total, usual in zip(totals, terms[RANDOM])]
+            error = statistics.stdev(changes) / math.sqrt(options.seeds)
+            print(f"  beside random batches {statistics.fmean(changes):+.3f}, standard error {error:.3f}")
 
 
 if __name__ == "__main__":

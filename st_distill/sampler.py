@@ -23,6 +23,9 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):
     for the same seed and epoch. Pass the class itself: ``SentenceTransformerTrainingArguments(batch_sampler=
     LengthGroupedBatchSampler)``; in a recipe, ``group_by_length: true``.
 
+    A loss of relations sees only pairs of like length in such batches. A ``random_share`` of the batches, given by
+    ``functools.partial``, shows it the others too, at the price of their padding.
+
     Args:
         dataset: with at least one column of texts; a row's length is that of all its texts together, in characters.
         batch_size: rows in a batch.
@@ -30,21 +33,30 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):
         valid_label_columns: columns that are labels.
         generator: of the shuffling.
         seed: of the shuffling, to which the epoch is added.
+        random_share: share of the batches that is not sorted, from 0 to 1.
+
+    Raises:
+        ValueError: there is no column of texts, or ``random_share`` is no share.
     """
 
-    def __init__(self, dataset: Dataset, *arguments: Any, **options: Any) -> None:
+    def __init__(self, dataset: Dataset, *arguments: Any, random_share: float = 0.0, **options: Any) -> None:
         super().__init__(dataset, *arguments, **options)
+        if not 0 <= random_share <= 1:
+            raise ValueError(
+                f"The 'random_share' of LengthGroupedBatchSampler must be from 0 to 1. Got {random_share} instead."
+            )
+        self.random_share = random_share
         self.lengths = _lengths(dataset, self.valid_label_columns or [])
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = _seeded(self)
         rows = torch.randperm(len(self.lengths), generator=generator).numpy()
         window = self.batch_size * _WINDOW
-        batches: list[list[int]] = []
-        for start in range(0, len(rows), window):
+        sorted_from = int(self.random_share * (len(rows) // self.batch_size)) * self.batch_size
+        for start in range(sorted_from, len(rows), window):
             part = rows[start : start + window]
-            part = part[np.argsort(self.lengths[part], kind="stable")]
-            batches += [part[i : i + self.batch_size].tolist() for i in range(0, len(part), self.batch_size)]
+            rows[start : start + window] = part[np.argsort(self.lengths[part], kind="stable")]
+        batches = [rows[start : start + self.batch_size].tolist() for start in range(0, len(rows), self.batch_size)]
         # The one smaller batch, if any, is the last of the last window.
         if self.drop_last and batches and len(batches[-1]) < self.batch_size:
             batches.pop()

@@ -11,10 +11,12 @@ from st_distill import Teacher, TeacherStore, losses, sampler
 from st_distill.sampler import LengthGroupedBatchSampler, StoreOrderBatchSampler
 
 
-def make(count: int = 1000, batch_size: int = 10, drop_last: bool = False, seed: int = 0) -> LengthGroupedBatchSampler:
+def make(
+    count: int = 1000, batch_size: int = 10, drop_last: bool = False, seed: int = 0, **options
+) -> LengthGroupedBatchSampler:
     lengths = torch.randint(1, 400, (count,), generator=torch.Generator().manual_seed(1)).tolist()
     dataset = Dataset.from_dict({"text": ["x" * length for length in lengths], "label": list(range(count))})
-    return LengthGroupedBatchSampler(dataset, batch_size, drop_last, ["label"], torch.Generator(), seed)
+    return LengthGroupedBatchSampler(dataset, batch_size, drop_last, ["label"], torch.Generator(), seed, **options)
 
 
 @pytest.mark.parametrize(("count", "drop_last"), [(1000, False), (1003, False), (1003, True), (7, False), (7, True)])
@@ -33,6 +35,19 @@ def test_batches_are_of_like_length_in_a_random_order(monkeypatch):
     assert max(spreads) < 40  # of 399
     firsts = [int(grouped.lengths[batch[0]]) for batch in grouped]
     assert firsts != sorted(firsts)
+
+
+@pytest.mark.parametrize(("share", "mixed"), [(0.0, 0), (0.25, 25), (1.0, 100)])
+def test_a_share_of_the_batches_is_random(share, mixed):
+    batches = list(make(random_share=share))
+    assert sorted(row for batch in batches for row in batch) == list(range(1000))
+    lengths = make().lengths
+    assert sum(np.ptp(lengths[batch]) > 100 for batch in batches) == mixed  # of 399, ten drawn at random span 330
+
+
+def test_no_share():
+    with pytest.raises(ValueError, match=r"'random_share' of LengthGroupedBatchSampler must be from 0 to 1. Got 2"):
+        make(random_share=2)
 
 
 def test_the_order_follows_seed_and_epoch():
