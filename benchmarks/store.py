@@ -248,7 +248,7 @@ def larger(options: argparse.Namespace) -> None:
         ("random order", in_random_order(options.rows)),
         ("windows of 2 shards", in_windows(TeacherStore.open(path), options.rows, 2)),
     ]:
-        seconds, disk, since = 0.0, 0, 0
+        seconds, rows, disk, since = 0.0, 0, 0, 0
         store = opened_cold(path)
         for batch in batches:
             if since >= limit and options.cgroup is None:
@@ -257,12 +257,15 @@ def larger(options: argparse.Namespace) -> None:
             before, started = from_disk(), time.perf_counter()
             store.gather(batch)
             seconds += time.perf_counter() - started
+            rows += len(batch)
             read_now = from_disk() - before
             disk, since = disk + read_now, since + read_now
+            if seconds > options.seconds:
+                break
         del store
         print(
-            f"{name}: {options.rows / seconds:.0f} rows/s, {disk / 1e6:.0f} MB from the disk, "
-            f"{disk / size:.2f} times the vectors",
+            f"{name}: {rows / seconds:.0f} rows/s, {disk / 1e6:.0f} MB from the disk for {rows} rows, "
+            f"{disk * options.rows / (rows * size):.2f} times their vectors",
             flush=True,
         )
 
@@ -348,6 +351,7 @@ def main() -> None:
         command.add_argument("--folder", help="where the store for reading is kept, or is already")
         command.add_argument("--rows", type=int, default=61_440 if name == "larger" else 81_920)
         command.add_argument("--limit", type=int, default=400, help="megabytes of page cache")
+        command.add_argument("--seconds", type=float, default=60.0, help="the most that an order is read for")
         command.add_argument("--cgroup", type=Path, help="folder of a memory control group to read in")
         command.add_argument("--shard-rows", type=int, default=4096)
     options = parser.parse_args()
