@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from datasets import Dataset
-from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDatasetDefaultBatchSampler
+from torch.utils.data import BatchSampler, ConcatDataset
 
-__all__ = ["LengthGroupedBatchSampler", "StoreOrderBatchSampler"]
+__all__ = ["LengthGroupedBatchSampler", "SharedBatchSampler", "StoreOrderBatchSampler"]
 
 #: Batches that are sorted by length together: enough for little padding, few enough for batches to differ in every epoch.
 _WINDOW = 64
+#: Keeps the orders in which a dataset is gone through anew within an epoch apart from those of later epochs.
+_EPOCHS = 100_003
 
 
 class LengthGroupedBatchSampler(DefaultBatchSampler):
@@ -134,6 +137,69 @@ def _seeded(sampler: DefaultBatchSampler) -> torch.Generator:
     """The sampler's generator, at the start of its epoch."""
     generator = sampler.generator or torch.Generator()
     return generator.manual_seed(sampler.seed + sampler.epoch)
+
+
+class SharedBatchSampler(MultiDatasetDefaultBatchSampler):
+    """Draws the dataset of each batch by given shares, whatever the datasets' sizes.
+
+    An epoch has as many batches as all datasets together. A dataset that is drawn more often than it has batches begins
+    again in another order; of one that is drawn less, each epoch has others. The order is the same for the same seed and
+    epoch. For the trainer's ``multi_dataset_batch_sampler``: ``functools.partial(SharedBatchSampler, shares=[3, 1])``; in a
+    recipe, ``share`` of each source.
+
+    Args:
+        dataset: the datasets, one after another.
+        batch_samplers: one for each.
+        generator: of the shuffling.
+        seed: of the shuffling, to which the epoch is added.
+        shares: one for each, above 0; what counts is one against the other.
+
+    Raises:
+        ValueError: for another number of shares than of datasets, or one that is not above 0.
+    """
+
+    def __init__(
+        self,
+        dataset: ConcatDataset,
+        batch_samplers: list[BatchSampler],
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+        *,
+        shares: Sequence[float],
+    ) -> None:
+        super().__init__(dataset, batch_samplers, generator, seed)
+        if len(shares) != len(batch_samplers) or not all(0 < share < float("inf") for share in shares):
+            raise ValueError(
+                f"The 'shares' of SharedBatchSampler must be {len(batch_samplers)} numbers above 0, one for each dataset. Got "
+                f"{list(shares)} instead."
+            )
+        self.shares = torch.tensor(shares, dtype=torch.float64)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.generator is not None:
+            self.generator.manual_seed(self.seed + self.epoch)
+        # The datasets' own samplers share that one, and some seed it anew.
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        starts = [0, *self.dataset.cumulative_sizes[:-1]]
+        passes = [self._passes(index) for index in range(len(starts))]
+        for index in torch.multinomial(self.shares, len(self), replacement=True, generator=generator).tolist():
+            if (batch := next(passes[index], None)) is not None:
+                yield [starts[index] + row for row in batch]
+
+    def _passes(self, index: int) -> Iterator[list[int]]:
+        """The batches of one dataset, again and again."""
+        sampler, count, found = self.batch_samplers[index], 0, True
+        while found:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(self.epoch + count * _EPOCHS)
+            found = False
+            for batch in sampler:
+                found = True
+                yield batch
+            count += 1
+
+    def __len__(self) -> int:
+        return sum(len(sampler) for sampler in self.batch_samplers)
 
 
 def _lengths(dataset: Dataset, labels: list[str]) -> np.ndarray:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from sentence_transformers.base.sampler import DefaultBatchSampler, NoDuplicatesBatchSampler
+from torch.utils.data import ConcatDataset, RandomSampler
 
 from st_distill import Teacher, TeacherStore, losses, sampler
-from st_distill.sampler import LengthGroupedBatchSampler, StoreOrderBatchSampler
+from st_distill.sampler import LengthGroupedBatchSampler, SharedBatchSampler, StoreOrderBatchSampler
 
 
 def make(
@@ -140,3 +142,41 @@ def test_the_trainer_takes_it(store, make_student, tmp_path):
     trainer = SentenceTransformerTrainer(model=student, args=arguments, train_dataset=dataset, loss=loss)
     assert isinstance(trainer.get_train_dataloader().batch_sampler, StoreOrderBatchSampler)
     assert trainer.train().global_step == 2
+
+
+class TestShares:
+    def make(self, shares, rows=(400, 40), *, seed=0) -> SharedBatchSampler:
+        parts = [list(range(count)) for count in rows]
+        generator = torch.Generator()
+        samplers = [DefaultBatchSampler(RandomSampler(part, generator=generator), 4, False) for part in parts]
+        return SharedBatchSampler(ConcatDataset(parts), samplers, generator, seed, shares=shares)
+
+    def test_batches_of_one_source_by_their_shares(self):
+        batches = list(self.make([1, 3]))
+        assert len(batches) == 110
+        second = [batch for batch in batches if min(batch) >= 400]
+        assert all(max(batch) < 400 for batch in batches if batch not in second)
+        assert 70 < len(second) < 95  # 82.5 on average; by rows it would be 10
+        # The second one is gone through again and again, each time in whole and in another order.
+        passes = [[row for batch in second[start : start + 10] for row in batch] for start in (0, 10)]
+        assert sorted(passes[0]) == sorted(passes[1]) == list(range(400, 440))
+        assert passes[0] != passes[1]
+
+    def test_the_order_follows_seed_and_epoch(self):
+        first, again = self.make([2, 1]), self.make([2, 1])
+        assert list(first) == list(again) == list(first)
+        again.set_epoch(1)
+        assert list(first) != list(again)
+        assert list(first) != list(self.make([2, 1], seed=1))
+
+    def test_a_source_without_batches_is_passed_over(self):
+        dataset = Dataset.from_dict({"text": ["a", "a", "a"]})
+        empty = NoDuplicatesBatchSampler(dataset, 4, True, generator=torch.Generator())
+        other = DefaultBatchSampler(RandomSampler(range(8)), 4, True)
+        batches = SharedBatchSampler(ConcatDataset([dataset, range(8)]), [empty, other], shares=[1, 1])
+        assert all(min(batch) >= 3 for batch in batches)
+
+    @pytest.mark.parametrize("shares", [[1], [1, 0], [1, float("inf")]])
+    def test_wrong_shares(self, shares):
+        with pytest.raises(ValueError, match="must be 2 numbers above 0, one for each dataset. Got"):
+            self.make(shares)

@@ -153,7 +153,7 @@ class _Rules(RunRules):
         before = len(self.problems)
         if self.texts(path, texts) is None and len(self.problems) > before:
             return
-        self.unused(path, texts, "pretraining", ("roles", "prompts"))
+        self.unused(path, texts, "pretraining", ("roles", "prompts", "share"))
         if isinstance(texts, Texts) and self.sound((*path, "columns")):
             try:
                 document_column(texts)

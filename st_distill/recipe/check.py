@@ -60,7 +60,8 @@ class _Rules(StageRules, ImageRules):
         self.student()
         self.teachers()
         for index, texts in enumerate(self.recipe.texts or []):
-            self.texts(("texts", index), texts)
+            # Labels beside the texts are for losses of 'also'.
+            self.texts(("texts", index), texts, numbers=not self.distils, learnt=True)
         self.projection()
         self.teacher_space()
         self.stages()
@@ -272,6 +273,8 @@ class _Rules(StageRules, ImageRules):
         if len(recipe.teachers) != 1 or recipe.teachers[0].model is None:
             got = f"{len(recipe.teachers)} teachers" if len(recipe.teachers) != 1 else "one without a 'model'"
             self.error(path, f"needs one teacher that is a model, got {got}; leave it out")
+        elif recipe.projection is None:
+            self.error(path, "needs a 'projection', which knows the teacher's axes; leave it out")
         elif recipe.projection.teacher_head:
             self.error(
                 path, "needs embeddings in the teacher's coordinates, which teacher_head takes over; leave one out"
@@ -290,7 +293,7 @@ class _Rules(StageRules, ImageRules):
             return False
         if isinstance(stage.cosine_dims, list):
             return dim in stage.cosine_dims
-        return not self.recipe.projection.teacher_head
+        return self.recipe.projection is None or not self.recipe.projection.teacher_head
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 

@@ -174,10 +174,21 @@ class Findings:
             self.error((*path, "path"), str(error).rstrip("."))
             return None
 
-    def texts(self, path: FieldPath, texts: Texts, *, numbers: bool = False) -> dict[str, Kind] | None:
-        """Checks a source of texts and returns its chosen columns with what they hold, where they can be known."""
+    def texts(
+        self, path: FieldPath, texts: Texts, *, numbers: bool = False, learnt: bool = False
+    ) -> dict[str, Kind] | None:
+        """Checks a source of texts and returns its chosen columns with what they hold, where they can be known.
+
+        Args:
+            path: of the source.
+            texts: the source.
+            numbers: whether columns of numbers may be among the chosen ones.
+            learnt: whether stages may learn from it, whose batches it then has a share of.
+        """
         if not isinstance(texts, Texts):
             return None
+        if not learnt:
+            self.unused(path, texts, "texts that no stage learns from", ("share",))
         kinds = self.source(path, texts)
         if kinds is None or not self.sound((*path, "columns")):
             return None

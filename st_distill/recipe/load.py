@@ -43,7 +43,7 @@ class Kind:
     required: str
 
 
-DISTILLATION = Kind(Recipe, Path(__file__).parent / "presets", "output, student, projection and stages")
+DISTILLATION = Kind(Recipe, Path(__file__).parent / "presets", "output, student and stages")
 
 
 def load_recipe(path_or_preset: str | Path, overrides: Sequence[str] = ()) -> Recipe:

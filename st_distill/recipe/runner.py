@@ -141,20 +141,20 @@ def measure(
     model: SentenceTransformer,
     recipe: Recipe,
     evaluation: Evaluation,
-    teacher: StoreView | None,
+    store: StoreView | None,
     *,
     speed: bool = True,
 ) -> dict[str, Any]:
-    """`evaluate_model`, where the evaluation's texts are in the store that ``teacher`` is a view of.
+    """`evaluate_model`, where the teachers' vectors of the evaluation's texts are in ``store``.
 
     Without ``speed``, no model is timed.
     """
     width = model.get_embedding_dimension()
-    dims = [dim for dim in recipe.projection.dims if width is not None and dim <= width]
-    nested = recipe.projection.heads == "nested"
-    options: dict[str, Any] = {"dims": dims if dims and nested else None}
-    if evaluation.texts is not None and teacher is not None:
-        texts, vectors = texts_and_vectors(evaluation.texts, teacher)
+    spec = recipe.projection
+    nested = [] if spec is None or spec.heads != "nested" else spec.dims
+    options: dict[str, Any] = {"dims": [dim for dim in nested if width is not None and dim <= width] or None}
+    if evaluation.texts is not None and store is not None:
+        texts, vectors = texts_and_vectors(evaluation.texts, store)
         options |= {"texts": texts, "teacher_vectors": vectors, "speed": texts[:_SPEED_TEXTS] if speed else None}
     if evaluation.retrieval is not None:
         dataset = load_texts(evaluation.retrieval)
@@ -210,7 +210,11 @@ class _Run:
         plan = []
         for index, stage in enumerate(self.recipe.stages):
             data = dict(texts) if index == 0 else {}
-            data |= {f"also[{i}]": fingerprint(objective.texts) for i, objective in enumerate(stage.also)}
+            data |= {
+                f"also[{i}][{j}]": fingerprint(source)
+                for i, objective in enumerate(stage.also)
+                for j, source in enumerate(objective.texts)
+            }
             if stage.trains_vision and self.recipe.images is not None:
                 data["images"] = fingerprint(self.recipe.images)
             fields = stage_fields(self.recipe, index, data, processes=self.processes.count)
@@ -219,11 +223,12 @@ class _Run:
 
     def _stages(self, state: RunState) -> SentenceTransformer:
         first = next(index for index, stage in enumerate(state.stages) if not stage["done"])
-        # The texts and their vectors are only needed where a stage is left that reads texts.
-        texts_wanted = any(not stage.trains_vision for stage in self.recipe.stages[first:])
+        # The teachers' vectors are only needed where a stage is left that reads them, or a projection starts from them.
+        wanted = any(stage.weights and not stage.trains_vision for stage in self.recipe.stages[first:])
+        starts = first == 0 and self.recipe.projection is not None
         labelled: list[tuple[Dataset, Texts]] = []
         teacher: StoreView | None = None
-        if self.recipe.teachers and (texts_wanted or first == 0 or self._evaluates_fidelity(first)):
+        if self.recipe.teachers and (wanted or starts or self._evaluates_fidelity(first)):
             sources = [*self.recipe.texts, *_fidelity_texts(self.recipe)]
             store = _embed(self.recipe, sources, self.processes, self.show_progress)
             teacher = self._checked(store)
@@ -241,14 +246,9 @@ class _Run:
             if stage.trains_vision:
                 model, data = self._vision_stage(stage, model, fields_digest(state.stages[:index]))
                 trainee = model
-            elif teacher is None:
-                raise ValueError(
-                    f"Stage {index + 1} learns from texts, so the recipe needs 'teachers'. Got none instead."
-                )
             else:
                 trainee = self._trainee(stage, model, labelled)
-                loss = distill_loss(stage, self.recipe.projection, trainee, teacher, match_dims=False)
-                data = text_data(stage, labelled, loss, trainee)
+                data = text_data(stage, self.recipe, labelled, trainee, teacher)
             metrics = run_stage(
                 stage,
                 model,
@@ -284,7 +284,7 @@ class _Run:
     ) -> SentenceTransformer:
         """What the trainer sees of the student: itself, or its projection behind vectors that the encoder makes once."""
         rows = sum(len(dataset) for dataset, _ in labelled)
-        if not reads_pooled_vectors(stage, rows, processes=self.processes.count):
+        if not stage.weights or not reads_pooled_vectors(stage, rows, processes=self.processes.count):
             return model
         *modules, _ = model.children()
         encoder = SentenceTransformer(modules=modules, device=str(model.device))
@@ -333,7 +333,8 @@ class _Run:
         if teacher is None or evaluation is None or evaluation.texts is None:
             return None
         texts, vectors = texts_and_vectors(evaluation.texts, teacher)
-        dims = [max(self.recipe.projection.dims)]
+        spec = self.recipe.projection
+        dims = None if spec is None else [max(spec.dims)]
         return TeacherFidelityEvaluator(texts, vectors, dims=dims, neighbours=min(10, max(1, len(texts) - 1)))
 
     def _vision_stage(
@@ -344,8 +345,8 @@ class _Run:
             raise ValueError("A stage that trains vision needs the recipe's 'images'.")
         model = with_eyes(model, spec)
         projection = find_projection(model)
-        if projection is None:
-            raise ValueError("A stage that trains vision needs a student with a projection.")
+        if projection is None or self.recipe.projection is None:
+            raise ValueError("A stage that trains vision needs the recipe's 'projection'. Got none instead.")
         pictures, skipped = read_images(spec)
         name = f"student-{digest}"
         captions = TeacherStore.create(
@@ -391,7 +392,7 @@ class _Run:
         """The main process's part of the end: the exported model, and what is measured of it."""
         spec = self.recipe.projection
         exported = export(model, self.output)
-        if spec.heads == "independent":
+        if spec is not None and spec.heads == "independent":
             for dim in spec.dims:
                 export(model, self.output.with_name(f"{self.output.name}-{dim}"), dim)
         logger.info("Exported to %s.", self.output)

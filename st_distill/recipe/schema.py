@@ -169,6 +169,14 @@ class Texts(Part):
     )
     prompts: dict[str, str] = field(default_factory=dict, metadata=about("the student's own prompt for a column"))
     limit: int | None = field(default=None, metadata=about("use the first so many rows", at_least(1)))
+    share: float | None = field(
+        default=None,
+        metadata=about(
+            "how often a batch is of this source, against the shares of the others, in a stage of 'also' alone; by the number "
+            "of its rows by default",
+            above(0),
+        ),
+    )
 
 
 @dataclass(kw_only=True)
@@ -304,10 +312,15 @@ class Projection(Part):
 
 @dataclass(kw_only=True)
 class Objective(Part):
-    """A further loss of sentence-transformers, on its own texts, within a stage."""
+    """A loss of sentence-transformers, beside the stage's distillation losses or, with ``losses: {}``, alone."""
 
     loss: str = field(metadata=about("class name in sentence_transformers.losses", not_empty))
-    texts: Texts = field(metadata=about("its texts, with the columns that the loss expects"))
+    texts: list[Texts] = field(
+        default_factory=list,
+        metadata=about(
+            "its texts, with the columns that the loss expects, each batch from one source; the recipe's own by default"
+        ),
+    )
     options: dict[str, Any] = field(default_factory=dict, metadata=about("further arguments of the loss"))
 
 
@@ -332,7 +345,9 @@ class Stage(Part):
     losses: dict[str, float] = field(
         default_factory=lambda: dict(PAPER_LOSSES),
         metadata=about(
-            "weight of each term: cosine, similarity, triplet; what is left out is not computed", _losses_rule
+            "weight of each term: cosine, similarity, triplet; what is left out is not computed. {}: the stage learns from "
+            "'also' alone, without teachers",
+            _losses_rule,
         ),
     )
     margin: float = field(default=0.015, metadata=about("margin of the triplet term", at_least(0)))
@@ -376,7 +391,7 @@ class Stage(Part):
         default=None,
         metadata=about(
             "texts in memory at a time, by gradient caching: for batches larger than memory, at the price of a second "
-            "forward pass",
+            "forward pass; of 'also', for the losses called Cached",
             at_least(1),
         ),
     )
@@ -390,7 +405,7 @@ class Stage(Part):
             at_least(1),
         ),
     )
-    also: list[Objective] = field(default_factory=list, metadata=about("further losses on their own texts"))
+    also: list[Objective] = field(default_factory=list, metadata=about("losses of sentence-transformers"))
     arguments: dict[str, Any] = field(
         default_factory=dict, metadata=about("any field of SentenceTransformerTrainingArguments")
     )
@@ -479,7 +494,10 @@ class Recipe(Part):
         metadata=about("precision of the teachers' vectors on disk; docs/store.md says what each loses"),
     )
     images: Images | None = field(default=None, metadata=about("pictures, for the stages that train vision"))
-    projection: Projection = field(metadata=about("the embeddings it is to give"))
+    projection: Projection | None = field(
+        default=None,
+        metadata=about("the embeddings it is to give; by default those of its pooling, where no stage distils"),
+    )
     stages: list[Stage] = field(metadata=about("what is trained, one after another", not_empty))
     evaluation: Evaluation | None = field(default=None, metadata=about("what the finished model is measured on"))
     export_teacher: bool = field(
@@ -489,6 +507,10 @@ class Recipe(Part):
             "student's queries, at every dimension"
         ),
     )
+
+    def sources(self, objective: Objective) -> list[Texts]:
+        """The texts of a loss of ``also``: its own, or the recipe's."""
+        return objective.texts or self.texts
 
     @property
     def teacher_output(self) -> Path:

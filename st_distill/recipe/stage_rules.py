@@ -16,11 +16,11 @@ from sentence_transformers.sentence_transformer.training_args import SentenceTra
 
 from st_distill.errors import one_line
 from st_distill.recipe.arguments import RESERVED, hints_of
-from st_distill.recipe.data import LABEL_COLUMNS
+from st_distill.recipe.data import LABEL_COLUMNS, Kind, columns_of
 from st_distill.recipe.models import encoder_without_weights
 from st_distill.recipe.run_rules import RunRules
-from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Objective, Stage
-from st_distill.recipe.words import FieldPath, suggest
+from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Objective, Stage, Texts
+from st_distill.recipe.words import FieldPath, show_path, suggest
 
 __all__ = ["StageRules"]
 
@@ -42,10 +42,20 @@ class StageRules(RunRules):
                 self.error((*path, "train"), "stages that train texts must stand before those that train vision")
             seen_vision = seen_vision or stage.trains_vision
             self.stage(path, stage)
-        if any(stage.weights and not stage.trains_vision for stage in stages):
+        if self.distils:
             for field, what in (("teachers", "a teacher to learn from"), ("texts", "texts to learn on")):
                 if not getattr(self.recipe, field) and self.sound((field,)):
-                    self.error((field,), f"a stage with distillation losses needs {what}")
+                    alone = "; a stage of 'also' alone says losses: {}" if any(stage.also for stage in stages) else ""
+                    self.error((field,), f"a stage with distillation losses needs {what}{alone}")
+        if self.recipe.projection is None and self.sound(("projection",)):
+            for index, stage in enumerate(stages):
+                if stage.weights or stage.train == "projection":
+                    self.error(("stages", index), "needs the recipe's 'projection', such as {dims: [512, 256]}")
+
+    @property
+    def distils(self) -> bool:
+        """Whether a stage learns texts from the teachers."""
+        return any(stage.weights and not stage.trains_vision for stage in self.recipe.stages or [])
 
     def stage(self, path: FieldPath, stage: Stage) -> None:
         self.train(path, stage)
@@ -54,6 +64,7 @@ class StageRules(RunRules):
         self.lora(path, stage)
         for index, objective in enumerate(stage.also or []):
             self.objective((*path, "also", index), objective)
+        self.shares(path, stage)
         if self.sound((*path, "losses"), (*path, "also")) and not stage.weights and not stage.also:
             self.error(
                 (*path, "losses"), "the stage has nothing to learn from: give a loss a weight above 0, or 'also'"
@@ -145,6 +156,7 @@ class StageRules(RunRules):
                     self.error(
                         (*path, "window_shards"), f"orders the batches by the store, which leaves no room for '{other}'"
                     )
+        self.cached(path, stage)
         if batch == 1 and any("Negatives" in str(objective.loss) for objective in stage.also or []):
             self.error(where, "a loss with in-batch negatives needs a batch of at least 2 rows")
 
@@ -186,15 +198,64 @@ class StageRules(RunRules):
         except (ValueError, TypeError, ImportError) as error:
             self.error(where, one_line(error))
 
-    def objective(self, path: FieldPath, objective: Objective) -> None:
-        columns = self.texts((*path, "texts"), objective.texts, numbers=True)
-        for name, kind in (columns or {}).items():
-            if kind == "number" and objective.texts.columns is not None and name not in LABEL_COLUMNS:
+    def cached(self, path: FieldPath, stage: Stage) -> None:
+        """A stage of ``also`` alone gives its ``mini_batch_size`` to the losses that know what it is."""
+        losses = [_standard_losses().get(objective.loss) for objective in stage.also or []]
+        if stage.mini_batch_size is None or stage.weights or not losses or None in losses:
+            return
+        if not any("mini_batch_size" in inspect.signature(loss).parameters for loss in losses if loss is not None):
+            names = ", ".join(sorted({objective.loss for objective in stage.also}))
+            offer = suggest(f"Cached{stage.also[0].loss}", _standard_losses())
+            self.error((*path, "mini_batch_size"), f"means nothing for {names}{offer}")
+
+    def shares(self, path: FieldPath, stage: Stage) -> None:
+        """All sources of a stage have a share of its batches, or none has."""
+        places: list[tuple[FieldPath, Texts]] = []
+        for index, objective in enumerate(stage.also or []):
+            where: FieldPath = (*path, "also", index, "texts") if objective.texts else ("texts",)
+            places += [((*where, place), texts) for place, texts in enumerate(self.recipe.sources(objective) or [])]
+        if stage.weights and not stage.trains_vision:
+            places += [(("texts", place), texts) for place, texts in enumerate(self.recipe.texts or [])]
+        shared = [place for place, texts in places if texts.share is not None]
+        if not shared:
+            return
+        if stage.weights:
+            self.error((*shared[0], "share"), "means nothing in a stage with distillation losses; remove it")
+        elif len(shared) < len(places):
+            without = next(place for place, texts in places if texts.share is None)
+            self.error(
+                without, f"the stage's other sources have a 'share', such as {show_path(shared[0])}; give it one"
+            )
+        elif "multi_dataset_batch_sampler" in stage.arguments:
+            where = (*path, "arguments", "multi_dataset_batch_sampler")
+            self.error(where, "the 'share' of each source orders the batches already; remove one of them")
+
+    def columns(self, path: FieldPath, texts: Texts, kinds: dict[str, Kind] | None, loss: str) -> None:
+        """Whether a loss finds its columns, as far as that can be told from outside."""
+        where = (*path, "columns") if texts.columns is not None else path
+        for name, kind in (kinds or {}).items():
+            if kind == "number" and texts.columns is not None and name not in LABEL_COLUMNS:
                 self.error(
-                    (*path, "texts", "columns"),
+                    where,
                     f"the trainer takes a column of numbers for labels only if it is called {' or '.join(LABEL_COLUMNS)}, "
                     f"got '{name}'; rename it",
                 )
+        found = [name for name, kind in (kinds or {}).items() if kind == "text"]
+        if kinds is not None and len(found) < 2 and "Negatives" in str(loss) and self.sound(path):
+            self.error(
+                where,
+                f"{loss} needs a column of texts and one of what belongs to each, got {', '.join(found) or 'none'}",
+            )
+
+    def objective(self, path: FieldPath, objective: Objective) -> None:
+        for index, texts in enumerate(objective.texts or []):
+            place = (*path, "texts", index)
+            self.columns(place, texts, self.texts(place, texts, numbers=True, learnt=True), objective.loss)
+        if not objective.texts and self.sound((*path, "texts"), ("texts",)):
+            if not self.recipe.texts:
+                self.error(("texts",), "a loss of 'also' without texts of its own learns from the recipe's; give them")
+            for index, texts in enumerate(self.recipe.texts or []):
+                self.columns(("texts", index), texts, _columns_of(texts), objective.loss)
         if not objective.loss or not self.sound((*path, "loss")):
             return
         known = _standard_losses()
@@ -216,6 +277,14 @@ class StageRules(RunRules):
         for parameter in parameters:
             if parameter.default is inspect.Parameter.empty and parameter.name not in objective.options:
                 self.error(path, f"{objective.loss} needs options: {{{parameter.name}: ...}}")
+        if "Negatives" in objective.loss and self.sound((*path, "options")):
+            # Those of this family look at their options as they are made, and at the model hardly at all.
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    loss(torch.nn.Sequential(torch.nn.Identity()), **objective.options)
+            except (ValueError, TypeError) as error:
+                self.error((*path, "options"), one_line(error))
 
     # --- training arguments ------------------------------------------------------------------------------------------
 
@@ -238,6 +307,16 @@ class StageRules(RunRules):
             places={argument: (*path, short) for short, argument in SHORTHAND_ARGUMENTS.items()},
             reported={problem.path for problem in self.problems[before:] if problem.level == "error"},
         )
+
+
+def _columns_of(texts: Texts) -> dict[str, Kind] | None:
+    """The columns of a source whose own mistakes are reported elsewhere."""
+    try:
+        kinds = columns_of(texts)
+    except ValueError:
+        return None
+    names = texts.columns if texts.columns is not None else list(kinds or {})
+    return None if kinds is None else {name: kinds[name] for name in names if name in kinds}
 
 
 @cache

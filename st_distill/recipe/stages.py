@@ -8,7 +8,7 @@ import json
 import math
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ from st_distill.recipe.data import load_texts
 from st_distill.recipe.processes import Processes
 from st_distill.recipe.progress import show_progress_of
 from st_distill.recipe.quantized import dequantized, is_quantized, restore
-from st_distill.recipe.schema import Projection, Stage, Texts
+from st_distill.recipe.schema import Objective, Projection, Recipe, Stage, Texts
 from st_distill.recipe.student import dropout_of, encoder_layers, trained_parameters, training_only
 from st_distill.recipe.trainer import StageTrainer
-from st_distill.sampler import LengthGroupedBatchSampler, StoreOrderBatchSampler
+from st_distill.sampler import LengthGroupedBatchSampler, SharedBatchSampler, StoreOrderBatchSampler
 from st_distill.store import TeacherStore
 
 #: What the trainer is given where neither the recipe nor sentence-transformers says better.
@@ -49,13 +49,15 @@ _ARGUMENT_DEFAULTS: dict[str, Any] = {
 class StageData:
     """What a stage trains on: datasets by name, the loss of each, and the student's prompts for each one's columns.
 
-    ``skipped`` counts pictures that were left out because they cannot be read.
+    ``shares`` are those of the datasets in the batches, where the recipe gives them; ``skipped`` counts pictures that were
+    left out because they cannot be read.
     """
 
     datasets: dict[str, Dataset]
     losses: dict[str, nn.Module]
     prompts: dict[str, dict[str, str]]
     skipped: int = 0
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 def distill_loss(
@@ -92,9 +94,53 @@ def label_texts(sources: list[Texts], store: TeacherStore) -> list[tuple[Dataset
 
 
 def text_data(
-    stage: Stage, labelled: list[tuple[Dataset, Texts]], loss: JasperDistill, model: SentenceTransformer
+    stage: Stage,
+    recipe: Recipe,
+    labelled: list[tuple[Dataset, Texts]],
+    model: SentenceTransformer,
+    teacher: TeacherRows | None,
 ) -> StageData:
-    """The stage's texts. Sources of as many columns and the same prompts are mixed; others stay datasets of their own."""
+    """The stage's texts, and the loss of each dataset.
+
+    For distillation, sources of as many columns and the same prompts are mixed; others stay datasets of their own, as every
+    source of ``also`` does, because the other rows of a batch are what a row is told apart from.
+
+    Raises:
+        ValueError: where the stage distils and there is no teacher or no projection.
+    """
+    data = StageData({}, {}, {})
+    if stage.weights:
+        if teacher is None or recipe.projection is None:
+            raise ValueError(
+                f"The stage '{stage.name}' distils, so the recipe needs 'teachers' and a 'projection'. Give them, or set "
+                "losses: {} and 'also'."
+            )
+        loss = distill_loss(stage, recipe.projection, model, teacher, match_dims=False)
+        _add_distilled(data, labelled, loss)
+    for index, objective in enumerate(stage.also):
+        sources = recipe.sources(objective)
+        for place, source in enumerate(sources):
+            name = f"also-{index + 1}" if len(sources) == 1 else f"also-{index + 1}-{place + 1}"
+            data.datasets[name] = load_texts(source, labels=True)
+            data.losses[name] = _library_loss(objective, stage, model)
+            data.prompts[name] = dict(source.prompts)
+            if source.share is not None:
+                data.shares[name] = source.share
+    return data
+
+
+def _library_loss(objective: Objective, stage: Stage, model: SentenceTransformer) -> nn.Module:
+    loss_class = getattr(library_losses, objective.loss)
+    known, options = inspect.signature(loss_class).parameters, dict(objective.options)
+    if _gathers(stage) and "gather_across_devices" in known:
+        options.setdefault("gather_across_devices", True)
+    if stage.mini_batch_size is not None and "mini_batch_size" in known:
+        options.setdefault("mini_batch_size", stage.mini_batch_size)
+    loss: nn.Module = loss_class(model, **options)
+    return loss
+
+
+def _add_distilled(data: StageData, labelled: list[tuple[Dataset, Texts]], loss: JasperDistill) -> None:
     groups: dict[str, list[Dataset]] = {}
     prompts: dict[str, dict[str, str]] = {}
     for dataset, source in labelled:
@@ -109,22 +155,11 @@ def text_data(
         else:
             prompts[key] = {column: source.prompts[column] for column in columns if column in source.prompts}
         first.append(dataset)
-    data = StageData({}, {}, {})
     for index, (key, datasets) in enumerate(groups.items()):
         name = "texts" if index == 0 else f"texts-{index + 1}"
         data.datasets[name] = concatenate_datasets(datasets) if len(datasets) > 1 else datasets[0]
         data.losses[name] = loss
         data.prompts[name] = prompts[key]
-    for index, objective in enumerate(stage.also):
-        name = f"also-{index + 1}"
-        data.datasets[name] = load_texts(objective.texts, labels=True)
-        loss_class = getattr(library_losses, objective.loss)
-        options = dict(objective.options)
-        if _gathers(stage) and "gather_across_devices" in inspect.signature(loss_class).parameters:
-            options.setdefault("gather_across_devices", True)
-        data.losses[name] = loss_class(model, **options)
-        data.prompts[name] = dict(objective.texts.prompts)
-    return data
 
 
 def run_stage(
@@ -178,6 +213,9 @@ def run_stage(
         # Without 'also', every dataset of the stage has the distillation loss and its teacher.
         store = next(iter(data.losses.values())).teacher
         arguments["batch_sampler"] = partial(StoreOrderBatchSampler, store=store, window_shards=stage.window_shards)
+    if data.shares and several:
+        shares = [data.shares[name] for name in data.datasets]
+        arguments["multi_dataset_batch_sampler"] = partial(SharedBatchSampler, shares=shares)
     prompts = data.prompts if several else next(iter(data.prompts.values()))
     if any(data.prompts.values()):
         arguments.setdefault("prompts", prompts)

@@ -14,7 +14,7 @@ from torch import Tensor
 from st_distill.modules import MatryoshkaProjection
 from st_distill.modules.matryoshka import principal_rotation, random_rotation
 from st_distill.recipe.frozen import PooledVectors, pooled_vectors, reads_pooled_vectors
-from st_distill.recipe.schema import Recipe, Texts
+from st_distill.recipe.schema import Projection, Recipe, Texts
 from st_distill.recipe.student import build_student
 from st_distill.store import StoreView
 
@@ -32,7 +32,7 @@ def start_student(
     processes: int,
     show_progress: bool,
 ) -> SentenceTransformer:
-    """The student with its projection, as the first stage finds it.
+    """The student as the first stage finds it, with its projection where the recipe has one.
 
     Args:
         recipe: the recipe.
@@ -42,12 +42,14 @@ def start_student(
         show_progress: show a progress bar where all texts are embedded.
     """
     spec = recipe.projection
-    student = build_student(recipe.student)
+    student = build_student(recipe.student, whole=spec is None)
+    if spec is None:
+        return student
     width = student.get_embedding_dimension()
     rotation, teacher_head = None, None
     if teacher is not None:
         teacher_head = teacher.dimension if spec.teacher_head else None
-        rotation = _rotation(recipe, labelled, teacher)
+        rotation = _rotation(spec, recipe.seed, labelled, teacher)
     projection = MatryoshkaProjection(
         width, spec.dims, heads=spec.heads, rotation=rotation, teacher_head=teacher_head
     ).to(student.device)
@@ -65,13 +67,12 @@ def start_student(
     return student
 
 
-def _rotation(recipe: Recipe, labelled: list[tuple[Dataset, Texts]], teacher: StoreView) -> Tensor | None:
-    spec = recipe.projection
+def _rotation(spec: Projection, seed: int, labelled: list[tuple[Dataset, Texts]], teacher: StoreView) -> Tensor | None:
     dim = max(spec.dims)
     if dim > teacher.dimension:
         return None  # the check has seen to it that the teacher's head takes the cosine term
     if spec.rotation == "random":
-        return random_rotation(teacher.dimension, dim, seed=recipe.seed)
+        return random_rotation(teacher.dimension, dim, seed=seed)
     if spec.rotation == "principal":
         ids = np.unique(np.concatenate([np.asarray(dataset["label"]).reshape(-1) for dataset, _ in labelled]))
         return principal_rotation((teacher.gather(part) for part in _chunks(ids)), dim)

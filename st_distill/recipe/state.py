@@ -174,7 +174,7 @@ def stage_fields(recipe: Recipe, index: int, data: dict[str, str], *, processes:
             "teachers": teachers,
             "texts": [_source_part(source) for source in recipe.texts],
             "store_dtype": recipe.store_dtype,
-            "projection": as_mapping(recipe.projection),
+            "projection": None if recipe.projection is None else as_mapping(recipe.projection),
             "seed": recipe.seed,
         }
     if stage.trains_vision and recipe.images is not None:

@@ -18,17 +18,18 @@ from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.recipe.schema import Student
 
 
-def build_student(spec: Student, *, device: str | None = None) -> SentenceTransformer:
+def build_student(spec: Student, *, device: str | None = None, whole: bool = False) -> SentenceTransformer:
     """The student up to its pooled vector: a sentence-transformers model, or a transformers model with a pooling.
 
-    A projection or normalisation that the model ends in is left off, because the recipe's own projection takes its place.
+    A projection or normalisation that the model ends in is left off, because the recipe's own projection takes its place;
+    ``whole`` keeps it, for a recipe without one.
     """
     model = SentenceTransformer(
         spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code, device=device
     )
     modules: list[nn.Module] = []
     for module in model.children():
-        if isinstance(module, (Dense, Normalize)):
+        if isinstance(module, (Dense, Normalize)) and not whole:
             break
         modules.append(module)
     if spec.pooling is not None and isinstance(modules[0], TextTransformer):

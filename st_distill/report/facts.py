@@ -101,7 +101,10 @@ def origin(run: Run) -> list[Fact]:
     student = recipe.student.model
     if recipe.student.layers is not None:
         student += f", layers {', '.join(map(str, recipe.student.layers))}"
-    facts = [Fact("Student", student, f"projection to {', '.join(map(str, recipe.projection.dims))} dimensions")]
+    dims = (
+        "" if recipe.projection is None else f"projection to {', '.join(map(str, recipe.projection.dims))} dimensions"
+    )
+    facts = [Fact("Student", student, dims)]
     widths = _widths(run)
     for teacher in recipe.teachers:
         notes = [f"weight {teacher.weight:g}"]
@@ -197,7 +200,8 @@ def storage_rows(run: Run) -> Table:
 
 
 def _dims(run: Run) -> list[int]:
-    return list(run.recipe.projection.dims) if run.recipe is not None else []
+    projection = None if run.recipe is None else run.recipe.projection
+    return [] if projection is None else list(projection.dims)
 
 
 def _gigabytes(dim: int) -> tuple[str, ...]:

@@ -299,7 +299,8 @@ def test_what_is_right_is_not_complained_of(problems_of, old, new):
 def test_presets_are_right_but_for_the_files_that_the_user_has(folder):
     for name in presets():
         errors = [problem for problem in check(name) if problem.level == "error"]
-        assert {problem.path for problem in errors} == {"texts", "images"}, format_problems(errors)
+        wanted = {"texts", "images"} if name == "jasper" else {"texts"}
+        assert {problem.path for problem in errors} == wanted, format_problems(errors)
 
 
 def test_a_recipe_over_a_preset_names_the_file_of_each_mistake(folder):

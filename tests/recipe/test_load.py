@@ -179,7 +179,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (BOMB, None, f"has more than {MAX_VALUES:,} values, by its aliases"),
         ("output: &a [*a]\n", 1, "output[0]: holds itself, by its aliases; write the values out"),
         ("a: &a 3\noutput:\n  <<: *a\n", 3, "output: '<<' must name a mapping"),
-        ("preset: 3\n", 1, "preset: unknown preset '3'; it may be jasper"),
+        ("preset: 3\n", 1, "preset: unknown preset '3'; it may be jasper, jina-2-hard-negatives or jina-2-pairs"),
         ("preset: jasper\nstages: {visoin: null}\n", 2, "stages.visoin: the preset has no stage 'visoin' to take out; did you"),
         ("preset: jasper\nstages: {visoin: {steps: 1}}\n", 2, "stages[4]: 'train' is missing"),
         ("preset: jasper\nstages: [3]\n", 2, "stages[4]: expected a mapping with name, train"),
@@ -214,7 +214,7 @@ def test_a_file_that_is_not_there(load, tmp_path):
         load_recipe("recipe.yml")
     with pytest.raises(RecipeError, match=r"the recipe 'jaspre' is no file; did you mean 'jasper'\?"):
         load_recipe("jaspre")
-    with pytest.raises(RecipeError, match=r"is a folder; give a YAML file or the name of a preset \(jasper\)"):
+    with pytest.raises(RecipeError, match=r"is a folder; give a YAML file or the name of a preset \(jasper, jina-2"):
         load_recipe(tmp_path)
 
 

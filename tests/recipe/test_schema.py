@@ -140,7 +140,7 @@ def test_data_in_python():
         (lambda: TeacherSpec(model="x", weight=0), r"TeacherSpec\.weight: must be above 0, got 0"),
         (lambda: TeacherSpec(model="x", dtype="float64"), r"TeacherSpec\.dtype: unknown value 'float64'; did you mean 'float16'"),
         (lambda: TeacherSpec(model="x", prompts={1: "a"}), r"TeacherSpec\.prompts\.1: a name must be text, got the number 1"),
-        (lambda: Objective(loss="X", texts=3), r"Objective\.texts: expected a mapping with path, dataset, data, config, \.\.\."),
+        (lambda: Objective(loss="X", texts=3), r"Objective\.texts\[0\]: expected a mapping with path, dataset, data, config, \.\.\."),
         (lambda: Evaluation(texts={"pth": "x"}), r"Evaluation\.texts\.pth: unknown field; did you mean 'path'\?"),
     ],
 )  # fmt: skip
@@ -175,7 +175,7 @@ def test_build_leaves_gaps_and_goes_on():
     recipe = build(Recipe, {"output": 3, "student": {"modl": "x"}, "stages": [{"train": "all", "steps": 2}, 7]}, found)
     assert recipe.output is None
     assert recipe.student.model is None
-    assert [show_path(path) for path, _ in found] == ["output", "student.modl", "", "stages[1]"]
+    assert [show_path(path) for path, _ in found] == ["output", "student.modl", "stages[1]"]
     assert build(Recipe, "x", []).stages is None
 
 
