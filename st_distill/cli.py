@@ -1,4 +1,4 @@
-"""The command line, ``st-distill check|embed|run|verify|eval|report|export|info|pretrain``: thin layers over functions.
+"""The command line, ``st-distill check|embed|run|verify|eval|report|export|mine|info|pretrain``: thin layers over functions.
 
 ``embed``, ``run`` and ``pretrain`` may be started in several processes, ``torchrun --nproc_per_node 8 -m st_distill run
 recipe.yaml``: one of them speaks for all.
@@ -22,8 +22,6 @@ from st_distill.errors import OtherProcessError, Problem, RecipeError, one_line
 from st_distill.stopping import Stopped, raising
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
     from st_distill.recipe import Recipe
 
 _RECIPE_HELP = "a recipe's YAML file, or the name of a preset"
@@ -150,6 +148,31 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("model", help="folder of a student in training")
     command.add_argument("path", help="folder to write")
     command.add_argument("--dim", type=int, help="export this dimension alone")
+
+    command = _command(
+        commands,
+        _mine,
+        "mine",
+        "find hard negatives for pairs of texts",
+        "mine out/pairs pairs.parquet negatives.parquet --columns query,document --negatives 15",
+    )
+    command.add_argument("model", help="name or folder of a sentence-transformers model")
+    command.add_argument(
+        "pairs", help="a file or folder of texts, with a column of queries and one of what belongs to each"
+    )
+    command.add_argument("path", help="parquet file to write")
+    command.add_argument(
+        "--columns", type=_words, metavar="A,B", help="the two columns; by default the only ones of texts"
+    )
+    command.add_argument("--corpus", metavar="FILE", help="further texts to search, in one column")
+    command.add_argument("--corpus-column", metavar="C", help="that column; by default the only one of texts")
+    command.add_argument("--negatives", type=int, default=15, metavar="N", help="of each pair; 15 by default")
+    command.add_argument("--skip", type=int, default=0, metavar="N", help="leave out the nearest N")
+    command.add_argument(
+        "--margin", type=float, metavar="SHARE", help="leave out what is nearer than the pair less this share of it"
+    )
+    command.add_argument("--limit", type=int, metavar="N", help="the first so many pairs")
+    command.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts encoded at a time")
 
     command = _command(
         commands,
@@ -330,6 +353,7 @@ def _eval(options: argparse.Namespace) -> int:
 def _eval_recipe(options: argparse.Namespace, path: str) -> int:
     from st_distill.files import write_json
     from st_distill.recipe import evaluate_model
+    from st_distill.recipe.models import load_model
     from st_distill.report import report
 
     for option in ("dims", "split", "limit", "query_prompt", "document_prompt", "text_prompt", "csv", "mteb_results"):
@@ -339,7 +363,7 @@ def _eval_recipe(options: argparse.Namespace, path: str) -> int:
                 "Leave the option out."
             )
     recipe = _checked_recipe(path, options.overrides)
-    results = evaluate_model(_load_model(options.model), recipe)
+    results = evaluate_model(load_model(options.model), recipe)
     print(report(results))
     if options.json:
         write_json(options.json, results)
@@ -354,6 +378,7 @@ def _eval_tasks(options: argparse.Namespace) -> int:
     from st_distill.evaluation.sweep import checked_precisions
     from st_distill.evaluation.task_list import tasks_of_words
     from st_distill.files import write_json, write_text
+    from st_distill.recipe.models import load_model
     from st_distill.report import task_report
 
     if options.overrides:
@@ -371,7 +396,7 @@ def _eval_tasks(options: argparse.Namespace) -> int:
     }
     found = find_mteb_tasks(names) if names else []
     tasks = [task for spec in specs for task in read_task(spec, batch_size=options.batch_size)]
-    model = _load_model(options.model)
+    model = load_model(options.model)
     results = evaluate_tasks(model, tasks, **how)
     if found:
         measured = evaluate_mteb(model, found, batch_size=options.batch_size, folder=options.mteb_results, **how)
@@ -383,26 +408,6 @@ def _eval_tasks(options: argparse.Namespace) -> int:
     if options.csv:
         write_text(options.csv, csv_of_results(results))
     return 0
-
-
-def _load_model(name: str) -> SentenceTransformer:
-    from sentence_transformers import SentenceTransformer
-
-    from st_distill.errors import one_line
-    from st_distill.exporting import load_student
-    from st_distill.recipe.models import UnknownModel, read_model
-
-    try:
-        # A student in training has modules that only st-distill knows.
-        return load_student(name) if (Path(name) / "modules.json").is_file() else SentenceTransformer(name)
-    except (OSError, ValueError) as error:
-        # The library's message is a paragraph on files of the hub; ours knows what is in the place of the model.
-        try:
-            read_model(name, None)
-            reason = one_line(error)
-        except (UnknownModel, ValueError) as found:
-            reason = one_line(found).removesuffix(": not checked")
-        raise ValueError(f"The model cannot be loaded: {reason}.") from error
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -418,6 +423,28 @@ def _export(options: argparse.Namespace) -> int:
 
     export(options.model, options.path, options.dim)
     print(f"The model is in {options.path}.")
+    return 0
+
+
+def _mine(options: argparse.Namespace) -> int:
+    from st_distill.mining import mine_negatives
+    from st_distill.recipe import Texts
+
+    if options.corpus_column is not None and options.corpus is None:
+        raise ValueError("The option --corpus-column names a column of --corpus, and none is given. Leave it out.")
+    columns = None if options.corpus_column is None else [options.corpus_column]
+    corpus = None if options.corpus is None else Texts(path=options.corpus, columns=columns)
+    rows = mine_negatives(
+        options.model,
+        Texts(path=options.pairs, columns=options.columns, limit=options.limit),
+        options.path,
+        corpus=corpus,
+        negatives=options.negatives,
+        skip=options.skip,
+        margin=options.margin,
+        batch_size=options.batch_size,
+    )
+    print(f"{rows} pairs with {options.negatives} negatives each are in {options.path}.")
     return 0
 
 

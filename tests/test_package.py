@@ -34,6 +34,7 @@ LAYERS = [
     "evaluation",
     "exporting",
     "recipe",
+    "mining",
     "pretrain",
     "verify",
     "report",

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig
 
 from st_distill.errors import one_line
+from st_distill.exporting import load_student
 from st_distill.recipe.words import suggest
 
-__all__ = ["ModelFacts", "UnknownModel", "encoder_without_weights", "read_config", "read_model"]
+__all__ = ["ModelFacts", "UnknownModel", "encoder_without_weights", "load_model", "read_config", "read_model"]
 
 
 class UnknownModel(Exception):
@@ -197,3 +199,22 @@ def _looks_like_a_folder(name: str) -> bool:
 
 def _joined(folder: str, file: str) -> str:
     return f"{folder}/{file}" if folder else file
+
+
+def load_model(name: str) -> SentenceTransformer:
+    """A sentence-transformers model by its name or folder, a student in training too.
+
+    Raises:
+        ValueError: where it cannot be loaded, with what is in its place.
+    """
+    try:
+        # A student in training has modules that only st-distill knows.
+        return load_student(name) if (Path(name) / "modules.json").is_file() else SentenceTransformer(name)
+    except (OSError, ValueError) as error:
+        # The library's message is a paragraph on files of the hub; ours knows what is in the place of the model.
+        try:
+            read_model(name, None)
+            reason = one_line(error)
+        except (UnknownModel, ValueError) as found:
+            reason = one_line(found).removesuffix(": not checked")
+        raise ValueError(f"The model cannot be loaded: {reason}.") from error

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+from st_distill.cli import main
+from st_distill.mining import mine_negatives
+from st_distill.recipe import Texts
+
+
+@pytest.fixture
+def pairs(tmp_path, sentences) -> Texts:
+    """Eight queries; the first one has two answers."""
+    rows = {"query": [*sentences[:8], sentences[0]], "document": [*sentences[:8], sentences[15]]}
+    Dataset.from_dict({**rows, "other": ["x"] * 9}).to_parquet(tmp_path / "pairs.parquet")
+    return Texts(path=str(tmp_path / "pairs.parquet"), columns=["query", "document"])
+
+
+@pytest.fixture
+def model(make_student):
+    return make_student()
+
+
+def test_negatives_are_the_nearest_of_the_wrong_answers(model, pairs, tmp_path, sentences):
+    corpus = Texts(data=sentences)
+    assert mine_negatives(model, pairs, tmp_path / "hard.parquet", corpus=corpus, negatives=3) == 9
+    table = pq.read_table(tmp_path / "hard.parquet")
+    assert table.column_names == ["query", "document", "negative_1", "negative_2", "negative_3"]
+    cosines = model.similarity(model.encode(sentences), model.encode(sentences))
+    for row in table.to_pylist():
+        query = sentences.index(row["query"])
+        own = {query, 15} if query == 0 else {query}
+        wanted = [index for index in cosines[query].argsort(descending=True).tolist() if index not in own]
+        assert [row[f"negative_{place}"] for place in (1, 2, 3)] == [sentences[index] for index in wanted[:3]]
+
+
+def test_the_same_file_every_time(model, pairs, tmp_path):
+    first, second = tmp_path / "first.parquet", tmp_path / "second.parquet"
+    mine_negatives(model, pairs, first, negatives=2)
+    mine_negatives(model, pairs, second, negatives=2)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_skip_leaves_out_the_nearest(model, pairs, tmp_path):
+    mine_negatives(model, pairs, tmp_path / "all.parquet", negatives=2)
+    mine_negatives(model, pairs, tmp_path / "rest.parquet", negatives=1, skip=1)
+    every, rest = (pq.read_table(tmp_path / name).to_pydict() for name in ("all.parquet", "rest.parquet"))
+    assert rest["negative_1"] == every["negative_2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"negatives": 0}, "'negatives' must be a whole number from 1. Got 0"),
+        ({"skip": -1}, "'skip' must be a whole number from 0"),
+        ({"margin": 1.0}, "'margin' must be from 0 to below 1. Got 1.0"),
+        ({"negatives": 9}, "must be more than 9.* Got 9 different ones: give a 'corpus'"),
+        ({"negatives": 6, "margin": 0.999}, "At least one of the 9 pairs must have 6 negatives"),
+        ({"corpus": "nothing.parquet"}, "There is no file or folder 'nothing.parquet'"),
+        ({"path": "hard.csv"}, "must be a new parquet file in a folder that exists. Got 'hard.csv'"),
+        ({"columns": ["query", "answer"]}, "has no column 'answer'"),
+        ({"columns": None}, "'pairs' must have two columns of texts. Got query, document, other"),
+        ({"model": "nowhere/at-all"}, "The model cannot be loaded"),
+    ],
+)
+def test_what_is_wrong_is_said(options, message, model, pairs, tmp_path):
+    pairs.columns = options.pop("columns", pairs.columns)
+    path = options.pop("path", tmp_path / "hard.parquet")
+    with pytest.raises(ValueError, match=message):
+        mine_negatives(options.pop("model", model), pairs, path, **{"negatives": 2, **options})
+    assert not (tmp_path / "hard.parquet").exists()
+
+
+def test_the_command(model, pairs, tmp_path, capsys):
+    model.save(str(tmp_path / "model"))
+    words = ["mine", str(tmp_path / "model"), pairs.path, str(tmp_path / "hard.parquet"), "--negatives", "2"]
+    assert main([*words, "--columns", "query,document", "--limit", "8"]) == 0
+    assert "8 pairs with 2 negatives each are in" in capsys.readouterr().out
+    assert main([*words, "--columns", "query,document"]) == 2
+    assert "must be a new parquet file" in capsys.readouterr().err
+    assert main([*words, "--corpus-column", "text"]) == 2
