@@ -82,7 +82,10 @@ class Verification:
             state = "mended" if found.repaired else f"to mend it: {found.remedy}"
             lines.append(f"{found.file}: {found.message}; {state}")
         left = sum(not found.repaired for found in self.findings)
-        lines.append(f"The {self.kind} {self.path} " + (f"has {left} damaged files." if left else "is whole."))
+        lines.append(
+            f"The {self.kind} {self.path} "
+            + (f"has {left} damaged file{'s' if left > 1 else ''}." if left else "is whole.")
+        )
         return "\n".join(lines)
 
 
