@@ -97,7 +97,10 @@ def mine_negatives(
     with replacing(target) as file:
         # The library's own writer puts a fingerprint into the file, which is another one every time.
         pq.write_table(mined.with_format("arrow")[:].replace_schema_metadata(None), file)
-    logger.info("%d of %d pairs have %d negatives each: %s.", len(mined), wanted, negatives, target)
+    if len(mined) < wanted:
+        logger.warning(
+            "%d of %d pairs have fewer than %d negatives and are left out.", wanted - len(mined), wanted, negatives
+        )
     return len(mined)
 
 
