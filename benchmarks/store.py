@@ -162,6 +162,13 @@ def drop_cache(folder: Path) -> None:
         os.close(handle)
 
 
+def opened_cold(path: Path) -> TeacherStore:
+    # Pages that a process has mapped are not dropped, and a store refers to itself: only the collector lets go of its maps.
+    gc.collect()
+    drop_cache(path)
+    return TeacherStore.open(path)
+
+
 def stored(store: TeacherStore, ids: np.ndarray) -> None:
     for teacher in store.teachers:
         store.stored(ids, teacher=teacher)
@@ -203,21 +210,14 @@ def read(options: argparse.Namespace) -> None:
         ("windows of 4 shards", in_windows(TeacherStore.open(one), options.rows, 4)),
         ("in order", np.array_split(np.arange(options.rows), options.rows // 128)),
     ]:
-        store = TeacherStore.open(one)
-        drop_cache(one)
+        store = opened_cold(one)
         started = time.perf_counter()
         for batch in batches:
             store.gather(batch)
         seconds = time.perf_counter() - started
         size = store.describe()["teachers"]["free0"]["bytes"]
+        del store
         print(f"{name}, cold: {options.rows / seconds:.0f} rows/s, {size / seconds / 1e6:.0f} MB/s")
-
-
-def opened_cold(path: Path) -> TeacherStore:
-    # Pages that a process has mapped are not dropped, and a store refers to itself: only the collector lets go of its maps.
-    gc.collect()
-    drop_cache(path)
-    return TeacherStore.open(path)
 
 
 def from_disk() -> int:
