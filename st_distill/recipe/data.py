@@ -27,6 +27,7 @@ from st_distill.tables import FORMATS, text_rows
 
 __all__ = [
     "LoadedImages",
+    "absent_pictures",
     "columns_of",
     "document_column",
     "fingerprint",
@@ -218,6 +219,22 @@ def read_images(source: ImageSource) -> LoadedImages:
             raise ValueError(f"None of the {skipped} pictures of {_name(source)} can be read.")
         dataset = dataset.select(readable)
     return LoadedImages(dataset.cast_column(source.image, datasets.Image()), skipped)
+
+
+def absent_pictures(source: ImageSource) -> list[tuple[int, str]]:
+    """Row and path of the pictures that a table on the disk names and that are not there.
+
+    Raises:
+        ValueError: as `read_images`, but for what is in the pictures.
+    """
+    if source.path is None:
+        return []
+    image = _image_column(source, list(columns_of(source) or {}))
+    if (columns_of(source) or {}).get(image) != "text":
+        return []
+    folder = _folder_of(source)
+    paths = (_picture_path(path, folder) for path in _read(source).with_format(None)[image])
+    return [(row, path) for row, path in enumerate(paths) if path and "://" not in path and not Path(path).is_file()]
 
 
 def columns_of(source: Texts | ImageSource) -> dict[str, Kind] | None:

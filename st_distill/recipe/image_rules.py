@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
+from st_distill.recipe.data import absent_pictures
 from st_distill.recipe.findings import Findings
 from st_distill.recipe.models import UnknownModel, read_config
 from st_distill.recipe.schema import Images, ImageSource
@@ -56,6 +57,23 @@ class ImageRules(Findings):
                 self.error((*path, field), f"there is no column '{name}'{suggest(name, kinds, always=True)}")
             elif kinds[name] not in wanted:
                 self.error((*path, field), f"the column '{name}' must hold {what}, and it does not")
+        if kinds.get(image) == "text":
+            self.absent(path, source)
+
+    def absent(self, path: FieldPath, source: ImageSource) -> None:
+        try:
+            absent = absent_pictures(source)
+        except ValueError as error:
+            self.error((*path, "path"), str(error).rstrip("."))
+            return
+        if absent:
+            row, picture = absent[0]
+            tell = self.warn if source.on_error == "skip" else self.error
+            tell(
+                (*path, "path"),
+                f"pictures that are not there: {len(absent)}, the first in row {row}, '{picture}'; paths start at the "
+                "table's folder",
+            )
 
     def vision_model(self, path: FieldPath, images: Images) -> None:
         try:

@@ -110,10 +110,7 @@ class RunState:
                 key for key in {*old["fields"], *new["fields"]} if old["fields"].get(key) != new["fields"].get(key)
             )
             if changed:
-                shown = ", ".join(
-                    f"{key} (was {_short(old['fields'].get(key))}, is {_short(new['fields'].get(key))})"
-                    for key in changed[:5]
-                )
+                shown = ", ".join(_change(key, old["fields"].get(key), new["fields"].get(key)) for key in changed[:5])
                 more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
                 again = f", do it again from there with --from-stage {index + 1}," if can_go_back else ""
                 raise ValueError(
@@ -240,6 +237,12 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, list) and any(isinstance(entry, (dict, list)) for entry in value):
         return {k: v for i, inner in enumerate(value) for k, v in _flatten(inner, f"{prefix}[{i}]").items()}
     return {prefix: value}
+
+
+def _change(key: str, old: Any, new: Any) -> str:
+    if key.startswith("data.") and old is not None and new is not None:
+        return f"{key} (its content has changed)"  # the fields are digests
+    return f"{key} (was {_short(old)}, is {_short(new)})"
 
 
 def _short(value: Any) -> str:

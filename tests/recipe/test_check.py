@@ -494,3 +494,15 @@ def test_nothing_of_the_users_is_written_over(recipe, folder, tiny_bert):
     assert "is a model that the recipe reads" in format_problems(check(replace(recipe, output=tiny_bert)))
     Path("mine/st_distill.json").write_text("{}")
     assert check(replace(recipe, output="mine")) == []
+
+
+@pytest.mark.parametrize(("on_error", "level"), [("stop", "error"), ("skip", "warning")])
+def test_pictures_that_are_not_there(problems_of, on_error, level):
+    rows = [{"image": name, "caption": "a picture"} for name in ("a.png", "b.png", "c.png")]
+    Path("pictures.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = problems_of(BASE.replace("  tokens: 4", f"  tokens: 4\n  on_error: {on_error}"))
+    assert {problem.path: problem.level for problem in found} == {
+        "images.path": level,
+        "evaluation.images.path": "error",
+    }
+    assert "images.path: pictures that are not there: 2, the first in row 1, 'b.png'" in format_problems(found)

@@ -281,7 +281,9 @@ class TestContinuing:
         recipe = texts_only(make_recipe, 0, 1, seed=7)
         recipe.teachers[1].weight = 0.25
         Dataset.from_dict({"text": ["another corpus"] * 3}).to_parquet(folder / "texts.parquet")
-        with pytest.raises(ValueError, match=r"(?s)stage 1.*data.texts\[0\].*seed.*teachers\[1\].weight"):
+        with pytest.raises(
+            ValueError, match=r"(?s)stage 1.*data.texts\[0\] \(its content has changed\).*seed.*teachers\[1\].weight"
+        ):
             run(recipe, resume=True)
 
     def test_logging_and_device_fields_may_change(self, done, make_recipe, monkeypatch):
