@@ -22,6 +22,10 @@ from benchmarks.quality.teacher import Workshop
 from benchmarks.quality.trials import TRIALS
 
 
+def _dropout(text: str) -> float | None:
+    return None if text == "model" else float(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -47,6 +51,9 @@ def main() -> None:
         command.add_argument("--teacher", required=True, help="name or folder of all-MiniLM-L6-v2")
         command.add_argument("--rows", type=int, default=40_000, help="pairs of training texts")
         command.add_argument("--steps", type=int, default=steps)
+        command.add_argument(
+            "--dropout", type=_dropout, default=0.0, help="share that training drops; 'model': the model's own"
+        )
 
     table = commands.add_parser("table", help="print the results")
     plot = commands.add_parser("plot", help="draw the results, a picture per claim")
@@ -73,7 +80,9 @@ def main() -> None:
         for seed in options.seeds:
             for student in options.students:
                 for method in options.methods:
-                    settings = Settings(method, student, seed, options.steps, rate=options.rate)
+                    settings = Settings(
+                        method, student, seed, options.steps, rate=options.rate, dropout=options.dropout
+                    )
                     run_method(shop, method, settings, options.splits)
         return
     run_teachers(shop, "dev")
@@ -86,7 +95,7 @@ def main() -> None:
             overrides = (*changes.pop("overrides", ()), *options.overrides)
             settings = Settings(
                 **{"method": "st-distill", "student": options.student, "seed": seed, "steps": options.steps}
-                | {"rate": options.rate, "overrides": overrides}
+                | {"rate": options.rate, "dropout": options.dropout, "overrides": overrides}
                 | changes
             )
             run_method(shop, name, settings, ["dev"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
@@ -93,12 +94,16 @@ def _kept(trained: Trained, folder: Path) -> Trained:
     about: dict[str, Any] = {"seconds": trained.seconds, "in_teacher_space": trained.in_teacher_space}
     shutil.rmtree(folder / "work" / "teachers", ignore_errors=True)
     trained.model.save(str(folder / "student"))
-    torch.save({**about, "rotation": trained.rotation}, folder / "trained.pt")
+    if trained.rotation is not None:
+        save_file({"rotation": trained.rotation.contiguous()}, folder / "rotation.safetensors")
+    (folder / "trained.json").write_text(json.dumps(about), encoding="utf-8")
     return trained
 
 
 def _load(folder: Path) -> Trained | None:
-    if not (folder / "trained.pt").exists():
+    if not (folder / "trained.json").exists():
         return None
     model = SentenceTransformer(str(folder / "student"), device="cpu")
-    return Trained(model, **torch.load(folder / "trained.pt", weights_only=True))
+    about = json.loads((folder / "trained.json").read_text(encoding="utf-8"))
+    turned = folder / "rotation.safetensors"
+    return Trained(model, **about, rotation=load_file(turned)["rotation"] if turned.exists() else None)

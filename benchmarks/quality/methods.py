@@ -10,6 +10,7 @@
 | teacher-pca | the teacher on its principal axes of the training texts |
 | st-distill | this package's default recipe (`recipe`) |
 
+None of them drops anything in training; `--dropout model` gives each the dropout of the model itself.
 The published code starts its head at random. Here it starts as the identity, with which the student starts where the others
 do; ``published-random`` is the other.
 """
@@ -39,7 +40,7 @@ from st_distill.losses import TeacherRows, find_projection
 from st_distill.modules import MatryoshkaProjection
 from st_distill.modules.matryoshka import principal_rotation
 from st_distill.recipe.load import load_recipe
-from st_distill.recipe.student import build_student
+from st_distill.recipe.student import build_student, dropout_of
 from st_distill.sampler import LengthGroupedBatchSampler
 
 DIMS = [384, 256, 128, 64, 32]
@@ -58,6 +59,8 @@ class Settings:
     batch: int = 64
     rate: float | None = None
     layers: tuple[int, ...] | None = None
+    #: Share of the activations that training drops; None: the library's way, the model's own share.
+    dropout: float | None = 0.0
     #: Of st-distill alone: the stages and each one's share of the steps.
     stages: tuple[tuple[str, float], ...] = (("projection", 0.1), ("last-layer", 0.2), ("all", 0.7))
     #: Of st-distill alone: the form of its texts (`texts.variant`), a lexical teacher's weight, and what `experiments` change.
@@ -124,7 +127,8 @@ def train(settings: Settings, shop: Workshop, folder: Path) -> Trained:
     )
     trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=shop.pairs, loss=loss)
     started = time.perf_counter()
-    trainer.train()
+    with dropout_of(model, settings.dropout):
+        trainer.train()
     return Trained(model.eval(), time.perf_counter() - started)
 
 
@@ -194,6 +198,7 @@ def recipe(settings: Settings, shop: Workshop, folder: Path) -> dict[str, Any]:
                 "train": kinds[name][0],
                 "steps": max(1, round(share * settings.steps)),
                 "learning_rate": kinds[name][1],
+                "dropout": settings.dropout,
                 **shared,
             }
             for name, share in parts
