@@ -140,7 +140,6 @@ def test_names_that_are_no_folder(name):
     ("options", "error", "message"),
     [
         ({"batch_size": 0}, ValueError, "'batch_size' .* whole number from 1. Got 0"),
-        ({"batch_size": None}, ValueError, "'batch_size' .* whole number from 1. Got None"),
         ({"truncate_dim": 1.5}, ValueError, "'truncate_dim' .* Got 1.5"),
         ({"max_seq_length": 8}, ValueError, "'max_seq_length' .* a function: leave it out"),
         ({"device": "cpu"}, ValueError, "'device' .* a function: leave it out"),

@@ -81,6 +81,14 @@ def test_batch_size_is_of_texts_of_full_length(make_student, monkeypatch):
     assert record.seen == [[10, 9], [8, 7], [6, 5, 4], [3, 2, 1]]
 
 
+def test_batches_on_the_cpu_have_2048_tokens(make_student, monkeypatch):
+    model = make_student(max_seq_length=64).to("cpu")
+    record = Recorder(model, monkeypatch)
+    texts = [f"dog {'the ' * 57}{number}" for number in range(70)]  # of 62 tokens
+    Teacher(model, name="tiny").encode(texts)
+    assert [len(batch) for batch in record.seen] == [33, 33, 4]
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -443,7 +443,7 @@ def make_teacher(spec: TeacherSpec) -> Teacher:
         revision=spec.revision,
         dtype=spec.dtype,
         device=spec.device,
-        batch_size=spec.batch_size or 32,
+        batch_size=spec.batch_size,
         batch_tokens=spec.batch_tokens,
         max_seq_length=spec.max_seq_length,
         truncate_dim=spec.truncate_dim,

@@ -269,7 +269,8 @@ class TeacherSpec(Part):
     batch_size: int | None = field(
         default=None,
         metadata=about(
-            "texts of full length embedded at a time; more of shorter ones, as many tokens together; 32 by default",
+            "texts of full length embedded at a time; more of shorter ones, as many tokens together; 32 by default, on the "
+            "CPU 2048 tokens",
             at_least(1),
         ),
     )

@@ -58,6 +58,10 @@ class _Model:
         limit = self.max_seq_length or self._load().max_seq_length
         return min(limit or _FULL_LENGTH, _FULL_LENGTH)
 
+    def device_type(self) -> str:
+        """Kind of the device that the model is on, such as "cpu"."""
+        return self._load().device.type
+
     def lengths(self, texts: list[str], variant: Variant) -> np.ndarray | None:
         model = self._load()
         tokenizer = _tokenizer(model)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Teacher", "check_name"]
 
+#: Texts of a batch where nothing else is said, and tokens of one for a model on the CPU.
+_TEXTS = 32
+_TOKENS_ON_CPU = 2048
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}(?<!\.)")
 
 
@@ -53,7 +56,8 @@ class Teacher:
         device: device that a model is loaded on; by default the best there is.
         batch_size: most texts per call of a function. For a model, how many texts of full length (max_seq_length, of which
             at most 512 tokens count) a forward pass holds: it holds more texts that are shorter, fewer that are longer,
-            and always about as many tokens. Where memory runs out, it is halved, and a warning is logged.
+            and always about as many tokens. Default: 32, and for a model on the CPU as many as have 2048 tokens together,
+            which its caches serve best. Where memory runs out, it is halved, and a warning is logged.
         batch_tokens: the most tokens per forward pass of a model, padding included, instead of what batch_size comes to.
         max_seq_length: tokens per text; by default the model's own.
         truncate_dim: keep only so many dimensions, the first ones.
@@ -72,16 +76,16 @@ class Teacher:
         revision: str | None = None,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         batch_tokens: int | None = None,
         max_seq_length: int | None = None,
         truncate_dim: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         dtype = _dtype_name(dtype)
-        _at_least_one("batch_tokens", batch_tokens, optional=True)
-        _at_least_one("max_seq_length", max_seq_length, optional=True)
-        _at_least_one("truncate_dim", truncate_dim, optional=True)
+        _at_least_one("batch_tokens", batch_tokens)
+        _at_least_one("max_seq_length", max_seq_length)
+        _at_least_one("truncate_dim", truncate_dim)
         source: Source
         loading = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code or None}
         if isinstance(model, str | os.PathLike):
@@ -141,7 +145,7 @@ class Teacher:
             FileNotFoundError: there is no such file.
             TypeError, ValueError: what is given is not vectors with their texts.
         """
-        _at_least_one("truncate_dim", truncate_dim, optional=True)
+        _at_least_one("truncate_dim", truncate_dim)
         source = Vectors(vectors, texts=texts, column=column, text_column=text_column, revision=revision)
         teacher = cls.__new__(cls)
         teacher._set_up(source, None, name, BLOCK, None, truncate_dim, {})
@@ -152,7 +156,7 @@ class Teacher:
         source: Source | Vectors,
         prompts: str | Mapping[str, str] | Mapping[str | None, str] | None,
         name: str | None,
-        batch_size: int,
+        batch_size: int | None,
         batch_tokens: int | None,
         truncate_dim: int | None,
         settings: dict[str, Any],
@@ -236,7 +240,7 @@ class Teacher:
         source = self._source
         lengths = source.lengths(texts, variant) if texts else None
         if self._budget is None:
-            self._budget = Budget(self.batch_size, self._tokens() if lengths is not None else None)
+            self._budget = Budget(self.batch_size or _TEXTS, self._tokens() if lengths is not None else None)
 
         def ask(batch: list[str]) -> np.ndarray:
             return self._checked(batch, source.ask(batch, variant))
@@ -245,9 +249,12 @@ class Teacher:
 
     def _tokens(self) -> int | None:
         """The most tokens of a batch."""
-        if self.batch_tokens is None and isinstance(self._source, LazyModel | LoadedModel):
-            return self.batch_size * self._source.full_length()
-        return self.batch_tokens
+        source = self._source
+        if self.batch_tokens is not None or not isinstance(source, LazyModel | LoadedModel):
+            return self.batch_tokens
+        if self.batch_size is None and source.device_type() == "cpu":
+            return _TOKENS_ON_CPU
+        return (self.batch_size or _TEXTS) * source.full_length()
 
     def blocks(self) -> Iterator[tuple[list[str], np.ndarray]]:
         """Stored vectors alone: all of them, in blocks of texts and vectors, float32 (texts, dimension)."""
@@ -339,8 +346,8 @@ def _checked_prompts(prompts: Any) -> str | dict[str | None, str]:
     )
 
 
-def _at_least_one(option: str, value: Any, *, optional: bool = False) -> None:
-    if value is None and optional:
+def _at_least_one(option: str, value: Any) -> None:
+    if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"The '{option}' parameter of Teacher must be a whole number from 1. Got {value!r} instead.")
