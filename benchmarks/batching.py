@@ -31,7 +31,7 @@ from sentence_transformers.util import batch_to_device
 
 from st_distill import Teacher, TeacherStore, losses
 from st_distill.modules import MatryoshkaProjection
-from st_distill.modules.matryoshka import random_rotation
+from st_distill.modules.rotation import random_rotation
 from st_distill.recipe import Student
 from st_distill.recipe.student import build_student
 from st_distill.sampler import LengthGroupedBatchSampler

@@ -17,7 +17,7 @@ import time
 import torch
 
 from st_distill.modules import MatryoshkaProjection
-from st_distill.modules.matryoshka import random_rotation
+from st_distill.modules.rotation import random_rotation
 
 CHUNK = 1024
 

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from st_distill import Teacher, TeacherStore
 from st_distill.modules import MatryoshkaProjection
-from st_distill.modules.matryoshka import random_rotation
+from st_distill.modules.rotation import random_rotation
 
 
 class Clock(TrainerCallback):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from st_distill import Teacher, TeacherStore, functional, losses
 from st_distill.modules import MatryoshkaProjection
-from st_distill.modules.matryoshka import random_rotation
+from st_distill.modules.rotation import random_rotation
 
 TEACHER_WIDTH = 48
 SINGLE = [losses.CosineDistill, losses.SimilarityDistill, losses.TripletDistill]

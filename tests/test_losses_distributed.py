@@ -11,7 +11,7 @@ from torch import Tensor, distributed, multiprocessing
 from st_distill import functional, losses
 from st_distill.exporting import load_student
 from st_distill.modules import MatryoshkaProjection
-from st_distill.modules.matryoshka import random_rotation
+from st_distill.modules.rotation import random_rotation
 
 ROWS = 8
 LOSSES = {

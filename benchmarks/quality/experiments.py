@@ -1,4 +1,4 @@
-"""Ideas that are not in the package, as changes to the loss, the rotation, the texts and the trainer of a recipe's run.
+"""Ideas that are not in the package, as changes to the loss and the trainer of a recipe's run.
 
 `applied` puts them in the place of the package's own parts for the time of one run; an idea that wins moves into the package.
 
@@ -11,8 +11,7 @@ Options of `Experiment`, each alone or together with others:
 - own_teacher: the prefixes' relations follow those of the student's own full vector, the full vector's the teacher's;
 - prefix_power: relations of dimension d weigh (d / 384)^-power instead of equally;
 - relations_after: share of each stage's steps that is trained on the cosine term alone;
-- average: share of each stage's last steps whose weights are averaged in the end;
-- rotation: ``learned``: see `learned_rotation`.
+- average: share of each stage's last steps whose weights are averaged in the end.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ from transformers import TrainerCallback
 
 from st_distill import functional
 from st_distill.losses import JasperDistill
-from st_distill.modules.matryoshka import random_rotation
-from st_distill.recipe import runner, stages, start
+from st_distill.recipe import runner, stages
 from st_distill.recipe.schema import Stage
 from st_distill.recipe.trainer import StageTrainer
 
@@ -50,7 +48,6 @@ class Experiment:
     prefix_power: float = 0.0
     relations_after: float = 0.0
     average: float = 0.0
-    rotation: str | None = None
 
     @property
     def changes_loss(self) -> bool:
@@ -140,57 +137,8 @@ class _Average(TrainerCallback):
                     parameter.copy_(self.sums[name] / self.count)
 
 
-def learned_rotation(
-    vectors: Tensor, dims: list[int], *, steps: int = 300, batch: int = 512, temperature: float = 0.05, seed: int = 0
-) -> Tensor:
-    """(width, width) orthonormal axes of which every prefix keeps each text's neighbours among the others of a batch.
-
-    Minimises the mean, over the prefixes, of the Kullback-Leibler divergence between the softmax of a text's similarities to
-    the others in the whole space and in the prefix, from a random start. The rotation is a Cayley product, so every step stays
-    exact.
-
-    Args:
-        vectors: (texts, width) teacher vectors.
-        dims: prefixes; those below the width count.
-        steps: of Adam.
-        batch: texts compared with each other.
-        temperature: of the softmax.
-        seed: of the start and the batches.
-    """
-    unit, width = normalize(vectors, dim=1), vectors.shape[1]
-    begin = random_rotation(width, width, seed=seed)
-    free = torch.zeros(width, width, requires_grad=True)
-    identity = torch.eye(width)
-    optimizer = torch.optim.Adam([free], lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    generator = torch.Generator().manual_seed(seed)
-    others = ~torch.eye(batch, dtype=torch.bool)
-
-    def rotation() -> Tensor:
-        skew = free - free.T
-        return begin @ torch.linalg.solve(identity + skew, identity - skew)
-
-    for _ in range(steps):
-        chosen = unit[torch.randint(len(unit), (batch,), generator=generator)]
-        whole = log_softmax((chosen @ chosen.T)[others].view(batch, -1) / temperature, dim=1)
-        turned = chosen @ rotation()
-        loss = torch.zeros(())
-        for dim in dims:
-            if dim < width:
-                prefix = normalize(turned[:, :dim], dim=1)
-                part = log_softmax((prefix @ prefix.T)[others].view(batch, -1) / temperature, dim=1)
-                loss = loss + kl_div(part, whole, log_target=True, reduction="batchmean")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    # Single precision has let the columns drift by some 1e-6.
-    columns, triangle = torch.linalg.qr(rotation().detach().double())
-    return (columns * triangle.diagonal().sign()).float()
-
-
 @contextmanager
-def applied(experiment: Experiment, teacher_vectors: Tensor) -> Iterator[None]:
+def applied(experiment: Experiment) -> Iterator[None]:
     """Within this, a recipe's run is changed as the experiment says."""
     changes = []
     if experiment.changes_loss:
@@ -215,12 +163,6 @@ def applied(experiment: Experiment, teacher_vectors: Tensor) -> Iterator[None]:
     if experiment.average:
         trainer = partial(StageTrainer, callbacks=[_Average(experiment.average)])
         changes.append(mock.patch.object(stages, "StageTrainer", trainer))
-    if experiment.rotation == "learned":
-
-        def rotation(recipe: Any, labelled: Any, teacher: Any) -> Tensor:
-            return learned_rotation(teacher_vectors, recipe.projection.dims, seed=recipe.seed)
-
-        changes.append(mock.patch.object(start, "_rotation", rotation))
     for change in changes:
         change.start()
     try:

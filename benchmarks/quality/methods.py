@@ -38,7 +38,7 @@ from st_distill import losses, run
 from st_distill.exporting import load_student
 from st_distill.losses import TeacherRows, find_projection
 from st_distill.modules import MatryoshkaProjection
-from st_distill.modules.matryoshka import principal_rotation
+from st_distill.modules.rotation import principal_rotation
 from st_distill.recipe.load import load_recipe
 from st_distill.recipe.student import build_student, dropout_of
 from st_distill.sampler import LengthGroupedBatchSampler
@@ -214,7 +214,7 @@ def _with_recipe(settings: Settings, shop: Workshop, folder: Path) -> Trained:
     file.write_text(json.dumps(recipe(settings, shop, folder), indent=1), encoding="utf-8")
     spec = load_recipe(str(file), settings.overrides)
     started = time.perf_counter()
-    with applied(settings.experiment, shop.training_vectors()):
+    with applied(settings.experiment):
         run(spec, show_progress=False)
     seconds = time.perf_counter() - started
     last = sorted((folder / "work").glob("stages/*/model"))[-1]

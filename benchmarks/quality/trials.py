@@ -22,7 +22,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     # the rotation of the teacher's space
     "rotation-none": {"overrides": ("projection.rotation=none",)},
     "rotation-principal": {"overrides": ("projection.rotation=principal",)},
-    "rotation-learned": {"experiment": Experiment(rotation="learned")},
+    "rotation-learned": {"overrides": ("projection.rotation=learned",)},
     # the relations
     "cosine-alone": {"overrides": _COSINE_ALONE},
     "cosine-every-prefix": {"overrides": _every_stage("cosine_dims=[384, 256, 128, 64, 32]")},

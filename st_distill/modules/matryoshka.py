@@ -249,26 +249,6 @@ class MatryoshkaProjection(Module):
         return module
 
 
-def random_rotation(teacher_features: int, features: int, *, seed: int = 0) -> Tensor:
-    """(teacher_features, features) random orthonormal columns, uniformly distributed, the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    gaussian = torch.randn(teacher_features, features, generator=generator, dtype=torch.float64)
-    orthonormal, triangle = torch.linalg.qr(gaussian)
-    return (orthonormal * triangle.diagonal().sign()).float()
-
-
-def principal_rotation(batches: Iterable[Tensor], features: int) -> Tensor:
-    """(teacher_features, features) principal axes of the teacher's unit vectors (batch, teacher_features), largest first."""
-    second_moment: Tensor | None = None
-    for batch in batches:
-        unit = normalize(batch).double()
-        product = unit.mT @ unit
-        second_moment = product if second_moment is None else second_moment + product
-    if second_moment is None:
-        raise ValueError("The principal axes need at least one batch of teacher vectors. Got none instead.")
-    return torch.linalg.eigh(second_moment).eigenvectors.flip(-1)[:, :features].float()
-
-
 class _Moments:
     """Streaming first and second moments of (pooled, teacher), in float64."""
 

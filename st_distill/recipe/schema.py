@@ -298,8 +298,12 @@ class Projection(Part):
             "ridge: closed-form regression of the teacher's vectors; random; identity: the first coordinates as they are"
         ),
     )
-    rotation: Literal["none", "random", "principal"] = field(
-        default="random", metadata=about("which axes of the teacher's space the dimensions follow")
+    rotation: Literal["none", "random", "principal", "learned"] = field(
+        default="random",
+        metadata=about(
+            "which axes of the teacher's space the dimensions follow; learned: those of which every prefix keeps each "
+            "text's neighbours"
+        ),
     )
     heads: Literal["nested", "independent"] = field(
         default="nested",

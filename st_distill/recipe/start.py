@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from st_distill.modules import MatryoshkaProjection
-from st_distill.modules.matryoshka import principal_rotation, random_rotation
+from st_distill.modules.rotation import learned_rotation, principal_rotation, random_rotation
 from st_distill.recipe.frozen import PooledVectors, pooled_vectors, reads_pooled_vectors
 from st_distill.recipe.schema import Projection, Recipe, Texts
 from st_distill.recipe.student import build_student
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 #: Rows of teacher vectors, or texts, that are looked at together.
 _CHUNK = 1024
+#: Teacher vectors that the principal axes are those of, and a batch from which a rotation is learned.
+_PRINCIPAL_ROWS = 100_000
+_LEARNED_ROWS = 512
 
 
 def start_student(
@@ -49,7 +53,7 @@ def start_student(
     rotation, teacher_head = None, None
     if teacher is not None:
         teacher_head = teacher.dimension if spec.teacher_head else None
-        rotation = _rotation(spec, recipe.seed, labelled, teacher)
+        rotation = _rotation(spec, recipe.seed, labelled, teacher, student.device)
     projection = MatryoshkaProjection(
         width, spec.dims, heads=spec.heads, rotation=rotation, teacher_head=teacher_head
     ).to(student.device)
@@ -67,16 +71,35 @@ def start_student(
     return student
 
 
-def _rotation(spec: Projection, seed: int, labelled: list[tuple[Dataset, Texts]], teacher: StoreView) -> Tensor | None:
+def _rotation(
+    spec: Projection,
+    seed: int,
+    labelled: list[tuple[Dataset, Texts]],
+    teacher: StoreView,
+    device: torch.device,
+) -> Tensor | None:
     dim = max(spec.dims)
     if dim > teacher.dimension:
         return None  # the check has seen to it that the teacher's head takes the cosine term
+    if spec.rotation == "none":
+        return None if dim == teacher.dimension else torch.eye(teacher.dimension, dim)
     if spec.rotation == "random":
         return random_rotation(teacher.dimension, dim, seed=seed)
-    if spec.rotation == "principal":
-        ids = np.unique(np.concatenate([np.asarray(dataset["label"]).reshape(-1) for dataset, _ in labelled]))
-        return principal_rotation((teacher.gather(part) for part in _chunks(ids)), dim)
-    return None if dim == teacher.dimension else torch.eye(teacher.dimension, dim)
+    ids = np.unique(np.concatenate([np.asarray(dataset["label"]).reshape(-1) for dataset, _ in labelled]))
+    generator = np.random.default_rng(seed)
+    # As many as make sure of every axis.
+    wanted = min(len(ids), max(_PRINCIPAL_ROWS, 8 * teacher.dimension))
+    sample = np.sort(generator.choice(ids, wanted, replace=False))
+    principal = principal_rotation((teacher.gather(part).to(device) for part in _chunks(sample)), dim)
+    if spec.rotation == "principal" or len(ids) < 2:
+        return principal
+    logger.info("Projection: axes of which every prefix keeps the texts' neighbours.")
+    # Of the same sample, which reads fewer pages of a large store.
+    batches = (
+        teacher.gather(np.sort(generator.choice(sample, min(_LEARNED_ROWS, len(sample)), replace=False)))
+        for _ in itertools.count()
+    )
+    return learned_rotation(batches, principal, spec.dims)
 
 
 def _ridge_batches(

@@ -6,7 +6,7 @@ from sentence_transformers.sentence_transformer.modules import Dense
 
 from st_distill.functional import cosine_distill, normalize
 from st_distill.modules import MatryoshkaProjection
-from st_distill.modules.matryoshka import principal_rotation, random_rotation
+from st_distill.modules.rotation import principal_rotation, random_rotation
 
 
 @pytest.fixture
@@ -128,20 +128,6 @@ def test_ridge_start_of_a_constant_student(teacher):
     projection = MatryoshkaProjection(12, [20])
     projection.start_ridge([(torch.ones(300, 12), teacher)])
     assert torch.isfinite(projection.linears[0].weight).all()
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_random_rotation_is_orthonormal_and_reproducible(seed):
-    rotation = random_rotation(30, 10, seed=seed)
-    torch.testing.assert_close(rotation.mT @ rotation, torch.eye(10), atol=1e-6, rtol=0)
-    assert torch.equal(rotation, random_rotation(30, 10, seed=seed))
-    assert not torch.equal(rotation, random_rotation(30, 10, seed=seed + 1))
-
-
-def test_principal_rotation_orders_the_axes_by_their_share(teacher):
-    rotation = principal_rotation([teacher[:150], teacher[150:]], 20)
-    shares = (normalize(teacher) @ rotation).square().sum(0)
-    assert torch.equal(shares, shares.sort(descending=True).values)
 
 
 class TestErrors:

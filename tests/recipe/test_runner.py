@@ -411,12 +411,13 @@ class TestStages:
         best = evaluate_model(SentenceTransformer(str(folder / "out"), device="cpu"), recipe, show_progress=False)
         assert best["fidelity"]["spearman"]["24"] == pytest.approx(max(scores), abs=1e-4)
 
-    def test_independent_heads_and_the_teachers_head(self, make_recipe, folder):
+    @pytest.mark.parametrize("rotation", ["principal", "learned"])
+    def test_independent_heads_and_the_teachers_head(self, make_recipe, folder, rotation):
         recipe = texts_only(
             make_recipe,
             0,
             2,
-            projection={"dims": [24, 8], "heads": "independent", "teacher_head": True, "rotation": "principal"},
+            projection={"dims": [24, 8], "heads": "independent", "teacher_head": True, "rotation": rotation},
         )
         run(recipe)
         for name, width in (("out", 24), ("out-24", 24), ("out-8", 8)):
