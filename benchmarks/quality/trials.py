@@ -20,9 +20,9 @@ TRIALS: dict[str, dict[str, Any]] = {
     "one-stage": {"stages": (("all", 1.0),)},
     "ridge-only": {"stages": (("projection", 1.0),), "steps": 1},
     # the rotation of the teacher's space
+    "rotation-random": {"overrides": ("projection.rotation=random",)},
     "rotation-none": {"overrides": ("projection.rotation=none",)},
     "rotation-principal": {"overrides": ("projection.rotation=principal",)},
-    "rotation-learned": {"overrides": ("projection.rotation=learned",)},
     # the relations
     "cosine-alone": {"overrides": _COSINE_ALONE},
     "cosine-every-prefix": {"overrides": _every_stage("cosine_dims=[384, 256, 128, 64, 32]")},
