@@ -3,7 +3,7 @@
     python benchmarks/store.py build --model MINILM --data DATA         rate beside SentenceTransformer.encode
     python benchmarks/store.py memory --model MINILM --data DATA        memory of a build
     python benchmarks/store.py scale                                    cost per text from 10 thousand to 1 million
-    python benchmarks/store.py read                                     a batch of labels; order of reading
+    python benchmarks/store.py read                                     a batch of labels from the page cache
     python benchmarks/store.py larger                                   a store larger than the memory, by order of reading
     python benchmarks/store.py fidelity --model MINILM --data DATA      what each dtype loses
     python benchmarks/store.py import                                   memory of taking over a parquet file
@@ -16,6 +16,8 @@ it reads inside that group, where the kernel keeps the limit::
 
     mkdir /sys/fs/cgroup/small && echo 400M > /sys/fs/cgroup/small/memory.max
     python benchmarks/store.py larger --cgroup /sys/fs/cgroup/small
+
+(in version 1 of control groups: /sys/fs/cgroup/memory/small, and memory.limit_in_bytes).
 """
 
 from __future__ import annotations
@@ -205,19 +207,6 @@ def read(options: argparse.Namespace) -> None:
             rows = milliseconds(partial(stored, store, ids), 50)
             label = milliseconds(partial(store.gather, ids), 50)
             print(f"{name}, 128 rows {where}, cached: float16 rows {rows:.2f} ms, label {label:.2f} ms")
-    for name, batches in [
-        ("random order", in_random_order(options.rows)),
-        ("windows of 4 shards", in_windows(TeacherStore.open(one), options.rows, 4)),
-        ("in order", np.array_split(np.arange(options.rows), options.rows // 128)),
-    ]:
-        store = opened_cold(one)
-        started = time.perf_counter()
-        for batch in batches:
-            store.gather(batch)
-        seconds = time.perf_counter() - started
-        size = store.describe()["teachers"]["free0"]["bytes"]
-        del store
-        print(f"{name}, cold: {options.rows / seconds:.0f} rows/s, {size / seconds / 1e6:.0f} MB/s")
 
 
 def from_disk() -> int:
