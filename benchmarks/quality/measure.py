@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from benchmarks.quality.methods import DIMS, TEACHERS, Settings, Trained, principal_axes, train
+from benchmarks.quality.methods import DIMS, TEACHERS, Settings, Trained, teacher_axes, train
 from benchmarks.quality.results import Line, append, read, run_name
 from benchmarks.quality.students import encode
 from benchmarks.quality.tasks import Search
@@ -52,14 +52,13 @@ def run_method(shop: Workshop, name: str, settings: Settings, splits: list[str])
 
 
 def run_teachers(shop: Workshop, split: str) -> None:
-    """The teacher itself, truncated as it is and on its principal axes."""
+    """The teacher itself, truncated, on its own axes and on others."""
     done = {(line["name"], line["split"]) for line in read(shop.results)}
     for name in TEACHERS:
         if (name, split) in done:
             continue
         vectors = shop.teacher_vectors(split)
-        if name == "teacher-pca":
-            axes = principal_axes(shop)
+        if (axes := teacher_axes(name, shop)) is not None:
             vectors = {task: part @ axes for task, part in vectors.items()}
         model = shop.teacher_model()
         about = {"run": name, "name": name, "student": "teacher", "seed": 0, "seconds": 0.0, "settings": {}}

@@ -7,7 +7,7 @@
 | published | the published recipe as its public code does it: one head, three losses in one stage, prefixes |
 | untrained | the student as it starts |
 | teacher | the teacher, truncated |
-| teacher-pca | the teacher on its principal axes of the training texts |
+| teacher-random, teacher-pca, teacher-learned | the same on random axes, on the principal ones of the training texts, on learned ones |
 | st-distill | this package's default recipe (`recipe`) |
 
 None of them drops anything in training; `--dropout model` gives each the dropout of the model itself.
@@ -17,6 +17,7 @@ do; ``published-random`` is the other.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -38,7 +39,7 @@ from st_distill import losses, run
 from st_distill.exporting import load_student
 from st_distill.losses import TeacherRows, find_projection
 from st_distill.modules import MatryoshkaProjection
-from st_distill.modules.rotation import principal_rotation
+from st_distill.modules.rotation import learned_rotation, principal_rotation, random_rotation
 from st_distill.recipe.load import load_recipe
 from st_distill.recipe.student import build_student, dropout_of
 from st_distill.sampler import LengthGroupedBatchSampler
@@ -165,7 +166,7 @@ LOSSES: dict[str, Callable[[SentenceTransformer, TeacherRows], nn.Module]] = {
 }
 #: Methods that train, and those that do not.
 METHODS = [*LOSSES, "untrained", "st-distill"]
-TEACHERS = ["teacher", "teacher-pca"]
+TEACHERS = ["teacher", "teacher-random", "teacher-pca", "teacher-learned"]
 
 
 def recipe(settings: Settings, shop: Workshop, folder: Path) -> dict[str, Any]:
@@ -225,6 +226,16 @@ def _with_recipe(settings: Settings, shop: Workshop, folder: Path) -> Trained:
     return Trained(model, seconds, projection.rotation, in_teacher_space=follows)
 
 
-def principal_axes(shop: Workshop) -> Tensor:
-    """(width, width) principal axes of the teacher's vectors of the training texts, largest first."""
-    return principal_rotation(torch.split(shop.training_vectors(), 8192), DIMS[0])
+def teacher_axes(name: str, shop: Workshop) -> Tensor | None:
+    """(width, width) the axes of one of `TEACHERS`, found from its vectors of the training texts; None: its own."""
+    if name == "teacher":
+        return None
+    if name == "teacher-random":
+        return random_rotation(DIMS[0], DIMS[0])
+    vectors = shop.training_vectors()
+    principal = principal_rotation(torch.split(vectors, 8192), DIMS[0])
+    if name == "teacher-pca":
+        return principal
+    generator = torch.Generator().manual_seed(0)
+    batches = (vectors[torch.randperm(len(vectors), generator=generator)[:512]] for _ in itertools.count())
+    return learned_rotation(batches, principal, DIMS)
