@@ -7,7 +7,7 @@
 | published | the published recipe as its public code does it: one head, three losses in one stage, prefixes |
 | untrained | the student as it starts |
 | teacher | the teacher, truncated |
-| teacher-random, teacher-pca, teacher-learned | the same on random axes, on the principal ones of the training texts, on learned ones |
+| teacher-random, teacher-pca, teacher-learned | the same on random, principal (of its training vectors), learned axes |
 | st-distill | this package's default recipe (`recipe`) |
 
 None of them drops anything in training; `--dropout model` gives each the dropout of the model itself.
