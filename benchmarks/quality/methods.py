@@ -64,7 +64,7 @@ class Settings:
     dropout: float | None = 0.0
     #: Of st-distill alone: the stages and each one's share of the steps.
     stages: tuple[tuple[str, float], ...] = (("projection", 0.1), ("last-layer", 0.2), ("all", 0.7))
-    #: Of st-distill alone: the form of its texts (`texts.variant`), a lexical teacher's weight, and what `experiments` change.
+    #: Of st-distill alone: the form of its texts, a lexical teacher's weight, what `experiments` change.
     texts: str = "related"
     lexical: float = 0.0
     experiment: Experiment = field(default_factory=Experiment)

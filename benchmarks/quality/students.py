@@ -30,7 +30,7 @@ def start(name: str, teacher: str, out: Path, *, layers: list[int] | None = None
     """
     layers = layers or LAYERS[name]
     if layers is not None:
-        return Student(model=teacher, layers=layers, max_seq_length=128)
+        return Student(model=teacher, layers=layers, max_seq_length=TOKENS)
     folder = out / "students" / name
     if not (folder / "modules.json").exists():
         static_student(SentenceTransformer(teacher, device="cpu")).save(str(folder))

@@ -39,7 +39,7 @@ class Workshop:
         return self._tasks[split]
 
     def pairs_file(self, form: str = "related") -> Path:
-        """Parquet of the training pairs, in one of the forms of `texts.variant`."""
+        """Parquet of the training pairs, related, long, or in a form of `texts.variant`."""
         file = self.out / f"pairs-{self.rows}-{form}.parquet"
         if file.exists():
             return file

@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas
@@ -27,6 +28,8 @@ from torch import Tensor
 SHARES = {"sentences": 0.6, "questions": 0.15, "abstracts": 0.2, "novels": 0.05}
 #: Novels, in the order of a seeded shuffle: for training, for choosing, and the rest for the final table.
 NOVELS = {"train": 15, "dev": 10}
+#: Words from one pair of a novel to the next, which no pair exceeds.
+_NOVEL_STEP = 240
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 
 Pair = tuple[str, str]
@@ -42,17 +45,23 @@ def novels_of(data: Path, split: str) -> pandas.DataFrame:
     return parts[parts["doc"].isin(chosen)].reset_index(drop=True)
 
 
-def training_pairs(data: Path, *, rows: int, without: set[str], seed: int = 0) -> Dataset:
+def training_pairs(data: Path, *, rows: int, without: set[str], long: bool = False, seed: int = 0) -> Dataset:
     """``rows`` pairs (columns first, second) in the mixture of `SHARES`, shuffled.
 
     Args:
         data: folder of the data.
         rows: pairs in all; a source that has fewer gives what it has.
         without: texts that may not occur.
+        long: whether the second text of an abstract's pair is the whole document, and of a novel's 140 to 160 words.
         seed: of the choice and the cuts.
     """
     generator = random.Random(seed)
-    sources = {"sentences": _sentences, "questions": _questions, "abstracts": _abstracts, "novels": _novels}
+    sources = {
+        "sentences": _sentences,
+        "questions": _questions,
+        "abstracts": _documents if long else _abstracts,
+        "novels": partial(_novels, second=(140, 160)) if long else _novels,
+    }
     chosen: list[Pair] = []
     for name, source in sources.items():
         pairs = [pair for pair in dict.fromkeys(source(data, generator)) if without.isdisjoint(pair)]
@@ -154,17 +163,22 @@ def _abstracts(data: Path, generator: random.Random) -> Iterator[Pair]:
             yield _piece(sentences[:middle], generator), _piece(sentences[middle:], generator)
 
 
+def _documents(data: Path, generator: random.Random) -> Iterator[Pair]:
+    for document in pandas.read_parquet(data / "scifact/corpus.parquet").itertuples():
+        yield _piece(_SENTENCE_END.split(document.text.strip()), generator), f"{document.title} {document.text}"
+
+
 def _piece(sentences: list[str], generator: random.Random) -> str:
     count = generator.randint(1, min(3, len(sentences)))
     start = generator.randint(0, len(sentences) - count)
     return " ".join(sentences[start : start + count])
 
 
-def _novels(data: Path, generator: random.Random) -> Iterator[Pair]:
+def _novels(data: Path, generator: random.Random, *, second: tuple[int, int] = (30, 80)) -> Iterator[Pair]:
     for text in novels_of(data, "train")["text"]:
         words, place = text.split(), 0
-        while len(words) - place > 240:
+        while len(words) - place > _NOVEL_STEP:
             middle = place + generator.randint(30, 80)
-            end = middle + generator.randint(30, 80)
+            end = middle + generator.randint(*second)
             yield " ".join(words[place:middle]), " ".join(words[middle:end])
-            place += 240
+            place += _NOVEL_STEP

@@ -58,6 +58,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "texts-strangers": {"texts": "strangers"},
     "texts-neighbours": {"texts": "neighbours"},
     "texts-shuffled": {"texts": "shuffled"},
+    "texts-long": {"texts": "long"},
     "texts-short": {"texts": "short"},
     # two teachers
     "lexical-0.3": {"lexical": 0.3},
