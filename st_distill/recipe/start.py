@@ -23,8 +23,9 @@ logger = logging.getLogger(__name__)
 
 #: Rows of teacher vectors, or texts, that are looked at together.
 _CHUNK = 1024
-#: Teacher vectors that the principal axes are those of, and a batch from which a rotation is learned.
-_PRINCIPAL_ROWS = 100_000
+#: Teacher vectors that the principal axes are those of, or as many as four times their width; and those of a batch from
+#: which a rotation is learned.
+_PRINCIPAL_ROWS = 20_000
 _LEARNED_ROWS = 512
 
 
@@ -87,8 +88,7 @@ def _rotation(
         return random_rotation(teacher.dimension, dim, seed=seed)
     ids = np.unique(np.concatenate([np.asarray(dataset["label"]).reshape(-1) for dataset, _ in labelled]))
     generator = np.random.default_rng(seed)
-    # As many as make sure of every axis.
-    wanted = min(len(ids), max(_PRINCIPAL_ROWS, 8 * teacher.dimension))
+    wanted = min(len(ids), max(_PRINCIPAL_ROWS, 4 * teacher.dimension))
     sample = np.sort(generator.choice(ids, wanted, replace=False))
     principal = principal_rotation((teacher.gather(part).to(device) for part in _chunks(sample)), dim)
     if spec.rotation == "principal" or len(ids) < 2:
