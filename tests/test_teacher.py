@@ -428,7 +428,7 @@ def test_texts_must_be_strings():
         ([[1.0, 2.0], None, [1.0, 2.0]], "Got an empty value in row 1"),
         ([[1.0, 2.0], [1.0, 2.0], [1.0, None]], "Got an empty value in row 2"),
         ([[1.0, 2.0], [1.0], [1.0, 2.0]], "Got 1 in row 1, and 2 in row 0"),
-        ([[1.0, 2.0], [1.0, 2.0], [1.0, float("inf")]], r"NaN or infinity for the text 'three' \(row 2\)"),
+        ([[1.0, 2.0], [1.0, 2.0], [1.0, float("inf")]], r"text 'three' \(row 2\); make that vector again"),
     ],
 )
 def test_bad_rows_of_a_table(tmp_path, vectors, message):

@@ -312,9 +312,13 @@ class Teacher:
         if not finite.all():
             place = int(np.argmin(finite))
             where = f"row {place} of {len(texts)}" if first is None else f"row {first + place}"
+            if isinstance(self._source, Vectors):
+                advice = f"make that vector again, or take it and its text out of {self.label}."
+            else:
+                advice = "a teacher in float16 overflows so: try dtype='bfloat16' or 'float32'."
             raise ValueError(
                 f"Teacher '{self.name}' must return finite numbers. Got NaN or infinity for the text "
-                f"{shorten(texts[place])} ({where}); a teacher in float16 overflows so: try dtype='bfloat16' or 'float32'."
+                f"{shorten(texts[place])} ({where}); {advice}"
             )
         return vectors
 
