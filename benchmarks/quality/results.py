@@ -33,8 +33,9 @@ def read(path: Path) -> list[Line]:
 
 
 def append(path: Path, lines: Iterable[Line]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+    # At once, so that two commands do not write into each other's lines.
+    with path.open("ab", buffering=0) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def main_score(line: Line) -> float:

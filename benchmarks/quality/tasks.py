@@ -128,10 +128,13 @@ class Probe(Task):
         return self.texts[len(self.train_labels) :]
 
     def score(self, vectors: Tensor, teacher: Tensor) -> dict[str, float]:
-        unit = normalize(vectors, dim=1).numpy()
+        # As long as this, because the tolerance is one of the gradient: with unit vectors, of which some models' lie close
+        # together, the solver would stop before its first step. The penalty is that of C = 30 and unit vectors.
+        length = 16.0
+        scaled = length * normalize(vectors, dim=1).numpy()
         count = len(self.train_labels)
-        probe = LogisticRegression(C=30.0, max_iter=100, tol=1e-3).fit(unit[:count], self.train_labels)
-        return {"accuracy": float(probe.score(unit[count:], self.labels))}
+        probe = LogisticRegression(C=30.0 / length**2, max_iter=200).fit(scaled[:count], self.train_labels)
+        return {"accuracy": float(probe.score(scaled[count:], self.labels))}
 
 
 class SameBook(Task):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
@@ -28,6 +29,8 @@ class Workshop:
         self.out, self.data, self.teacher_name, self.rows = out, data, teacher, rows
         self._tasks: dict[str, list[Task]] = {}
         out.mkdir(parents=True, exist_ok=True)
+        # Two commands at a time may share the folder; what both need, one of them makes.
+        self._lock = FileLock(out / "lock")
 
     @property
     def results(self) -> Path:
@@ -41,17 +44,19 @@ class Workshop:
     def pairs_file(self, form: str = "related") -> Path:
         """Parquet of the training pairs, related, long, or in a form of `texts.variant`."""
         file = self.out / f"pairs-{self.rows}-{form}.parquet"
-        if file.exists():
-            return file
-        if form == "related":
-            pairs = training_pairs(self.data, rows=self.rows, without=unseen_texts(self.data))
-        else:
-            related = Dataset.from_parquet(str(self.pairs_file()))
-            vectors = self.store.gather(self.store.ids(related["first"])) if form == "neighbours" else None
-            pairs = variant(related, form, vectors)
-            self.embedded([text for column in pairs.column_names for text in pairs[column]])
-        pairs.to_parquet(file)
+        with self._lock:
+            if not file.exists():
+                pairs = self._make_pairs(form)
+                self.embedded([text for column in pairs.column_names for text in pairs[column]])
+                pairs.to_parquet(file)
         return file
+
+    def _make_pairs(self, form: str) -> Dataset:
+        if form == "related":
+            return training_pairs(self.data, rows=self.rows, without=unseen_texts(self.data))
+        related = Dataset.from_parquet(str(self.pairs_file()))
+        vectors = self.store.gather(self.store.ids(related["first"])) if form == "neighbours" else None
+        return variant(related, form, vectors)
 
     @cached_property
     def pairs(self) -> Dataset:
@@ -64,7 +69,8 @@ class Workshop:
 
     def embedded(self, texts: list[str]) -> TeacherStore:
         """The teacher's store with these texts in it too; what it has is not embedded again."""
-        return TeacherStore.create(self.out / "teachers", texts, [Teacher(self.teacher_name, name=NAME)])
+        with self._lock:
+            return TeacherStore.create(self.out / "teachers", texts, [Teacher(self.teacher_name, name=NAME)])
 
     @cached_property
     def store(self) -> StoreView:
@@ -84,9 +90,10 @@ class Workshop:
     def lexical_teacher(self) -> str:
         """Folder of a lexical teacher: LSA of the training texts, 256 dimensions."""
         folder = self.out / "lexical"
-        if not (folder / "modules.json").exists():
-            dataset = Dataset.from_parquet(str(self.pairs_file()))
-            lsa_model([*dataset["first"], *dataset["second"]]).save(str(folder))
+        with self._lock:
+            if not (folder / "modules.json").exists():
+                dataset = Dataset.from_parquet(str(self.pairs_file()))
+                lsa_model([*dataset["first"], *dataset["second"]]).save(str(folder))
         return str(folder)
 
     def copy_store(self, folder: Path) -> None:
