@@ -131,9 +131,9 @@ class Probe(Task):
         # As long as this, because the tolerance is one of the gradient: with unit vectors, of which some models' lie close
         # together, the solver would stop before its first step. The penalty is that of C = 30 and unit vectors.
         length = 16.0
-        scaled = length * normalize(vectors, dim=1).numpy()
+        scaled = length * normalize(vectors.double(), dim=1).numpy()
         count = len(self.train_labels)
-        probe = LogisticRegression(C=30.0 / length**2, max_iter=200).fit(scaled[:count], self.train_labels)
+        probe = LogisticRegression(C=30.0 / length**2, max_iter=1000, tol=1e-5).fit(scaled[:count], self.train_labels)
         return {"accuracy": float(probe.score(scaled[count:], self.labels))}
 
 
