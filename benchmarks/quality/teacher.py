@@ -52,8 +52,8 @@ class Workshop:
         return file
 
     def _make_pairs(self, form: str) -> Dataset:
-        if form == "related":
-            return training_pairs(self.data, rows=self.rows, without=unseen_texts(self.data))
+        if form in ("related", "long"):
+            return training_pairs(self.data, rows=self.rows, without=unseen_texts(self.data), long=form == "long")
         related = Dataset.from_parquet(str(self.pairs_file()))
         vectors = self.store.gather(self.store.ids(related["first"])) if form == "neighbours" else None
         return variant(related, form, vectors)
