@@ -1,9 +1,10 @@
-"""What batches of texts of like length save in training, and whether they change what is learned.
+"""What less padding saves in training, and whether it changes what is learned.
 
     python benchmarks/batching.py --data DATA --model sentence-transformers/all-MiniLM-L6-v2
 
 DATA holds parquet files: wikisplit/tune (complex) and novel_parts_4k/*.parquet (text), whose parts are cut to pieces of 256
-tokens. A student of the model's layers 0, 2 and 5 learns from the model itself, with random batches, with
+tokens. A student of the model's layers 0, 2 and 5 learns from the model itself, with random batches padded to their longest
+text, with random batches that the encoder takes in parts of like length (what the losses do by themselves), with
 LengthGroupedBatchSampler, and with one that leaves a quarter of the batches random, from the same start, on the same texts, for
 as many of them. The loss on held-out texts is the mean over the same random batches of all lengths for every student, for its
 relations are those within a batch. Whether one way ends higher is judged by the difference from random batches with the same
@@ -39,11 +40,12 @@ from st_distill.sampler import LengthGroupedBatchSampler
 TOKENS = 256
 DIMS = [384, 128, 32]
 RANDOM = "random batches"
-#: The trainer's ``batch_sampler`` of each way; what the trainer does by itself has none.
-WAYS: dict[str, dict[str, Any]] = {
-    RANDOM: {},
-    "by length": {"batch_sampler": LengthGroupedBatchSampler},
-    "by length, a quarter random": {"batch_sampler": partial(LengthGroupedBatchSampler, random_share=0.25)},
+#: The loss's ``length_parts`` and the trainer's further arguments of each way.
+WAYS: dict[str, tuple[int | None, dict[str, Any]]] = {
+    RANDOM: (1, {}),
+    "random batches in parts": (None, {}),
+    "by length": (1, {"batch_sampler": LengthGroupedBatchSampler}),
+    "by length, a quarter random": (1, {"batch_sampler": partial(LengthGroupedBatchSampler, random_share=0.25)}),
 }
 
 
@@ -67,6 +69,7 @@ def train(
 ) -> tuple[float, Any]:
     """Real tokens per second, and the trained student."""
     torch.manual_seed(seed)
+    parts, more = WAYS[way]
     student = build_student(Student(model=teacher, layers=[0, 2, 5], max_seq_length=TOKENS))
     student.append(MatryoshkaProjection(384, DIMS, rotation=random_rotation(store.dimension, 384)).to(student.device))
     student[-1].start_identity()
@@ -82,9 +85,9 @@ def train(
             disable_tqdm=True,
             seed=seed,
             dataloader_pin_memory=torch.cuda.is_available(),
-            **WAYS[way],
+            **more,
         )
-        loss = losses.JasperDistill(student, teacher=store, dims=DIMS)
+        loss = losses.JasperDistill(student, teacher=store, dims=DIMS, length_parts=parts)
         trainer = SentenceTransformerTrainer(model=student, args=arguments, train_dataset=dataset, loss=loss)
         start = time.perf_counter()
         trainer.train()

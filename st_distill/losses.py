@@ -20,12 +20,12 @@ from typing import Any, Protocol
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input
-from sentence_transformers.base.losses.merged_forward import embed_columns
-from sentence_transformers.util.distributed import all_gather, all_gather_with_grad
+from sentence_transformers.util.distributed import all_gather, all_gather_with_grad, get_world_size
 from torch import Tensor, nn
 
 from st_distill import functional
 from st_distill.modules.matryoshka import MatryoshkaProjection
+from st_distill.padding import embed_by_length
 
 __all__ = ["CosineDistill", "JasperDistill", "SimilarityDistill", "TripletDistill"]
 
@@ -55,6 +55,7 @@ class _DistillLoss(nn.Module, CachedLossMixin):
         dims: Sequence[int] | None = None,
         match_dims: bool = False,
         mini_batch_size: int | None = None,
+        length_parts: int | None = None,
         gather_across_devices: bool = False,
     ) -> None:
         super().__init__()
@@ -67,10 +68,9 @@ class _DistillLoss(nn.Module, CachedLossMixin):
             raise TypeError(
                 f"The 'model' of {type(self).__name__} must be a SentenceTransformer. Got {type(model).__name__} instead."
             )
-        if mini_batch_size is not None and (not isinstance(mini_batch_size, int) or mini_batch_size < 1):
-            raise ValueError(
-                f"The 'mini_batch_size' must be at least 1, a whole number, or None. Got {mini_batch_size!r} instead."
-            )
+        for name, value in (("mini_batch_size", mini_batch_size), ("length_parts", length_parts)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"The '{name}' must be at least 1, a whole number, or None. Got {value!r} instead.")
         if mini_batch_size is not None and has_static_embedding_input(model):
             raise ValueError(
                 "A 'mini_batch_size' needs a model whose batches can be cut, which StaticEmbedding's cannot. Leave it out: "
@@ -81,6 +81,7 @@ class _DistillLoss(nn.Module, CachedLossMixin):
         self.match_dims = match_dims
         self.gather_across_devices = gather_across_devices
         self.mini_batch_size = mini_batch_size
+        self.length_parts = length_parts
         self.uses_gradient_cache = mini_batch_size is not None
         self.dims = self._check_dims("dims", dims)
 
@@ -127,9 +128,18 @@ class _DistillLoss(nn.Module, CachedLossMixin):
             )
         if self.uses_gradient_cache:
             return self.forward_cached(features, labels)
+        parts = self._parts()
         with self._all_heads():
-            embeddings = embed_columns(self.model, features)
+            embeddings = [embed_by_length(self.model, column, parts) for column in features]
         return self._loss(embeddings, labels)
+
+    def _parts(self) -> int | None:
+        """Into how many parts a column is split; None: its lengths decide."""
+        # Several processes must call the model as often as each other, a compiled one would compile each length, and a
+        # loss modifier keeps what the first dimension's call returned for the others.
+        if self.length_parts is None and (get_world_size() > 1 or hasattr(self.model, "_orig_mod") or self.is_wrapped):
+            return 1
+        return self.length_parts
 
     def embed_minibatch(self, *args: Any, **kwargs: Any) -> Any:
         """GradCache's way to embed some rows of a column: with every head, like ``forward``."""
@@ -225,6 +235,7 @@ class _DistillLoss(nn.Module, CachedLossMixin):
             "dims": self.dims,
             "match_dims": self.match_dims,
             "mini_batch_size": self.mini_batch_size,
+            "length_parts": self.length_parts,
             "gather_across_devices": self.gather_across_devices,
         }
         return {key: value for key, value in config.items() if value not in (None, False)}
@@ -257,6 +268,9 @@ class CosineDistill(_DistillLoss):
         match_dims: compare with the teacher's vector of the same head instead, unrotated: for a teacher that is the
             student itself (stage 4).
         mini_batch_size: texts embedded at a time, with GradCache, so that memory does not grow with the batch.
+        length_parts: into how many parts of like length the encoder takes a column of the batch, each part padded to its own
+            longest text; the loss is that of the whole batch. Default: as many as are worth it, in several processes
+            1. GradCache has its mini-batches instead.
         gather_across_devices: take the loss over the joint batch of all processes.
     """
 
@@ -291,6 +305,7 @@ class TripletDistill(_DistillLoss):
         margin: float = PAPER_MARGIN,
         match_dims: bool = False,
         mini_batch_size: int | None = None,
+        length_parts: int | None = None,
         gather_across_devices: bool = False,
     ) -> None:
         super().__init__(
@@ -299,6 +314,7 @@ class TripletDistill(_DistillLoss):
             dims=dims,
             match_dims=match_dims,
             mini_batch_size=mini_batch_size,
+            length_parts=length_parts,
             gather_across_devices=gather_across_devices,
         )
         functional.check_margin(margin)
@@ -328,6 +344,9 @@ class JasperDistill(_DistillLoss):
         match_dims: compare every head with the teacher's own vector of that head, unrotated: for a teacher that is the
             student itself (stage 4, where the caption's embedding teaches the image's).
         mini_batch_size: texts embedded at a time, with GradCache, so that memory does not grow with the batch.
+        length_parts: into how many parts of like length the encoder takes a column of the batch, each part padded to its own
+            longest text; the loss is that of the whole batch. Default: as many as are worth it, in several processes
+            1. GradCache has its mini-batches instead.
         gather_across_devices: take the losses over the joint batch of all processes.
 
     Raises:
@@ -346,6 +365,7 @@ class JasperDistill(_DistillLoss):
         bits: bool = False,
         match_dims: bool = False,
         mini_batch_size: int | None = None,
+        length_parts: int | None = None,
         gather_across_devices: bool = False,
     ) -> None:
         super().__init__(
@@ -354,6 +374,7 @@ class JasperDistill(_DistillLoss):
             dims=dims,
             match_dims=match_dims,
             mini_batch_size=mini_batch_size,
+            length_parts=length_parts,
             gather_across_devices=gather_across_devices,
         )
         if weights is not None and not isinstance(weights, Mapping):

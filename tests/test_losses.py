@@ -307,6 +307,23 @@ class TestGradCache:
         assert_same_gradients(plain_gradients, cached_gradients)
 
     @pytest.mark.parametrize("loss_class", [*SINGLE, losses.JasperDistill])
+    def test_parts_of_like_length_change_nothing(self, loss_class, student, sentences):
+        rows = Rows(32)
+        results = []
+        for parts in (1, 3):
+            loss = loss_class(student, teacher=rows, dims=[24, 8], length_parts=parts)
+            columns = [
+                *features(student, sentences[:16]),
+                *features(student, [f"{text} {text}" for text in sentences[:16]]),
+            ]
+            found = loss(columns, torch.arange(32).view(2, 16).T)
+            total = sum(found.values()) if isinstance(found, dict) else found
+            total.backward()
+            results.append((total.item(), gradients(student)))
+        assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
+        assert_same_gradients(results[0][1], results[1][1])
+
+    @pytest.mark.parametrize("loss_class", [*SINGLE, losses.JasperDistill])
     @pytest.mark.parametrize("mini_batch_size", [48, 256])
     def test_gradient_with_dropout(self, loss_class, mini_batch_size, make_student, sentences):
         """At batch 256 the gradient is the plain loss's over the same dropout masks.
@@ -319,7 +336,7 @@ class TestGradCache:
         rows = Rows(256)
         texts = [f"{sentences[i % 16]} {sentences[i * 7 % 13]}" for i in range(256)]
         labels = torch.arange(256)
-        plain = loss_class(student, teacher=rows, dims=[24, 8])
+        plain = loss_class(student, teacher=rows, dims=[24, 8], length_parts=1)
         torch.manual_seed(0)
         if mini_batch_size == 256:
             expected = plain(features(student, texts), labels)
@@ -494,6 +511,7 @@ class TestErrors:
             ({"weights": {"cosine": -1}}, ValueError, "at least 0"),
             ({"weights": {}}, ValueError, "one above it"),
             ({"margin": -1}, ValueError, "'margin' must be"),
+            ({"length_parts": 0}, ValueError, "'length_parts' must be at least 1, a whole number, or None. Got 0"),
             ({"mini_batch_size": 0}, ValueError, "'mini_batch_size' must be at least 1"),
             ({"mini_batch_size": 2.5}, ValueError, "'mini_batch_size' must be at least 1, a whole number"),
             ({"dims": "24"}, TypeError, "'dims' must be a list of dimensions.* Got '24'"),

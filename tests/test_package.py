@@ -29,6 +29,7 @@ LAYERS = [
     "vectors",
     "teacher",
     "store",
+    "padding",
     "losses",
     "sampler",
     "evaluation",

@@ -400,6 +400,14 @@ class Stage(Part):
             at_least(1),
         ),
     )
+    length_parts: int | None = field(
+        default=None,
+        metadata=about(
+            "into how many parts of like length the encoder takes a batch, each padded to its own longest text; by default "
+            "as many as are worth it, with several processes 1",
+            at_least(1),
+        ),
+    )
     group_by_length: bool = field(
         default=False, metadata=about("batches of texts of like length, which need less padding")
     )

@@ -76,6 +76,7 @@ def distill_loss(
         bits=stage.bits,
         match_dims=match_dims,
         mini_batch_size=stage.mini_batch_size,
+        length_parts=stage.length_parts,
         gather_across_devices=_gathers(stage),
     )
 

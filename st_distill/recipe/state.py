@@ -204,7 +204,7 @@ def fields_digest(stages: list[dict[str, Any]]) -> str:
 def _stage_part(stage: Stage, processes: int) -> dict[str, Any]:
     part = as_mapping(stage)
     arguments = stage.training_arguments()
-    for key in (*SHORTHAND_ARGUMENTS, "name", "arguments", "gather_across_devices", "mini_batch_size"):
+    for key in (*SHORTHAND_ARGUMENTS, "name", "arguments", "gather_across_devices", "mini_batch_size", "length_parts"):
         part.pop(key, None)
     if processes > 1 and not stage.gather_across_devices:
         # The relations are then those within each process's rows, which one process with the joint batch has not.
