@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs nothing else, and its charts as PNG files."""
+"""The report of a run: one HTML page that needs nothing else, and its pictures as PNG files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,16 @@ from st_distill.recipe.runner import measure, teacher_view, texts_and_vectors
 from st_distill.recipe.schema import Recipe, Texts
 from st_distill.recipe.vision import pictures_and_captions
 from st_distill.report.facts import headline, origin, size_rows, stage_rows, storage_rows
-from st_distill.report.pictures import COLOURS, Picture, bars, by_dimension, over_steps, printable, similarity_scatter
+from st_distill.report.pictures import (
+    COLOURS,
+    Picture,
+    bars,
+    by_dimension,
+    gallery_png,
+    over_steps,
+    printable,
+    similarity_scatter,
+)
 from st_distill.report.run import Run, read_run
 from st_distill.report.samples import Difference, Retrieved, differences, gallery, similarity_pairs
 from st_distill.report.speed import Speed, measure_speed
@@ -55,7 +64,7 @@ class _Found:
 def write_page(
     run: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None, *, speed: bool = True
 ) -> Path:
-    """Write the report of a run: ``index.html``, and ``pictures/`` with each chart as PNG.
+    """Write the report of a run: ``index.html``, and ``pictures/`` with each chart and the gallery as PNG.
 
     The page shows what the run has: one that is not finished, or was not evaluated, gives a shorter one that says what is
     missing. It holds no script and asks for nothing outside itself.
@@ -88,6 +97,9 @@ def write_page(
     (target / "pictures").mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         write_bytes(target / "pictures" / f"{picture.name}.png", picture.png)
+    if found.right or found.wrong:
+        gallery_of = {"Found": found.right, "Not found first": found.wrong}
+        write_bytes(target / "pictures" / "gallery.png", gallery_png(gallery_of))
     templates = Environment(
         loader=PackageLoader("st_distill.report", "templates"),
         autoescape=True,

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+import PIL.Image
+
 from st_distill.errors import MissingExtraError
+from st_distill.report.samples import Retrieved, Thumbnail
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "Picture", "bars", "by_dimension", "over_steps", "similarity_scatter"]
+__all__ = ["COLOURS", "Picture", "bars", "by_dimension", "gallery_png", "over_steps", "similarity_scatter"]
 
 #: The page's colours, name to (in light, in dark). On its background each line colour has a contrast of at least 3, and
 #: "ink" and "muted" one of at least 4.5.
@@ -329,3 +332,62 @@ def bars(name: str, title: str, label: str, values: Mapping[str, float]) -> Pict
         rows = [[key, f"{value:,.0f}"] for key, value in values.items()]
         description = f"Bar chart of {label}: {'; '.join(f'{key} {value}' for key, value in rows)}."
         return _finished(figure, name, title, description, ["", label], rows)
+
+
+#: Of the gallery, in inches: the side of a picture, what is between two, and the height of a caption and of a heading.
+_SIDE, _GAP, _LINE, _HEADING = 0.88, 0.15, 0.24, 0.36
+
+
+def gallery_png(found: Mapping[str, Sequence[Retrieved]]) -> bytes:
+    """Captions with the pictures that the student finds for them, as a PNG; in a page they are elements of their own.
+
+    Args:
+        found: heading to the captions below it, at least one in all.
+    """
+    row = _LINE + _SIDE + 0.3 + _GAP
+    height = _GAP + sum(_HEADING + row * len(entries) for entries in found.values() if entries)
+    with _style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(_WIDTH, height), facecolor=_PAPER)
+        top = height - _GAP
+        for heading, entries in found.items():
+            if entries:
+                _write(figure, top, heading, weight="bold")
+                top -= _HEADING
+            for entry in entries:
+                _write(figure, top, entry.caption, fontsize=10)
+                ranked = list(enumerate(entry.found, start=1))
+                if entry.missed is not None:
+                    ranked.append((entry.rank, entry.missed))
+                for place, (rank, thumbnail) in enumerate(ranked):
+                    _frame(figure, _GAP + place * (_SIDE + _GAP), top - _LINE - _SIDE, rank, thumbnail)
+                top -= row
+        png = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"Glyph \d+")
+            figure.savefig(png, format="png", dpi=_PNG_DPI, metadata={"Title": "Pictures that captions find"})
+    return png.getvalue()
+
+
+def _write(figure: Figure, top: float, text: str, **options: Any) -> None:
+    """A line of text at the left, its upper edge ``top`` inches above the figure's lower one."""
+    text = " ".join(printable(text).split())
+    shown = text if len(text) <= 64 else text[:63] + "…"
+    figure.text(_GAP / _WIDTH, top / figure.get_figheight(), shown, va="top", **options)
+
+
+def _frame(figure: Figure, left: float, bottom: float, rank: int, thumbnail: Thumbnail) -> None:
+    """A picture with its rank, framed by whether it is a right one."""
+    height = figure.get_figheight()
+    axes = figure.add_axes((left / _WIDTH, bottom / height, _SIDE / _WIDTH, _SIDE / height), xticks=[], yticks=[])
+    side = max(thumbnail.width, thumbnail.height)
+    with PIL.Image.open(io.BytesIO(thumbnail.data)) as picture:
+        axes.imshow(picture.convert("RGB"), interpolation="nearest")
+    axes.set(
+        xlim=((thumbnail.width - side) / 2 - 0.5, (thumbnail.width + side) / 2 - 0.5),
+        ylim=((thumbnail.height + side) / 2 - 0.5, (thumbnail.height - side) / 2 - 0.5),
+    )
+    colour = _LINES[2] if thumbnail.right else _LINES[1]
+    axes.spines[:].set(color=colour, linewidth=2, linestyle="-" if thumbnail.right else "--")
+    axes.set_xlabel(f"{rank}: {'right' if thumbnail.right else 'wrong'}", color=colour, fontsize=9.5, labelpad=3)

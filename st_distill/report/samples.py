@@ -112,13 +112,19 @@ def _similarities(vectors: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture in the page: its data as a URL, its caption, and its size in pixels."""
+    """A picture in the page: its file (PNG or JPEG), its caption, its size in pixels, and whether it is a right one."""
 
-    url: str
+    data: bytes
     caption: str
     width: int
     height: int
     right: bool
+
+    @property
+    def url(self) -> str:
+        """The file as a URL that holds it."""
+        kind = "png" if self.data.startswith(b"\x89PNG") else "jpeg"
+        return f"data:image/{kind};base64,{base64.b64encode(self.data).decode('ascii')}"
 
 
 @dataclass(frozen=True)
@@ -190,5 +196,4 @@ def _thumbnail(picture: PIL.Image.Image, caption: str, wanted: str) -> Thumbnail
     data = io.BytesIO()
     kind = "PNG" if small.width * small.height <= 64 * 64 else "JPEG"
     small.save(data, format=kind, quality=82)
-    url = f"data:image/{kind.lower()};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
-    return Thumbnail(url, caption, small.width, small.height, caption == wanted)
+    return Thumbnail(data.getvalue(), caption, small.width, small.height, caption == wanted)

@@ -6,7 +6,16 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from st_distill.report.pictures import COLOURS, bars, by_dimension, over_steps, printable, similarity_scatter
+from st_distill.report.pictures import (
+    COLOURS,
+    bars,
+    by_dimension,
+    gallery_png,
+    over_steps,
+    printable,
+    similarity_scatter,
+)
+from st_distill.report.samples import Retrieved, Thumbnail
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -83,3 +92,26 @@ def test_similarities_in_steps_of_a_tenth():
     )
     assert "4 pairs" in picture.description
     assert "0.500" in picture.description
+
+
+def thumbnail(colour: str, *, right: bool) -> Thumbnail:
+    data = io.BytesIO()
+    Image.new("RGB", (40, 20), colour).save(data, format="PNG")
+    return Thumbnail(data.getvalue(), "a caption", 40, 20, right)
+
+
+def test_the_gallery_frames_what_is_right():
+    found = Retrieved("a red \x00 circle $", 1, (thumbnail("red", right=True), thumbnail("blue", right=False)), None)
+    missed = Retrieved("a lime one", 7, (thumbnail("blue", right=False),), thumbnail("lime", right=True))
+    with Image.open(io.BytesIO(gallery_png({"Found": [found], "Not found first": [missed]}))) as picture:
+        pixels = picture.convert("RGB").getcolors(maxcolors=2**24)
+        assert (picture.format, picture.width) == ("PNG", 1080)
+    counts = {colour: count for count, colour in pixels}
+    # Of four pictures, 176 pixels wide and half as high, two are blue.
+    assert counts[(255, 0, 0)] == pytest.approx(176 * 88, rel=0.05)
+    assert counts[(0, 0, 255)] == pytest.approx(2 * 176 * 88, rel=0.05)
+    assert counts[(0, 255, 0)] == pytest.approx(176 * 88, rel=0.05)
+    right, wrong = ((int(COLOURS[line][0][i : i + 2], 16) for i in (1, 3, 5)) for line in ("line3", "line2"))
+    assert counts[tuple(right)] > counts[tuple(wrong)] * 0.9  # two frames each, the wrong ones dashed
+    with Image.open(io.BytesIO(gallery_png({"Found": [found], "Not found first": []}))) as shorter:
+        assert shorter.height < picture.height / 1.8
