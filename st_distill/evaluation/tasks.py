@@ -152,16 +152,7 @@ class Task:
 def read_task(spec: TaskSpec | str, *, batch_size: int = 32, show_progress_bar: bool = False) -> list[Task]:
     """Read a task; pictures with captions are two, from text to image and from image to text.
 
-    | kind | data | metric |
-    |---|---|---|
-    | classification | text, label, in a train and a test part | accuracy |
-    | clustering | text, label, or in each row a list of both | v_measure |
-    | pair_classification | two texts, label 0 or 1 | ap |
-    | reranking | query, positive, negative (lists) | map |
-    | retrieval | corpus, queries and qrels as BEIR has them; or query, document; or text, label | ndcg@10 |
-    | sts | two texts, score | spearman_cosine |
-    | summarization | lists of human and machine summaries, and of scores | spearman_cosine |
-    | image_retrieval | image, caption | ndcg@10 |
+    docs/evaluation.md says what the data of each kind hold, and its main metric.
 
     In retrieval among labelled texts each text looks for the others of its label.
 
