@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 600
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test lint faults fuzz clean
+.PHONY: demo test lint docs faults fuzz clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/quickstart_data.py --out out/quickstart-data
@@ -22,13 +22,17 @@ demo: $(VENV)/ready
 	@echo
 	$(BIN)/st-distill report out/jasper-run --no-speed
 
-test: $(VENV)/ready lint
+test: $(VENV)/ready lint docs
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The site, in out/docs: every page is read anew, because what was read before does not warn again.
+docs: $(VENV)/ready
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs out/docs
 
 # Every fault at every place: kills, full disks, signals, teachers that fail.
 faults: $(VENV)/ready

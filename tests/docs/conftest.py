@@ -1,0 +1,125 @@
+"""The world that the pages speak of: tiny models and files under the names that the pages use."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Transformer as TextTransformer
+
+from st_distill import export
+from st_distill.modules import MatryoshkaProjection, Transformer
+
+#: Names on the hub that pages teach and start with, and names of folders of the reader's own.
+ENCODERS = (
+    "sentence-transformers/all-MiniLM-L6-v2",
+    "mixedbread-ai/mxbai-embed-large-v1",
+    "Snowflake/snowflake-arctic-embed-l-v2.0",
+    "teacher-one",
+    "teacher-two",
+)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory, tiny_bert, tiny_alibi, sentences, images) -> Path:
+    """A folder with every model and file; each page works in a copy."""
+    folder = tmp_path_factory.mktemp("library")
+    _save_models(folder, tiny_bert, tiny_alibi)
+    _save_texts(folder, sentences)
+    pictures = folder / "my-pictures"
+    pictures.mkdir()
+    with open(pictures / "metadata.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file_name", "caption"])
+        for number, image in enumerate(images):
+            image.save(pictures / f"{number}.png")
+            rows.writerow([f"{number}.png", sentences[number]])
+    return folder
+
+
+@pytest.fixture
+def world(library, tmp_path, monkeypatch) -> Path:
+    """The working directory of a page."""
+    folder = tmp_path / "world"
+    shutil.copytree(library, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def _save_models(folder: Path, tiny_bert: str, tiny_alibi: str) -> None:
+    from transformers import AutoTokenizer, BertConfig, BertModel, SiglipImageProcessor, SiglipVisionConfig
+    from transformers import SiglipVisionModel as VisionModel
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    # As wide and as deep as MiniLM, so that dimensions and layers on the pages are possible ones.
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=64,
+    )
+    for name in ENCODERS:
+        place = folder / "plain" / name
+        BertModel(config).save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        _pooled(place, Normalize()).save(str(folder / name))
+    shutil.rmtree(folder / "plain")
+
+    vision = SiglipVisionConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=224, patch_size=16
+    )
+    VisionModel(vision).save_pretrained(folder / "google" / "siglip-base-patch16-224")
+    SiglipImageProcessor(size={"height": 224, "width": 224}).save_pretrained(
+        folder / "google" / "siglip-base-patch16-224"
+    )
+
+    small = _pooled(tiny_bert)
+    small.save(str(folder / "small-encoder"))
+    small.append(MatryoshkaProjection(32, [512, 256, 128, 64]))
+    export(small, folder / "out" / "small")
+    eyes = Transformer.from_encoders(small, {"model_type": "siglip_vision_model", **vision.to_diff_dict()})
+    export(SentenceTransformer(modules=[eyes, *list(small.children())[1:]], device="cpu"), folder / "out" / "jasper")
+    _pooled(tiny_alibi).save(str(folder / "out" / "long"))
+    shutil.copytree(tiny_alibi, folder / "out" / "encoder")
+    shutil.copytree(folder / "out" / "long", folder / "out" / "pairs")
+
+
+def _pooled(encoder: str | Path, *modules: Dense | Normalize) -> SentenceTransformer:
+    transformer = TextTransformer(str(encoder))
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
+    return SentenceTransformer(modules=[transformer, pooling, *modules], device="cpu")
+
+
+def _save_texts(folder: Path, texts: list[str]) -> None:
+    vectors = np.random.default_rng(0).normal(size=(len(texts), 384)).astype(np.float32)
+    np.save(folder / "vectors.npy", vectors)
+    (folder / "texts.txt").write_text("\n".join(texts))
+    halves = {"first": texts[:8], "second": texts[8:]}
+    tables = {
+        "my-texts": {"text": texts},
+        "long-texts": {"text": [" ".join(texts)] * 4},
+        "questions": {"question": halves["first"], "answer": halves["second"]},
+        "titles": {"title": halves["first"], "body": halves["second"]},
+        "hard": {"question": halves["first"], "answer": halves["second"], "negative_1": halves["first"][::-1]},
+        "vectors": {"text": texts, "embedding": vectors.tolist()},
+        "data/stsb/dev": {
+            "sentence1": halves["first"],
+            "sentence2": halves["second"],
+            "score": [0.1 * n for n in range(8)],
+        },
+        "data/clinc150/test": {"text": texts, "label": [number % 2 for number in range(len(texts))]},
+        "data/books": {"text": texts, "title": [f"book {number % 4}" for number in range(len(texts))]},
+    }
+    for name, columns in tables.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Dataset.from_dict(columns).to_parquet(folder / f"{name}.parquet")
