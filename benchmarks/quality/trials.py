@@ -32,7 +32,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "margin-0.05": {"overrides": _every_stage("margin=0.05")},
     "similarity-800": {"overrides": _every_stage("losses={cosine: 10, similarity: 800, triplet: 20}")},
     "neighbours-1": {"experiment": Experiment(neighbours=1.0)},
-    "neighbours-4": {"experiment": Experiment(neighbours=4.0)},
+    "neighbours-50": {"experiment": Experiment(neighbours=50.0)},
     "neighbours-alone": {
         "experiment": Experiment(neighbours=2.0),
         "overrides": _COSINE_ALONE,
@@ -54,7 +54,8 @@ TRIALS: dict[str, dict[str, Any]] = {
     "rate-6e-4": {"rate": 6e-4},
     "projection-rate": {"overrides": ("stages.all.arguments.learning_rate_mapping={linears: 3e-3}",)},
     "average": {"experiment": Experiment(average=0.3)},
-    # the texts
+    # the texts and the batches
+    "random-batches": {"overrides": _every_stage("group_by_length=false")},
     "texts-strangers": {"texts": "strangers"},
     "texts-neighbours": {"texts": "neighbours"},
     "texts-shuffled": {"texts": "shuffled"},
