@@ -58,7 +58,7 @@ def text_recipe(data: Path, teacher: str, output: Path) -> Recipe:
         student={"model": teacher, "layers": [0, 2, 5], "max_seq_length": 64},
         teachers=[{"model": teacher, "name": "teacher"}],
         texts=[{"path": str(file)}],
-        projection={"dims": DIMS},
+        projection={"dims": DIMS, "rotation": "random"},
         # Pairs share a batch, so that the relations hold texts that are alike; batches of like length need less padding.
         stages=[
             {"name": "projection", "train": "projection", "learning_rate": 1e-4, "steps": 50, **SHARED},

@@ -192,7 +192,7 @@ def recipe(settings: Settings, shop: Workshop, folder: Path) -> dict[str, Any]:
         "student": {key: value for key, value in asdict(student).items() if value},
         "teachers": teachers,
         "texts": [{"path": str(shop.pairs_file(settings.texts))}],
-        "projection": {"dims": DIMS, "rotation": "learned"},
+        "projection": {"dims": DIMS},
         "stages": [
             {
                 "name": name,

@@ -249,9 +249,8 @@ class _Rules(StageRules, ImageRules):
                     "an identity start keeps the student's own axes, which a rotated teacher does not have; set rotation: none",
                 )
         if not self.recipe.teachers:
-            for field, words in (("start", ("ridge",)), ("rotation", ("principal", "learned"))):
-                if getattr(projection, field) in words and self.sound(("teachers",)):
-                    self.error((*path, field), f"'{getattr(projection, field)}' needs a teacher to learn from")
+            if projection.start == "ridge" and self.sound(("teachers",)):
+                self.error((*path, "start"), "'ridge' needs a teacher to learn from")
         if teacher is None or widest <= teacher:
             return
         too_wide = f"{widest} is above the teachers' {teacher} dimensions"

@@ -299,7 +299,7 @@ class Projection(Part):
         ),
     )
     rotation: Literal["none", "random", "principal", "learned"] = field(
-        default="random",
+        default="learned",
         metadata=about(
             "which axes of the teacher's space the dimensions follow; learned: those of which every prefix keeps each "
             "text's neighbours"
