@@ -16,8 +16,10 @@ __all__ = ["embed_by_length", "split_by_length"]
 
 #: The most parts of a batch, where the lengths decide.
 MOST_PARTS = 6
-#: What one more forward pass has to save to be worth it, in tokens.
+#: What one more forward pass has to save to be worth it, in tokens: on the CPU, and where kernels have to be launched. The
+#: second is an estimate, of some milliseconds at a million tokens a second.
 _PART_TOKENS = 128
+_PART_TOKENS_OF_ACCELERATORS = 4096
 #: Rows of a batch that are looked at as the first of a part.
 _MOST_STARTS = 256
 _NEVER = np.int64(2**40)
@@ -34,10 +36,14 @@ def embed_by_length(model: nn.Module, features: dict[str, Any], parts: int | Non
     lengths = _lengths(features)
     if parts is None and lengths is not None and lengths.min() == lengths.max():
         lengths = None
-    ends = [] if lengths is None else split_by_length(lengths, parts)
-    if lengths is None or len(ends) < 2:
+    if lengths is None:
         return model(features)["sentence_embedding"]
-    order = torch.from_numpy(np.argsort(-lengths, kind="stable")).to(features["attention_mask"].device)
+    device = features["attention_mask"].device
+    part_tokens = _PART_TOKENS if device.type == "cpu" else _PART_TOKENS_OF_ACCELERATORS
+    ends = split_by_length(lengths, parts, part_tokens=part_tokens)
+    if len(ends) < 2:
+        return model(features)["sentence_embedding"]
+    order = torch.from_numpy(np.argsort(-lengths, kind="stable")).to(device)
     rows = {name: _taken(value, order) for name, value in features.items()}
     embeddings = [
         model(_create_minibatch(rows, start, end))["sentence_embedding"] for start, end in zip([0, *ends], ends)
@@ -45,13 +51,14 @@ def embed_by_length(model: nn.Module, features: dict[str, Any], parts: int | Non
     return torch.cat(embeddings)[order.argsort()]
 
 
-def split_by_length(lengths: np.ndarray, parts: int | None = None) -> list[int]:
+def split_by_length(lengths: np.ndarray, parts: int | None = None, *, part_tokens: int = _PART_TOKENS) -> list[int]:
     """Where the parts end when the rows are sorted from the longest to the shortest: those with the least padding.
 
     Args:
         lengths: (rows,) tokens of each row, at least one row.
         parts: how many parts, or as many as there are rows; None: at most `MOST_PARTS`, each further one of which saves
-            more tokens than a forward pass is worth.
+            ``part_tokens`` or more.
+        part_tokens: what a forward pass is worth, in tokens.
     """
     ordered, rows = -np.sort(-lengths), len(lengths)
     # A part begins at one of these rows, which are every row of a batch that is not very large.
@@ -69,7 +76,7 @@ def split_by_length(lengths: np.ndarray, parts: int | None = None) -> list[int]:
         froms.append(together.argmin(axis=0))
         least.append(together.min(axis=0))
     if parts is None:
-        most = 1 + int(np.argmin([cost[-1] + _PART_TOKENS * number for number, cost in enumerate(least)]))
+        most = 1 + int(np.argmin([cost[-1] + part_tokens * number for number, cost in enumerate(least)]))
     chosen = [len(ends) - 1]
     for number in range(most - 1, 0, -1):
         chosen.append(int(froms[number][chosen[-1]]) - 1)
@@ -91,4 +98,4 @@ def _lengths(features: dict[str, Any]) -> np.ndarray | None:
 
 
 def _taken(value: Any, order: Tensor) -> Any:
-    return value[order.to(value.device)] if isinstance(value, Tensor) and value.ndim else value
+    return value[order] if isinstance(value, Tensor) and value.ndim else value
