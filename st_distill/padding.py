@@ -34,8 +34,6 @@ def embed_by_length(model: nn.Module, features: dict[str, Any], parts: int | Non
         parts: into how many parts of like length; None: as many as are worth it.
     """
     lengths = _lengths(features)
-    if parts is None and lengths is not None and lengths.min() == lengths.max():
-        lengths = None
     if lengths is None:
         return model(features)["sentence_embedding"]
     device = features["attention_mask"].device

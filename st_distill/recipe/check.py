@@ -248,9 +248,8 @@ class _Rules(StageRules, ImageRules):
                     (*path, "rotation"),
                     "an identity start keeps the student's own axes, which a rotated teacher does not have; set rotation: none",
                 )
-        if not self.recipe.teachers:
-            if projection.start == "ridge" and self.sound(("teachers",)):
-                self.error((*path, "start"), "'ridge' needs a teacher to learn from")
+        if not self.recipe.teachers and projection.start == "ridge" and self.sound(("teachers",)):
+            self.error((*path, "start"), "'ridge' needs a teacher to learn from")
         if teacher is None or widest <= teacher:
             return
         too_wide = f"{widest} is above the teachers' {teacher} dimensions"
