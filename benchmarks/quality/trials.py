@@ -18,6 +18,14 @@ TRIALS: dict[str, dict[str, Any]] = {
     "plain": {},
     # the stages
     "one-stage": {"stages": (("all", 1.0),)},
+    "one-stage-cosine": {
+        "stages": (("all", 1.0),),
+        "overrides": ("stages.all.losses={cosine: 10}", "stages.all.cosine_dims=[384, 256, 128, 64, 32]"),
+    },
+    "one-stage-cosine-and-relations": {
+        "stages": (("all", 1.0),),
+        "overrides": ("stages.all.cosine_dims=[384, 256, 128, 64, 32]",),
+    },
     "ridge-only": {"stages": (("projection", 1.0),), "steps": 1},
     # the rotation of the teacher's space
     "rotation-random": {"overrides": ("projection.rotation=random",)},
