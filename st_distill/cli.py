@@ -1,4 +1,4 @@
-"""The command line, ``st-distill check|embed|run|verify|eval|report|export|mine|info|pretrain``: thin layers over functions.
+"""The command line, ``st-distill check|embed|run|verify|eval|report|export|mine|info|pretrain|glue``: thin layers.
 
 ``embed``, ``run`` and ``pretrain`` may be started in several processes, ``torchrun --nproc_per_node 8 -m st_distill run
 recipe.yaml``: one of them speaks for all.
@@ -191,6 +191,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", metavar="FILE", help="also write the figures here")
 
+    _add_glue(commands)
+
     command = _command(commands, _info, "info", "say what a model is: dimensions, unit length, size", "info out/jasper")
     command.add_argument("model", help="folder of a model")
     return parser
@@ -235,12 +237,53 @@ def _add_eval(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--mteb-results", metavar="FOLDER", help="also write MTEB's own results here")
 
 
+def _add_glue(commands) -> None:  # type: ignore[no-untyped-def]
+    command = _command(
+        commands,
+        _glue,
+        "glue",
+        "fine-tune an encoder on the tasks of GLUE and measure it, beside the paper's table",
+        "glue out/encoder --data data/glue --tasks rte,stsb --learning-rates 2e-5,5e-5",
+    )
+    command.add_argument("model", help="name or folder of an encoder of transformers")
+    command.add_argument(
+        "--data", required=True, help="folder with a folder for each task, or the name of a data set of the hub"
+    )
+    command.add_argument("--tasks", type=_words, metavar="A,B", help="names of tasks; by default all that are there")
+    command.add_argument(
+        "--out", metavar="FOLDER", help="what is finished is kept here; out/glue and the model's last name by default"
+    )
+    command.add_argument("--epochs", type=float, default=3.0, metavar="N", help="passes over each task; 3 by default")
+    command.add_argument("--steps", type=int, metavar="N", help="at most so many optimiser steps, instead")
+    command.add_argument("--batch", type=int, default=32, metavar="N", help="texts of a step; 32 by default")
+    command.add_argument(
+        "--learning-rates", type=_rates, default=[2e-5], metavar="A,B", help="the best of them counts; 2e-5 by default"
+    )
+    command.add_argument("--max-length", type=int, default=128, metavar="N", help="tokens of a text; 128 by default")
+    command.add_argument("--limit", type=int, metavar="N", help="the first so many rows of every part")
+    command.add_argument("--seed", type=int, default=42, metavar="N", help="of everything random; 42 by default")
+    command.add_argument(
+        "--set",
+        dest="arguments",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of transformers.TrainingArguments",
+    )
+    command.add_argument("--trust-remote-code", action="store_true", help="let code of the model's own run")
+    command.add_argument("--json", metavar="FILE", help="also write the figures here")
+
+
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
 
 def _numbers(text: str) -> list[int]:
     return [int(word) for word in _words(text)]
+
+
+def _rates(text: str) -> list[float]:
+    return [float(word) for word in _words(text)]
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:
@@ -477,6 +520,28 @@ def _pretrain(options: argparse.Namespace) -> int:
         print(said)
         if options.json:
             write_json(options.json, results)
+    return 0
+
+
+def _glue(options: argparse.Namespace) -> int:
+    from st_distill.files import write_json
+    from st_distill.glue import Settings, glue, report_glue
+    from st_distill.recipe.load import assignments
+
+    _require_folder("json", options.json)
+    names = ("epochs", "steps", "batch", "learning_rates", "max_length", "limit", "seed")
+    settings = Settings(**{name: getattr(options, name) for name in names}, arguments=assignments(options.arguments))
+    results = glue(
+        options.model,
+        options.data,
+        options.out or Path("out/glue", Path(options.model).name),
+        tasks=options.tasks,
+        settings=settings,
+        trust_remote_code=options.trust_remote_code,
+    )
+    print(report_glue(results))
+    if options.json:
+        write_json(options.json, results)
     return 0
 
 

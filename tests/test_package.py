@@ -37,6 +37,7 @@ LAYERS = [
     "recipe",
     "mining",
     "pretrain",
+    "glue",
     "verify",
     "report",
     "cli",

@@ -54,6 +54,11 @@ def load_published(path: str | os.PathLike[str], *, attn_implementation: str | N
     return model.eval()
 
 
+def is_published_alibi(fields: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is of the published layout: an ALiBi encoder under the ``model_type`` of another."""
+    return fields.get("position_embedding_type") == "alibi" and fields.get("model_type") != AlibiBertConfig.model_type
+
+
 def published_config(fields: Mapping[str, Any], *, place: Any = "The configuration") -> AlibiBertConfig:
     """The configuration that a published ``config.json`` means.
 

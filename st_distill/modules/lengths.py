@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from sentence_transformers import SentenceTransformer
 
@@ -34,18 +34,30 @@ def find_too_long(
     limit = model.max_seq_length
     if limit is None:
         return []
+    found, most = longer_than(model.tokenizer, texts, limit)
+    if found:
+        told = tell_too_long(found, most, limit, len(texts))
+        if above == "refuse":
+            raise ValueError(
+                f"The texts must have at most {limit} tokens. Got {told}, instead: split them, raise 'max_seq_length', or let "
+                "them be truncated."
+            )
+        warnings.warn(f"{told}, and are truncated there.", UserWarning, stacklevel=2)
+    return found
+
+
+def longer_than(tokenizer: Any, texts: Sequence[str], limit: int) -> tuple[list[int], int]:
+    """The places of the texts with more than ``limit`` tokens, special ones included, and how many the longest has."""
     found, most = [], 0
     for start in range(0, len(texts), CHUNK):
-        tokens = model.tokenizer(list(texts[start : start + CHUNK]), truncation=False, verbose=False)["input_ids"]
+        tokens = tokenizer(list(texts[start : start + CHUNK]), truncation=False, verbose=False)["input_ids"]
         lengths = [len(numbers) for numbers in tokens]
         found += [start + place for place, length in enumerate(lengths) if length > limit]
         most = max(most, *lengths)
-    if found:
-        those = f"{len(found)} of {len(texts)} texts (the first at place {found[0]}) have more tokens than the model's {limit}"
-        if above == "refuse":
-            raise ValueError(
-                f"The texts must have at most {limit} tokens. Got {those}, up to {most}, instead: split them, raise "
-                "'max_seq_length', or let them be truncated."
-            )
-        warnings.warn(f"{those}, up to {most}, and are truncated there.", UserWarning, stacklevel=2)
-    return found
+    return found, most
+
+
+def tell_too_long(found: Sequence[int], most: int, limit: int, count: int) -> str:
+    """What `longer_than` gave for ``count`` texts, to be put into a sentence."""
+    those = f"{len(found)} of {count} texts (the first at place {found[0]})"
+    return f"{those} have more tokens than the model's {limit}, up to {most}"

@@ -11,14 +11,16 @@ import pyarrow.parquet as pq
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from st_distill.errors import Problem, RecipeError, format_problems
+from st_distill.errors import Problem, RecipeError, format_problems, one_line
 from st_distill.exporting import may_be_replaced
 from st_distill.files import read_array_header
+from st_distill.modules.lengths import longer_than, tell_too_long
 from st_distill.recipe import quantized
 from st_distill.recipe.conversion import as_mapping
-from st_distill.recipe.data import existing_path, rows_of
+from st_distill.recipe.data import existing_path, load_texts, rows_of
 from st_distill.recipe.image_rules import ImageRules
 from st_distill.recipe.load import Document, in_order, read_document
+from st_distill.recipe.models import UnknownModel, text_tokenizer
 from st_distill.recipe.schema import Recipe, Stage, TeacherSpec
 from st_distill.recipe.stage_rules import StageRules
 from st_distill.recipe.words import FieldPath, suggest
@@ -62,6 +64,7 @@ class _Rules(StageRules, ImageRules):
         for index, texts in enumerate(self.recipe.texts or []):
             # Labels beside the texts are for losses of 'also'.
             self.texts(("texts", index), texts, numbers=not self.distils, learnt=True)
+        self.lengths()
         self.projection()
         self.teacher_space()
         self.stages()
@@ -105,6 +108,9 @@ class _Rules(StageRules, ImageRules):
                 (*path, "attn_implementation"),
                 "flash_attention_2 needs a GPU and a package that is not there: pip install flash-attn --no-build-isolation",
             )
+        kernel = student.attn_implementation
+        if kernel == "blockwise" and model.config is not None and model.config.model_type != "alibi_bert":
+            self.error((*path, "attn_implementation"), "blockwise is the ALiBi encoder's; leave it out, or set sdpa")
         if model.depth is not None and self.sound((*path, "layers")):
             for index, layer in enumerate(student.layers or []):
                 if layer >= model.depth:
@@ -225,6 +231,34 @@ class _Rules(StageRules, ImageRules):
                 first = batch.column(0)[0].as_py()
                 return len(first) if isinstance(first, list) else None
         return None
+
+    # --- lengths -----------------------------------------------------------------------------------------------------
+
+    def lengths(self) -> None:
+        """Texts above the student's limit, where the recipe refuses them: all are read, which is why it has to ask."""
+        student = self.recipe.student
+        if student is None or student.too_long != "refuse" or not self.sound(("student",)):
+            return
+        try:
+            tokenizer, limit = text_tokenizer(student.model, student.revision, trusted=student.trust_remote_code)
+        except (UnknownModel, ValueError) as error:
+            self.error(("student", "too_long"), f"cannot be looked at: {one_line(error)}")
+            return
+        limit = student.max_seq_length or limit
+        for index, source in enumerate(self.recipe.texts if limit is not None else []):
+            if not self.sound(("texts", index)):
+                continue
+            try:
+                dataset = load_texts(source)
+            except ValueError as error:
+                self.error(("texts", index), one_line(error))
+                continue
+            for column in dataset.column_names:
+                found, most = longer_than(tokenizer, dataset[column], limit)
+                if found:
+                    told = tell_too_long(found, most, limit, len(dataset))
+                    message = f"{told}; split them, raise max_seq_length, or set too_long: truncate"
+                    self.error(("texts", index), f"in column '{column}', {message}")
 
     # --- projection --------------------------------------------------------------------------------------------------
 

@@ -103,7 +103,13 @@ class Findings:
             except ValueError as error:
                 self.error((*path, "model"), str(error).rstrip("."))
         model = self.models[key]
-        if model is not None and model.code is not None and not trusted:
+        if model is not None and model.published_alibi and not trusted:
+            self.error(
+                (*path, "model"),
+                f"'{name}' is an ALiBi encoder in the published layout, which transformers takes for a plain BERT; write it "
+                "anew by st_distill.modules.load_published(folder).save_pretrained(other), with its tokenizer, and name that",
+            )
+        elif model is not None and model.code is not None and not trusted:
             self.error(
                 (*path, "model"),
                 f"'{name}' needs code of its own ({model.code}); set trust_remote_code: true if you trust it",

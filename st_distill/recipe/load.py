@@ -19,7 +19,17 @@ from st_distill.recipe.conversion import Part, as_mapping, build, hints
 from st_distill.recipe.schema import Recipe, Stage, TeacherSpec
 from st_distill.recipe.words import FieldPath, Found, show_path, suggest
 
-__all__ = ["DISTILLATION", "Document", "Kind", "dump_recipe", "in_order", "load_recipe", "presets", "read_document"]
+__all__ = [
+    "DISTILLATION",
+    "Document",
+    "Kind",
+    "assignments",
+    "dump_recipe",
+    "in_order",
+    "load_recipe",
+    "presets",
+    "read_document",
+]
 
 #: A recipe is written by hand: anything beyond these is a mistake or an attack (aliases that multiply, say).
 MAX_BYTES = 1_000_000
@@ -451,6 +461,26 @@ class _NodeReader:
 
 
 # --- overrides ---------------------------------------------------------------------------------------------------------
+
+
+def assignments(words: Sequence[str]) -> dict[str, Any]:
+    """``["bf16=true"]`` as ``{"bf16": True}``; the values are YAML.
+
+    Raises:
+        ValueError: for what is no assignment, and a value that is not YAML.
+    """
+    found = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(
+                f"The option --set must be of the form field=value, such as bf16=true. Got '{word}' instead."
+            )
+        try:
+            found[name.strip()] = _parse(text, lambda line, word=word: _Place(f"--set {word}", None)).plain()
+        except RecipeError as error:
+            raise ValueError(f"The value of --set {word} {error.problems[0].message}.") from None
+    return found
 
 
 _NOWHERE: FieldPath = ()

@@ -15,13 +15,23 @@ from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from sentence_transformers import SentenceTransformer
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModel, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer, PretrainedConfig
 
 from st_distill.errors import one_line
 from st_distill.exporting import load_student
+from st_distill.modules.alibi_checkpoint import is_published_alibi
+from st_distill.modules.alibi_config import explain_other_model
 from st_distill.recipe.words import suggest
 
-__all__ = ["ModelFacts", "UnknownModel", "encoder_without_weights", "load_model", "read_config", "read_model"]
+__all__ = [
+    "ModelFacts",
+    "UnknownModel",
+    "encoder_without_weights",
+    "load_model",
+    "read_config",
+    "read_model",
+    "text_tokenizer",
+]
 
 
 class UnknownModel(Exception):
@@ -39,6 +49,7 @@ class ModelFacts:
     pooled: int | None  # width of the pooled vector
     width: int | None  # width of the final vector
     config: PretrainedConfig | None  # of the text encoder, where the model is nothing else
+    published_alibi: bool = False  # an ALiBi encoder whose configuration says that it is a BERT
 
 
 def read_model(name: str, revision: str | None) -> ModelFacts:
@@ -58,7 +69,7 @@ def _understand_model(name: str, revision: str | None) -> ModelFacts:
         config = _read_json(name, _joined(folder, "config.json"), revision) or {}
     kind = config.get("model_type")
     depth = positions = hidden = code = built = whole = None
-    if kind in CONFIG_MAPPING:
+    if kind in CONFIG_MAPPING and not is_published_alibi(config):
         try:
             whole = CONFIG_MAPPING[kind].from_dict(config)
             built = whole.get_text_config()
@@ -93,7 +104,25 @@ def _understand_model(name: str, revision: str | None) -> ModelFacts:
         pooled=pooled,
         width=width,
         config=built if built is whole else None,
+        published_alibi=is_published_alibi(config),
     )
+
+
+def text_tokenizer(name: str, revision: str | None, *, trusted: bool) -> tuple[Any, int | None]:
+    """The tokenizer of a model, and the most tokens that sentence-transformers lets a text of it have; None for no limit.
+
+    Raises ValueError where there is none.
+    """
+    modules = _read_json(name, "modules.json", revision) or [{}]
+    folder = modules[0].get("path", "")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, subfolder=folder, trust_remote_code=trusted)
+    except Exception as error:  # files of any shape, and whatever a network does
+        raise ValueError(f"the tokenizer of '{name}' cannot be loaded: {one_line(error)}") from error
+    config = _read_json(name, _joined(folder, "config.json"), revision) or {}
+    settings = _read_json(name, _joined(folder, "sentence_bert_config.json"), revision) or {}
+    limits = [settings.get("max_seq_length"), tokenizer.model_max_length, config.get("max_position_embeddings")]
+    return tokenizer, min((limit for limit in limits if isinstance(limit, int)), default=None)
 
 
 def encoder_without_weights(facts: ModelFacts) -> nn.Module | None:
@@ -207,6 +236,9 @@ def load_model(name: str) -> SentenceTransformer:
     Raises:
         ValueError: where it cannot be loaded, with what is in its place.
     """
+    file = Path(name) / "config.json"
+    if file.is_file() and is_published_alibi(found := _read_json(name, file.name, None) or {}):
+        raise ValueError(explain_other_model(found, name))
     try:
         # A student in training has modules that only st-distill knows.
         return load_student(name) if (Path(name) / "modules.json").is_file() else SentenceTransformer(name)

@@ -33,7 +33,7 @@ from st_distill.recipe.processes import Processes, locked
 from st_distill.recipe.quantized import load_in_4bit
 from st_distill.recipe.schema import Evaluation, Recipe, Stage, TeacherSpec, Texts
 from st_distill.recipe.stages import StageData, distill_loss, label_texts, run_stage, save_model, text_data
-from st_distill.recipe.start import start_student
+from st_distill.recipe.start import start_student, tell_too_long_texts
 from st_distill.recipe.state import RunState, fields_digest, stage_fields
 from st_distill.recipe.student import choose_attention
 from st_distill.recipe.vision import OwnVectors, image_data, pictures_and_captions, with_eyes
@@ -235,6 +235,8 @@ class _Run:
             labelled = label_texts(self.recipe.texts, store)
         start = self.folder / "start"
         model = self._before(first, state, labelled, teacher)
+        if first == 0 and self.processes.is_main:
+            tell_too_long_texts(model, self.recipe.texts)
         for index in range(first, len(state.stages)):
             stage, folder = self.recipe.stages[index], state.stage_folder(index)
             title = f"Stage {index + 1} of {len(state.stages)}, {stage.name}"

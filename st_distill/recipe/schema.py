@@ -123,6 +123,13 @@ class Student(Part):
         metadata=about("encoder layers to keep, from 0; all by default", numbers_list(0, ascending=True)),
     )
     max_seq_length: int | None = field(default=None, metadata=about("tokens per text; the model's own", at_least(2)))
+    too_long: Literal["truncate", "refuse"] = field(
+        default="truncate",
+        metadata=about(
+            "what becomes of texts with more tokens: truncate says so once (of each source's first 1000); refuse looks at all "
+            "before the run, and is a mistake where there are any"
+        ),
+    )
     pooling: Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean"] | None = field(
         default=None, metadata=about("pooling of a plain transformers model; mean by default")
     )
@@ -132,11 +139,11 @@ class Student(Part):
             "hold the encoder in 4 bits while adapters (lora) are trained, as QLoRA does; needs bitsandbytes"
         ),
     )
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = field(
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flex_attention", "blockwise"] | None = field(
         default=None,
         metadata=about(
             "attention kernel in training, as transformers names it; the model's own by default. flash_attention_2 needs half "
-            "precision (arguments: {bf16: true}), and its batches have no padding"
+            "precision (arguments: {bf16: true}), and its batches have no padding. blockwise is the ALiBi encoder's alone"
         ),
     )
     revision: str | None = field(default=None, metadata=about("branch, tag or commit on the hub"))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from st_distill.modules import MatryoshkaProjection
+from st_distill.modules.lengths import longer_than, tell_too_long
 from st_distill.modules.rotation import learned_rotation, principal_rotation, random_rotation
+from st_distill.recipe.data import load_texts
 from st_distill.recipe.frozen import PooledVectors, pooled_vectors, reads_pooled_vectors
 from st_distill.recipe.schema import Projection, Recipe, Texts
 from st_distill.recipe.student import build_student
@@ -27,6 +31,8 @@ _CHUNK = 1024
 #: which a rotation is learned.
 _PRINCIPAL_ROWS = 20_000
 _LEARNED_ROWS = 512
+#: Texts of each source whose length is looked at.
+_LOOKED_AT = 1000
 
 
 def start_student(
@@ -137,3 +143,17 @@ def _ridge_batches(
 def _chunks(ids: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(ids), _CHUNK):
         yield ids[start : start + _CHUNK]
+
+
+def tell_too_long_texts(model: SentenceTransformer, sources: Sequence[Texts]) -> None:
+    """One warning for each column whose first texts the student does not read to their end."""
+    limit = model.max_seq_length
+    if not isinstance(limit, int) or not isinstance(model.tokenizer, PreTrainedTokenizerBase):
+        return  # a static embedding reads any number of words
+    for source in sources:
+        dataset = load_texts(replace(source, limit=min(source.limit or _LOOKED_AT, _LOOKED_AT)))
+        for column in dataset.column_names:
+            found, most = longer_than(model.tokenizer, dataset[column], limit)
+            if found:
+                told = tell_too_long(found, most, limit, len(dataset))
+                logger.warning("Column '%s': %s, and are truncated there.", column, told)

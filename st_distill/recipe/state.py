@@ -166,7 +166,9 @@ def stage_fields(recipe: Recipe, index: int, data: dict[str, str], *, processes:
         ]
         parts |= {
             "student": {
-                key: value for key, value in as_mapping(recipe.student).items() if key != "attn_implementation"
+                key: value
+                for key, value in as_mapping(recipe.student).items()
+                if key not in ("attn_implementation", "too_long")
             },
             "teachers": teachers,
             "texts": [_source_part(source) for source in recipe.texts],

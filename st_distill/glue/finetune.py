@@ -1,0 +1,320 @@
+"""Fine-tuning an encoder on each task by the transformers Trainer, and measuring it on what was held out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+from transformers.utils import logging as transformers_logging
+
+import st_distill.modules  # noqa: F401 - registers the ALiBi encoder
+from st_distill.errors import one_line
+from st_distill.files import read_json, write_json
+from st_distill.glue.results import average, figures
+from st_distill.glue.tasks import Examples, TaskData, find_tasks
+from st_distill.modules.alibi_checkpoint import is_published_alibi
+from st_distill.modules.alibi_config import explain_other_model
+from st_distill.recipe.arguments import RESERVED, complaints, hints_of, range_complaint
+from st_distill.recipe.words import suggest
+
+__all__ = ["Settings", "glue"]
+
+logger = logging.getLogger(__name__)
+
+#: Tasks that begin with the encoder that MNLI has been learned with, as in the paper (after arXiv 1811.01088).
+AFTER_MNLI = ("stsb", "mrpc", "rte")
+_ARGUMENTS: dict[str, Any] = {
+    "weight_decay": 0.01,
+    "warmup_steps": 0.1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "logging_steps": 100,
+}
+_RESERVED = {
+    **RESERVED,
+    "num_train_epochs": "set epochs instead",
+    "learning_rate": "set learning_rates instead",
+    "per_device_train_batch_size": "set batch instead",
+    "seed": "set seed instead",
+    "save_strategy": "a task is kept when it is finished; remove this",
+    "eval_strategy": "a task is measured when it is finished; remove this",
+    "remove_unused_columns": "the columns are those of the model; remove this",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How each task is fine-tuned. The defaults are those in use for BERT; the paper chose its own for every task.
+
+    Args:
+        epochs: passes over a task's training part.
+        steps: at most so many optimiser steps, instead.
+        batch: texts (or pairs) of a step on each device.
+        learning_rates: peaks to try; the best on the held-out part counts, and is named.
+        max_length: tokens that a text or pair is cut at.
+        limit: the first so many rows of every part; None for all.
+        seed: of everything random.
+        arguments: further fields of transformers.TrainingArguments.
+
+    Raises:
+        ValueError: for a number out of range, or an argument that is not known or not to be given.
+    """
+
+    epochs: float = 3.0
+    steps: int | None = None
+    batch: int = 32
+    learning_rates: Sequence[float] = (2e-5,)
+    max_length: int = 128
+    limit: int | None = None
+    seed: int = 42
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value, lowest in (
+            ("batch", self.batch, 1),
+            ("max_length", self.max_length, 8),
+            ("seed", self.seed, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                raise ValueError(f"The '{name}' must be a whole number from {lowest}. Got {value!r} instead.")
+        for name, number in (("steps", self.steps), ("limit", self.limit)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise ValueError(f"The '{name}' must be a whole number from 1. Got {number!r} instead.")
+        if not self.epochs > 0:
+            raise ValueError(f"The 'epochs' must be above 0. Got {self.epochs!r} instead.")
+        if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
+            raise ValueError(f"The 'learning_rates' must be numbers above 0. Got {list(self.learning_rates)} instead.")
+        known = hints_of(TrainingArguments)
+        for name, value in self.arguments.items():
+            if name not in known:
+                raise ValueError(
+                    f"The 'arguments' must be fields of TrainingArguments. Got '{name}'{suggest(name, known)}."
+                )
+            if name in _RESERVED:
+                raise ValueError(f"The 'arguments' must not have '{name}': {_RESERVED[name]}.")
+            if (complaint := range_complaint(name, value)) is not None:
+                raise ValueError(f"The argument '{name}' {complaint}.")
+        for name, complaint in complaints({**_ARGUMENTS, **self.arguments}, TrainingArguments):
+            raise ValueError(f"The 'arguments' must go together. Got a complaint about {name}: {complaint}.")
+
+    def training_arguments(self, folder: Path, learning_rate: float) -> TrainingArguments:
+        given = {"use_cpu": not torch.accelerator.is_available(), **_ARGUMENTS, **self.arguments}
+        return TrainingArguments(
+            output_dir=str(folder),
+            num_train_epochs=self.epochs,
+            max_steps=self.steps or -1,
+            learning_rate=learning_rate,
+            per_device_train_batch_size=self.batch,
+            per_device_eval_batch_size=given.pop("per_device_eval_batch_size", self.batch),
+            seed=self.seed,
+            dataloader_pin_memory=given.pop("dataloader_pin_memory", torch.accelerator.is_available()),
+            **given,
+        )
+
+
+def glue(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    tasks: Sequence[str] | None = None,
+    settings: Settings | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Fine-tune a model on the tasks of GLUE and measure each on its validation part.
+
+    STS-B, MRPC and RTE begin with the encoder fine-tuned on MNLI where that is among the tasks, as in Jina Embeddings 2;
+    the others with the model itself. Each finished task is kept in ``output``, so that the same call continues.
+
+    Args:
+        model: name or folder of an encoder that transformers has with a sequence classification head.
+        data: folder with a folder for each task, or the name of a data set of the hub (``nyu-mll/glue``).
+        output: folder for the figures of every task and the model fine-tuned on MNLI.
+        tasks: names of tasks; None for all that are in ``data``.
+        settings: how each is fine-tuned.
+        trust_remote_code: whether code of the model's own may run.
+
+    Returns:
+        ``model``; ``tasks``: name to ``score`` (-1 to 1, the mean of the metrics; None where it is not defined), ``metrics``,
+        ``examples``, ``learning_rate`` and ``began_with``; and ``average`` of all nine, the two parts of MNLI as one, None
+        where a task is missing.
+
+    Raises:
+        ValueError: before any training, for a model that cannot serve, and for mistakes in the data of any task.
+    """
+    settings = Settings() if settings is None else settings
+    found = find_tasks(os.fspath(data), tasks)
+    loaded = _Model(os.fspath(model), trust_remote_code)
+    for task in found:
+        task.check(limit=settings.limit)
+    run = _Run(loaded, Path(output), settings)
+    measured: dict[str, Any] = {}
+    for task in found:
+        measured |= run.result(task)
+    return {"model": os.fspath(model), "tasks": measured, "average": average(measured)}
+
+
+class _Model:
+    """The model that everything begins with: what can be known before work starts."""
+
+    def __init__(self, name: str, trust_remote_code: bool) -> None:
+        self.name = name
+        self.how = {"trust_remote_code": trust_remote_code}
+        try:
+            self.config = AutoConfig.from_pretrained(name, **self.how)
+            self.tokenizer = AutoTokenizer.from_pretrained(name, **self.how)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"The model '{name}' cannot be loaded: {one_line(error)}.") from error
+        if is_published_alibi(found := self.config.to_dict()) and not trust_remote_code:
+            raise ValueError(explain_other_model(found, name))
+        head = "AutoModelForSequenceClassification"
+        if type(self.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and head not in (
+            getattr(self.config, "auto_map", None) or {}
+        ):
+            raise ValueError(
+                f"The model must be an encoder with a sequence classification head. Got '{name}' of the type "
+                f"'{self.config.model_type}', for which transformers has none."
+            )
+        if self.tokenizer.pad_token_id is None:
+            raise ValueError(f"The tokenizer of '{name}' must have a padding token. It has none: set one and save it.")
+        self.load(name, 2)  # weights that do not fit are found now, and not after hours
+
+    def load(self, name: str, labels: int) -> PreTrainedModel:
+        """The encoder of a folder with a new head."""
+        kind = {"problem_type": "regression"} if labels == 1 else {"problem_type": "single_label_classification"}
+        with _silent():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                name, num_labels=labels, ignore_mismatched_sizes=True, output_loading_info=True, **kind, **self.how
+            )
+        core = f"{model.base_model_prefix}."
+        lost = [key for key in sorted(report["missing_keys"]) if key.startswith(core) and ".pooler." not in key]
+        if lost:
+            raise ValueError(
+                f"The weights of '{name}' must be those of its encoder, {type(model).__name__}. They lack {len(lost)} of them, "
+                f"'{lost[0]}' for one: the configuration is of another model."
+            )
+        return model
+
+
+class _Run:
+    def __init__(self, model: _Model, folder: Path, settings: Settings) -> None:
+        self.model = model
+        self.folder = folder
+        self.settings = settings
+        positions = getattr(model.config, "max_position_embeddings", None)
+        limits = (settings.max_length, model.tokenizer.model_max_length, positions)
+        self.max_length = min(limit for limit in limits if isinstance(limit, int))
+
+    def result(self, data: TaskData) -> dict[str, Any]:
+        """The figures of one task, by names in the results; from the folder, if they are there already."""
+        name = data.task.name
+        file, mnli = self.folder / f"{name}.json", self.folder / "mnli-model"
+        start = str(mnli) if name in AFTER_MNLI and mnli.is_dir() else self.model.name
+        as_now = {"model": self.model.name, "began_with": start, "settings": _plain(self.settings)}
+        if file.is_file():
+            kept = read_json(file)
+            if {key: kept.get(key) for key in as_now} != as_now:
+                raise ValueError(
+                    f"The file {file} must be of the same model and settings. It is of others: remove it, or name another "
+                    "output folder."
+                )
+            logger.info("%s: kept from before.", name)
+            return dict(kept["tasks"])
+        measured: dict[str, Any] = {}
+        for rate in sorted(self.settings.learning_rates):
+            logger.info("%s: from %s, learning rate %g.", name, start, rate)
+            found, model = self._trial(data, start, rate)
+            if measured and _score(found, name) <= _score(measured, name):
+                continue
+            measured = {part: {**row, "learning_rate": rate, "began_with": start} for part, row in found.items()}
+            if name == "mnli":
+                self._keep(model, mnli)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, {**as_now, "tasks": measured})
+        return measured
+
+    def _keep(self, model: PreTrainedModel, folder: Path) -> None:
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)
+        self.model.tokenizer.save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+    def _trial(self, data: TaskData, start: str, rate: float) -> tuple[dict[str, Any], PreTrainedModel]:
+        task, limit = data.task, self.settings.limit
+        set_seed(self.settings.seed)
+        model = self.model.load(start, len(task.classes) or 1)
+        folder = self.folder / "training"
+        trainer = Trainer(
+            model=model,
+            args=self.settings.training_arguments(folder, rate),
+            train_dataset=_Rows(data.read("train", limit=limit), self.model.tokenizer, self.max_length),
+            data_collator=DataCollatorWithPadding(self.model.tokenizer),
+        )
+        trainer.train()
+        measured = {}
+        for name, part in task.parts.items():
+            rows = _Rows(data.read(part, limit=limit), self.model.tokenizer, self.max_length)
+            logits = np.asarray(trainer.predict(rows).predictions)
+            predicted = logits.argmax(-1) if task.classes else logits.reshape(-1)
+            found = figures(task.metrics, predicted, np.asarray(rows.labels))
+            score = found.pop("score")
+            measured[name] = {"score": score, "metrics": found, "examples": len(rows)}
+        shutil.rmtree(folder, ignore_errors=True)
+        return measured, model
+
+
+class _Rows(Dataset):
+    """Tokenised examples as the Trainer takes them."""
+
+    def __init__(self, examples: Examples, tokenizer: Any, max_length: int) -> None:
+        self.encoded = tokenizer(*examples.texts, truncation=True, max_length=max_length)
+        self.labels = examples.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {**{name: values[row] for name, values in self.encoded.items()}, "labels": self.labels[row]}
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Within this, transformers does not say that the head is new, which it is meant to be."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _score(measured: Mapping[str, Mapping[str, Any]], name: str) -> float:
+    score = measured[name]["score"]
+    return -np.inf if score is None else score
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return {**asdict(settings), "learning_rates": list(settings.learning_rates), "arguments": dict(settings.arguments)}

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from st_distill.glue.tasks import TASKS, find_tasks
+
+
+def test_all_nine_are_found_in_glue_s_order(glue_folder):
+    found = find_tasks(str(glue_folder), None)
+    assert [data.task.name for data in found] == list(TASKS)
+    for data in found:
+        data.check()
+    examples = found[0].read("validation_mismatched", limit=4)
+    assert (len(examples), len(examples.texts), examples.labels) == (4, 2, [0, 1, 2, 0])
+    scores = next(data for data in found if data.task.name == "stsb").read("train", limit=2)
+    assert scores.labels == [0.0, 2.5]
+
+
+def test_the_files_of_glue_itself(tmp_path):
+    for folder in ("CoLA", "RTE", "STS-B", "MRPC"):
+        (tmp_path / folder).mkdir()
+    for part in ("train", "dev"):
+        # No line of names; a quotation mark is a letter, also one that is never closed.
+        (tmp_path / "CoLA" / f"{part}.tsv").write_text('gj04\t1\t\t"Our friends won.\ngj04\t0\t*\tOne more "is.\n')
+        (tmp_path / "RTE" / f"{part}.tsv").write_text(
+            "index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\tnot_entailment\n1\tC.\tD.\tentailment\r\n"
+        )
+        (tmp_path / "STS-B" / f"{part}.tsv").write_text("sentence1\tsentence2\tscore\nA.\tB.\t3.2\n")
+        (tmp_path / "MRPC" / f"{part}.tsv").write_text("\ufeffQuality\t#1 String\t#2 String\n1\tA.\tB.\n")
+    found = {data.task.name: data.read("validation") for data in find_tasks(str(tmp_path), None)}
+    assert found["cola"].texts == (['"Our friends won.', 'One more "is.'],)
+    assert found["cola"].labels == [1, 0]
+    assert found["rte"].labels == [1, 0]
+    assert found["stsb"].labels == [3.2]
+    assert (found["mrpc"].texts, found["mrpc"].labels) == ((["A."], ["B."]), [1])
+
+
+def write(folder, rows, part="train"):
+    pq.write_table(pa.Table.from_pylist(rows), folder / f"{part}.parquet")
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "message"),
+    [
+        (
+            "rte",
+            [{"sentence1": "a", "label": 1}],
+            "must have the columns sentence1, sentence2 for rte. Got sentence1, label",
+        ),
+        ("sst2", [{"sentence": "a", "mark": 1}], "must have the columns label for sst2"),
+        (
+            "sst2",
+            [{"sentence": "a", "label": -1}],
+            "Row 0 of .*train.parquet must have 0 or 1 .*Got -1 \\(-1 stands for",
+        ),
+        (
+            "rte",
+            [{"sentence1": "a", "sentence2": "b", "label": "maybe"}],
+            "entailment, not_entailment, 0 or 1 .* Got 'maybe'",
+        ),
+        ("sst2", [{"sentence": None, "label": 1}], "Row 0 of .* must have a text in column 'sentence'"),
+        ("stsb", [{"sentence1": "a", "sentence2": "b", "score": "high"}], "must have a number in column 'score'"),
+    ],
+)
+def test_mistakes_in_the_rows_are_said(glue_folder, task, rows, message):
+    write(glue_folder / task, rows)
+    with pytest.raises(ValueError, match=message):
+        find_tasks(str(glue_folder), [task])[0].check()
+
+
+def test_mistakes_in_the_folders_are_said(glue_folder, tmp_path):
+    with pytest.raises(ValueError, match="'tasks' must be of mnli, .* Got 'sst'; did you mean 'sst2'"):
+        find_tasks(str(glue_folder), ["sst"])
+    (glue_folder / "rte" / "validation.parquet").unlink()
+    with pytest.raises(ValueError, match="The data of rte must have validation. Got train in .*rte"):
+        find_tasks(str(glue_folder), None)
+    with pytest.raises(ValueError, match="must have a folder for mnli, .* Got glue instead"):
+        find_tasks(str(tmp_path), None)
+    (tmp_path / "sst2").mkdir()
+    with pytest.raises(ValueError, match="must have a folder for cola. Got glue or sst2 instead"):
+        find_tasks(str(tmp_path), ["cola"])
+    with pytest.raises(ValueError, match="There is no file or folder 'nobody/glue'"):
+        find_tasks("nobody/glue", ["rte"])
+
+
+def test_a_line_of_another_length_is_named(tmp_path):
+    (tmp_path / "rte").mkdir()
+    for part in ("train", "dev"):
+        (tmp_path / "rte" / f"{part}.tsv").write_text("sentence1\tsentence2\tlabel\na\tb\n")
+    with pytest.raises(ValueError, match="Line 2 of .*train.tsv must have 3 fields, as the first has. Got 2"):
+        find_tasks(str(tmp_path), None)[0].check()
