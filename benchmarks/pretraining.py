@@ -8,7 +8,7 @@ tokens, which are four times as many for the same work, and the last ones on row
 
     python benchmarks/pretraining.py --data DATA --model alibi_bert
     python benchmarks/pretraining.py --data DATA --model bert --beside out/pretraining/alibi_bert.results.json
-    python benchmarks/pretraining.py --data DATA --model alibi_bert --out out/trial --steps 20 10 --width 64 --novels 6  # a minute
+    python benchmarks/pretraining.py --data DATA --out out/trial --steps 20 10 --width 64 --novels 6     # a minute or two
 
 The second is the contrast: learned positions, of whose table of 8192 only the first 512 rows are ever trained. It has as many
 weights in its layers (GEGLU has three matrices of twice the width, BERT's layer two of three times). The same command with

@@ -114,8 +114,8 @@ class Settings:
                 raise ValueError(f"The 'arguments' must not have '{name}': {_RESERVED[name]}.")
             if (complaint := range_complaint(name, value)) is not None:
                 raise ValueError(f"The argument '{name}' {complaint}.")
-        for name, complaint in complaints({**_ARGUMENTS, **self.arguments}, TrainingArguments):
-            raise ValueError(f"The 'arguments' must go together. Got a complaint about {name}: {complaint}.")
+        for blamed, message in complaints({**_ARGUMENTS, **self.arguments}, TrainingArguments):
+            raise ValueError(f"The 'arguments' must go together. Got a complaint about {blamed or 'them'}: {message}.")
 
     def training_arguments(self, folder: Path, learning_rate: float) -> TrainingArguments:
         given = {"use_cpu": not torch.accelerator.is_available(), **_ARGUMENTS, **self.arguments}

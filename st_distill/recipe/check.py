@@ -245,7 +245,9 @@ class _Rules(StageRules, ImageRules):
             self.error(("student", "too_long"), f"cannot be looked at: {one_line(error)}")
             return
         limit = student.max_seq_length or limit
-        for index, source in enumerate(self.recipe.texts if limit is not None else []):
+        if limit is None:
+            return
+        for index, source in enumerate(self.recipe.texts or []):
             if not self.sound(("texts", index)):
                 continue
             try:

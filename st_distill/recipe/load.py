@@ -463,6 +463,11 @@ class _NodeReader:
 # --- overrides ---------------------------------------------------------------------------------------------------------
 
 
+def _placed(source: str) -> Callable[[int], _Place]:
+    """The place of every line of an override."""
+    return lambda line: _Place(source, None)
+
+
 def assignments(words: Sequence[str]) -> dict[str, Any]:
     """``["bf16=true"]`` as ``{"bf16": True}``; the values are YAML.
 
@@ -477,7 +482,7 @@ def assignments(words: Sequence[str]) -> dict[str, Any]:
                 f"The option --set must be of the form field=value, such as bf16=true. Got '{word}' instead."
             )
         try:
-            found[name.strip()] = _parse(text, lambda line, word=word: _Place(f"--set {word}", None)).plain()
+            found[name.strip()] = _parse(text, _placed(f"--set {word}")).plain()
         except RecipeError as error:
             raise ValueError(f"The value of --set {word} {error.problems[0].message}.") from None
     return found
@@ -496,9 +501,10 @@ def _apply(root: _Entry, override: str, kind: Kind) -> None:
     keys = target.strip().split(".")
     if not equals or not all(keys):
         raise _Misfit("is not of the form field.field=value, such as stages.projection.steps=10")
-    place = _Place(f"--set {override}", None)
+    placed = _placed(f"--set {override}")
+    place = placed(1)
     try:
-        value = _parse(text, lambda line: place)
+        value = _parse(text, placed)
     except RecipeError as error:
         raise _Misfit(f"the value {error.problems[0].message}") from None
     current, path = root, _NOWHERE

@@ -1,0 +1,54 @@
+"""The ALiBi encoder as the student of a recipe: taught on short texts, used on long ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+
+from st_distill.cli import main
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "long_documents.yaml"
+
+
+@pytest.fixture
+def words(make_student, tiny_alibi, sentences, tmp_path) -> list[str]:
+    """The example on the command line, with a teacher that reads 16 tokens, and two steps a stage."""
+    make_student(max_seq_length=16).save(str(tmp_path / "teacher"))
+    Dataset.from_dict({"text": sentences}).to_parquet(tmp_path / "texts.parquet")
+    changes = {
+        "output": tmp_path / "long",
+        "student.model": tiny_alibi,
+        "student.max_seq_length": 32,
+        "student.attn_implementation": "blockwise",
+        "teachers.0.model": tmp_path / "teacher",
+        "texts": f"[{tmp_path / 'texts.parquet'}]",
+        "projection.dims": "[24, 16]",
+        "stages.projection.steps": 2,
+        "stages.all.steps": 2,
+        "stages.all.batch": 8,
+        "stages.projection.batch": 8,
+        "stages.all.arguments.disable_tqdm": "true",
+        "stages.projection.arguments": "{disable_tqdm: true}",
+    }
+    return [str(EXAMPLE), *(word for name, value in changes.items() for word in ("--set", f"{name}={value}"))]
+
+
+def test_a_student_of_short_texts_reads_long_ones(words, sentences, tmp_path, capsys):
+    assert main(["check", *words]) == 0
+    assert main(["run", *words]) == 0
+    model = SentenceTransformer(str(tmp_path / "long"), trust_remote_code=True, device="cpu")
+    assert model.max_seq_length == 32
+    long = " ".join(sentences * 30)
+    cut = model.encode(long)
+    model.max_seq_length = 8192
+    short, whole = model.encode([sentences[0], long], convert_to_tensor=True)
+    assert len(model.tokenizer(long)["input_ids"]) > 2000
+    assert torch.isfinite(whole).all()
+    assert not np.allclose(whole.numpy(), cut, atol=1e-3)  # the rest of the text is read
+    np.testing.assert_allclose(model.encode(sentences[0]), short.numpy(), atol=1e-5)  # next to a long text or alone
+    assert model.encode(long, truncate_dim=16).shape == (16,)
