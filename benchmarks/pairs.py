@@ -104,7 +104,7 @@ def pair_sources(options: argparse.Namespace) -> list[dict[str, Any]]:
     entailed = entailed[entailed["label"] == "entailment"][["premise", "hypothesis"]]
     sources = []
     for name, frame in (("wikisplit", wiki), ("snli", entailed)):
-        kept = frame[~frame.isin(tested).any(axis=1)].drop_duplicates()
+        kept = frame[~frame.isin(tested).any(axis=1)].drop_duplicates().set_axis(["anchor", "positive"], axis=1)
         file = options.out / f"{name}.parquet"
         kept.to_parquet(file, index=False)
         sources.append({"path": str(file), "limit": options.limit})
@@ -122,8 +122,8 @@ def hard_negatives(options: argparse.Namespace, model: str) -> Path:
         judged = judged[judged["score"] > 0]
         pairs = pandas.DataFrame(
             {
-                "query": queries[judged["query_id"]].to_numpy(),
-                "document": documents[judged["corpus_id"]].to_numpy(),
+                "anchor": queries[judged["query_id"]].to_numpy(),
+                "positive": documents[judged["corpus_id"]].to_numpy(),
             }
         )
         pairs.to_parquet(options.out / "scifact.parquet", index=False)
