@@ -36,7 +36,7 @@ def find_too_long(
         return []
     found, most = longer_than(model.tokenizer, texts, limit)
     if found:
-        told = tell_too_long(found, most, limit, len(texts))
+        told = f"{len(found)} of {len(texts)} texts (the first at place {found[0]}) have {_more(limit, most)}"
         if above == "refuse":
             raise ValueError(
                 f"The texts must have at most {limit} tokens. Got {told}, instead: split them, raise 'max_seq_length', or let "
@@ -57,7 +57,15 @@ def longer_than(tokenizer: Any, texts: Sequence[str], limit: int) -> tuple[list[
     return found, most
 
 
-def tell_too_long(found: Sequence[int], most: int, limit: int, count: int) -> str:
-    """What `longer_than` gave for ``count`` texts, to be put into a sentence."""
-    those = f"{len(found)} of {count} texts (the first at place {found[0]})"
-    return f"{those} have more tokens than the model's {limit}, up to {most}"
+def tell_too_long(tokenizer: Any, columns: Sequence[Sequence[str]], limit: int) -> str | None:
+    """Of a table's texts those with more than ``limit`` tokens, to be put into a sentence; None where there are none."""
+    found = [longer_than(tokenizer, column, limit) for column in columns]
+    places = [place for column, _ in found for place in column]
+    if not places:
+        return None
+    count, most = sum(map(len, columns)), max(longest for _, longest in found)
+    return f"{len(places)} of {count} texts (the first in row {min(places)}) have {_more(limit, most)}"
+
+
+def _more(limit: int, most: int) -> str:
+    return f"more tokens than the model's {limit}, up to {most}"

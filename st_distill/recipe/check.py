@@ -14,7 +14,7 @@ from transformers.utils import is_flash_attn_2_available
 from st_distill.errors import Problem, RecipeError, format_problems, one_line
 from st_distill.exporting import may_be_replaced
 from st_distill.files import read_array_header
-from st_distill.modules.lengths import longer_than, tell_too_long
+from st_distill.modules.lengths import tell_too_long
 from st_distill.recipe import quantized
 from st_distill.recipe.conversion import as_mapping
 from st_distill.recipe.data import existing_path, load_texts, rows_of
@@ -255,12 +255,9 @@ class _Rules(StageRules, ImageRules):
             except ValueError as error:
                 self.error(("texts", index), one_line(error))
                 continue
-            for column in dataset.column_names:
-                found, most = longer_than(tokenizer, dataset[column], limit)
-                if found:
-                    told = tell_too_long(found, most, limit, len(dataset))
-                    message = f"{told}; split them, raise max_seq_length, or set too_long: truncate"
-                    self.error(("texts", index), f"in column '{column}', {message}")
+            told = tell_too_long(tokenizer, [dataset[column] for column in dataset.column_names], limit)
+            if told is not None:
+                self.error(("texts", index), f"{told}; split them, raise max_seq_length, or set too_long: truncate")
 
     # --- projection --------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from st_distill.modules import MatryoshkaProjection
-from st_distill.modules.lengths import longer_than, tell_too_long
+from st_distill.modules.lengths import tell_too_long
 from st_distill.modules.rotation import learned_rotation, principal_rotation, random_rotation
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.frozen import PooledVectors, pooled_vectors, reads_pooled_vectors
@@ -146,14 +146,12 @@ def _chunks(ids: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def tell_too_long_texts(model: SentenceTransformer, sources: Sequence[Texts]) -> None:
-    """One warning for each column whose first texts the student does not read to their end."""
+    """One warning for each source whose first texts the student does not read to their end."""
     limit = model.max_seq_length
     if not isinstance(limit, int) or not isinstance(model.tokenizer, PreTrainedTokenizerBase):
         return  # a static embedding reads any number of words
     for source in sources:
         dataset = load_texts(replace(source, limit=min(source.limit or _LOOKED_AT, _LOOKED_AT)))
-        for column in dataset.column_names:
-            found, most = longer_than(model.tokenizer, dataset[column], limit)
-            if found:
-                told = tell_too_long(found, most, limit, len(dataset))
-                logger.warning("Column '%s': %s, and are truncated there.", column, told)
+        told = tell_too_long(model.tokenizer, [dataset[column] for column in dataset.column_names], limit)
+        if told is not None:
+            logger.warning("%s, and are truncated there.", told)

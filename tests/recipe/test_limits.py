@@ -39,7 +39,7 @@ def messages(found: Recipe) -> list[str]:
     [
         (
             {"too_long": "refuse", "max_seq_length": 16},
-            "1 of 3 texts (the first at place 2) have more tokens than the model's 16",
+            "1 of 3 texts (the first in row 2) have more tokens than the model's 16",
         ),
         ({"too_long": "refuse"}, None),
         ({"max_seq_length": 16}, None),
@@ -51,7 +51,7 @@ def test_too_long_texts_are_refused_where_the_recipe_asks(student, found, tiny_b
         assert said == []
     else:
         assert len(said) == 1
-        assert said[0].startswith(f"in column 'text', {found}, up to 42")
+        assert said[0].startswith(f"{found}, up to 42")
         assert said[0].endswith("split them, raise max_seq_length, or set too_long: truncate")
 
 
@@ -65,7 +65,7 @@ def test_too_long_texts_are_told_once(make_student, caplog):
         tell_too_long_texts(make_student(max_seq_length=16), [Texts(data=TEXTS), Texts(data=TEXTS[:2])])
     told = [record.getMessage() for record in caplog.records if "tokens" in record.getMessage()]
     assert len(told) == 1
-    assert "1 of 3 texts (the first at place 2)" in told[0]
+    assert "1 of 3 texts (the first in row 2)" in told[0]
     assert "are truncated there" in told[0]
 
 
