@@ -15,7 +15,8 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from sentence_transformers.sentence_transformer.modules import Transformer as TextTransformer
 
 from st_distill import export
-from st_distill.modules import MatryoshkaProjection, Transformer
+from st_distill.modules import AlibiBertModel, MatryoshkaProjection, Transformer
+from st_distill.modules.alibi_checkpoint import save_published
 
 #: Names on the hub that pages teach and start with, and names of folders of the reader's own.
 ENCODERS = (
@@ -92,6 +93,7 @@ def _save_models(folder: Path, tiny_bert: str, tiny_alibi: str) -> None:
     _pooled(tiny_alibi).save(str(folder / "out" / "long"))
     shutil.copytree(tiny_alibi, folder / "out" / "encoder")
     shutil.copytree(folder / "out" / "long", folder / "out" / "pairs")
+    save_published(AlibiBertModel.from_pretrained(tiny_alibi), folder / "jina-embeddings-v2-base-en")
 
 
 def _pooled(encoder: str | Path, *modules: Dense | Normalize) -> SentenceTransformer:
