@@ -325,7 +325,7 @@ def _checked_recipe(path: str, overrides: Sequence[str]) -> Recipe:
     """The recipe, if it has no mistakes: what only one command needs of it is as wrong as the rest."""
     from st_distill.recipe import check, load_recipe
 
-    if errors := [problem for problem in check(path, overrides) if problem.level == "error"]:
+    if errors := [problem for problem in check(path, overrides, diagnose=False) if problem.level == "error"]:
         raise RecipeError(errors)
     return load_recipe(path, overrides)
 
@@ -346,7 +346,7 @@ def _embed(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from st_distill.recipe import run
     from st_distill.recipe.processes import leave
-    from st_distill.report import report
+    from st_distill.report import findings_report, report
 
     if options.from_stage is not None and not options.resume:
         raise ValueError("The option --from-stage continues a run, so it needs --resume too.")
@@ -355,6 +355,8 @@ def _run(options: argparse.Namespace) -> int:
     if _speaks():
         if result.results:
             print(report(result.results))
+        if result.findings:
+            print(f"\n{findings_report(result.findings)}\n")
         print(f"The model is in {result.output}.")
     return 0
 

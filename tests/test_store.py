@@ -758,8 +758,10 @@ def test_progress_is_shown_on_standard_error(tmp_path, capsys):
     TeacherStore.create(tmp_path / "s", TEXTS, teacher_of(Counting()))
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "first: 100%" in shown.err
-    assert "6/6" in shown.err  # what was there already is no work
+    assert "first: 4 of 4 texts, " in shown.err
+    assert "first: 6 of 6 texts, " in shown.err  # what was there already is no work
+    TeacherStore.create(tmp_path / "s", TEXTS, teacher_of(Counting()))
+    assert capsys.readouterr().err == ""  # and nothing is shown of no work
     create(tmp_path / "s", [*TEXTS, "new"], Counting())
     assert capsys.readouterr().err == ""
 

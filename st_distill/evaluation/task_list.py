@@ -1,4 +1,4 @@
-"""The tasks that a command line names, in words or in a YAML file."""
+"""The tasks that a command line or a recipe names, in words, mappings or a YAML file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from sentence_transformers import SentenceTransformer
 
-from st_distill.evaluation.tasks import KINDS, TaskSpec
+from st_distill.evaluation.mteb_tasks import evaluate_mteb, find_mteb_tasks
+from st_distill.evaluation.results import evaluate_tasks, with_averages
+from st_distill.evaluation.tasks import KINDS, TaskSpec, read_task
 
-__all__ = ["MTEB", "is_task_file", "tasks_of_words"]
+__all__ = ["MTEB", "is_task_file", "measure_entries", "tasks_of_entries", "tasks_of_words"]
 
 #: What stands before the name of a task of MTEB.
 MTEB = "mteb:"
@@ -47,26 +50,60 @@ def tasks_of_words(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[l
             entries = _mapping(Path(word))["tasks"]
             if not isinstance(entries, list):
                 raise ValueError(f"The 'tasks'{place} must be a list. Got {type(entries).__name__} instead.")
-        for entry in entries:
-            if isinstance(entry, str) and entry.startswith(MTEB):
-                names.append(entry.removeprefix(MTEB))
-            elif isinstance(entry, str):
-                specs.append(_spec(entry, defaults))
-            elif isinstance(entry, Mapping):
-                if unknown := [str(name) for name in entry if name not in _FIELDS]:
-                    raise ValueError(
-                        f"A task{place} must have fields of {', '.join(_FIELDS)}. Got '{unknown[0]}' instead."
-                    )
-                if "source" not in entry:
-                    raise ValueError(
-                        f"A task{place} must have a 'source', its file, folder or data set. Got none instead."
-                    )
-                specs.append(TaskSpec(**{**defaults, **entry}))
-            else:
-                raise ValueError(
-                    f"A task{place} must be a word or a mapping of fields. Got {type(entry).__name__} instead."
-                )
+        more_specs, more_names = tasks_of_entries(entries, defaults, place=place)
+        specs += more_specs
+        names += more_names
     return specs, names
+
+
+def tasks_of_entries(
+    entries: Sequence[str | Mapping[str, Any]], defaults: Mapping[str, Any], *, place: str = ""
+) -> tuple[list[TaskSpec], list[str]]:
+    """As `tasks_of_words`, of a list of words and of mappings with the fields of `TaskSpec`.
+
+    Args:
+        entries: the list.
+        defaults: as there.
+        place: where it stands, for an error's sentence.
+    """
+    specs: list[TaskSpec] = []
+    names: list[str] = []
+    for entry in entries:
+        if isinstance(entry, str) and entry.startswith(MTEB):
+            names.append(entry.removeprefix(MTEB))
+        elif isinstance(entry, str):
+            specs.append(_spec(entry, defaults))
+        elif isinstance(entry, Mapping):
+            if unknown := [str(name) for name in entry if name not in _FIELDS]:
+                raise ValueError(f"A task{place} must have fields of {', '.join(_FIELDS)}. Got '{unknown[0]}' instead.")
+            if "source" not in entry:
+                raise ValueError(f"A task{place} must have a 'source', its file, folder or data set. Got none instead.")
+            specs.append(TaskSpec(**{**defaults, **entry}))
+        else:
+            raise ValueError(
+                f"A task{place} must be a word or a mapping of fields. Got {type(entry).__name__} instead."
+            )
+    return specs, names
+
+
+def measure_entries(
+    model: SentenceTransformer, entries: Sequence[str | Mapping[str, Any]], *, dims: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Measure a model on tasks, those of MTEB included, in float32.
+
+    Args:
+        model: any sentence-transformers model.
+        entries: as `tasks_of_entries` takes them.
+        dims: prefixes of the vectors; None: the full width alone.
+
+    Returns:
+        What `st_distill.evaluation.evaluate_tasks` returns.
+    """
+    specs, names = tasks_of_entries(entries, {})
+    results = evaluate_tasks(model, [task for spec in specs for task in read_task(spec)], dims=dims)
+    if names:
+        results["tasks"] += evaluate_mteb(model, find_mteb_tasks(names), dims=dims)
+    return with_averages(results)
 
 
 def _spec(word: str, defaults: Mapping[str, Any]) -> TaskSpec:

@@ -133,6 +133,10 @@ def evaluation_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalR
     if images := results.get("images"):
         for key in (key for key in images if key.startswith("recall@")):
             add("text-to-image-retrieval", "Text to image", "Held-out images", key, key.capitalize(), images[key])
+    for measured in (results.get("tasks") or {}).get("tasks", []):
+        values = {dim: by_precision["float32"][measured["metric"]] for dim, by_precision in measured["scores"].items()}
+        kind = measured["kind"].replace("_", "-")
+        add(kind, kind.replace("-", " ").capitalize(), measured["name"], measured["metric"], measured["metric"], values)
     return found
 
 
@@ -181,6 +185,19 @@ def _results(results: Mapping[str, Any]) -> str:
             [escaped(model), f"{figures['parameters'] / 1e6:,.1f} M", f"{figures['megabytes']:,.0f} MB", told]
         )
     parts = ["All times 100.", table, "\n".join(f"- {note}" for note in notes)] if columns else []
+    if measured := results.get("tasks"):
+        dims = [str(dim) for dim in measured["dims"]]
+        header = ["Task", "Kind", "Metric", *dims]
+        by_task = [
+            [
+                escaped(task["name"]),
+                task["kind"].replace("_", " "),
+                escaped(task["metric"]),
+                *(_percent(task["scores"][dim]["float32"][task["metric"]]) for dim in dims),
+            ]
+            for task in measured["tasks"]
+        ]
+        parts += ["Tasks, times 100, by dimension.", markdown_table(header, by_task)]
     if speeds:
         parts.append(markdown_table(["Model", "Parameters", "Weights", "Texts per second"], speeds))
     return "\n\n".join(parts)

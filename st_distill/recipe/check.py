@@ -11,30 +11,38 @@ import pyarrow.parquet as pq
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from st_distill.errors import Problem, RecipeError, format_problems, one_line
+from st_distill.errors import MissingExtraError, Problem, RecipeError, format_problems, one_line
+from st_distill.evaluation import read_task
+from st_distill.evaluation.mteb_tasks import find_mteb_tasks
+from st_distill.evaluation.task_list import tasks_of_entries
 from st_distill.exporting import may_be_replaced
 from st_distill.files import read_array_header
 from st_distill.modules.lengths import tell_too_long
 from st_distill.recipe import quantized
 from st_distill.recipe.conversion import as_mapping
 from st_distill.recipe.data import existing_path, load_texts, rows_of
+from st_distill.recipe.diagnose import diagnose_recipe
 from st_distill.recipe.image_rules import ImageRules
 from st_distill.recipe.load import Document, in_order, read_document
 from st_distill.recipe.models import UnknownModel, text_tokenizer
 from st_distill.recipe.schema import Recipe, Stage, TeacherSpec
 from st_distill.recipe.stage_rules import StageRules
 from st_distill.recipe.words import FieldPath, suggest
+from st_distill.tables import FORMATS
 from st_distill.teacher import Teacher
 
 __all__ = ["check", "format_problems"]
 
 
-def check(recipe: Recipe | str | os.PathLike[str], overrides: Sequence[str] = ()) -> list[Problem]:
+def check(
+    recipe: Recipe | str | os.PathLike[str], overrides: Sequence[str] = (), *, diagnose: bool = True
+) -> list[Problem]:
     """What is wrong with a recipe, by line; an empty list, or one of warnings alone, can run.
 
     Args:
         recipe: a recipe made in Python, a YAML file, or the name of a preset.
         overrides: assignments ``a.b=value``, as `load_recipe` takes them, for a file or preset.
+        diagnose: look at the data and tokenizers of a recipe without mistakes too, and warn of what looks wrong.
 
     It finds unknown names, with the nearest valid one, wrong types, values out of range, fields that contradict each
     other, files and columns that are not there, model folders without a model, and dimensions and layers that a model's
@@ -51,6 +59,8 @@ def check(recipe: Recipe | str | os.PathLike[str], overrides: Sequence[str] = ()
     built, problems = document.build()
     rules = _Rules(document, built, problems)
     rules.run()
+    if diagnose and rules.recipe.diagnosis and not any(problem.level == "error" for problem in problems):
+        rules.diagnose()
     return in_order(problems)
 
 
@@ -70,6 +80,14 @@ class _Rules(StageRules, ImageRules):
         self.stages()
         self.images()
         self.evaluation()
+
+    def diagnose(self) -> None:
+        try:
+            found = diagnose_recipe(self.recipe)
+        except (ValueError, TypeError, LookupError, OSError):
+            return  # a run says what is wrong with the data further on
+        for path, finding in found:
+            self.warn(path, f"{finding.name}: {finding.seen}; {finding.remedy}")
 
     # --- folders -----------------------------------------------------------------------------------------------------
 
@@ -356,10 +374,26 @@ class _Rules(StageRules, ImageRules):
                 self.error((*path, field, "columns"), f"must be {what}")
             elif source.columns is None and (kinds.count("text") < 2 or kinds.count("number") < numbers):
                 self.error((*path, field), f"must have {what}, got {', '.join(columns)}")
+        self.tasks((*path, "tasks"), evaluation.tasks or [])
         if evaluation.images is not None:
             self.pictures((*path, "images"), evaluation.images)
             if not self.trains_vision and self.sound(("stages",)):
                 self.warn((*path, "images"), "no stage trains vision, so the student has to be an image model already")
+
+    def tasks(self, path: FieldPath, entries: list[Any]) -> None:
+        """Tasks are known, and local data are read as the evaluation will read them."""
+        for index, entry in enumerate(entries):
+            try:
+                specs, names = tasks_of_entries([entry], {})
+                if names:
+                    find_mteb_tasks(names)
+                for spec in specs:
+                    if Path(spec.source).exists():
+                        read_task(spec)
+                    elif Path(spec.source).suffix in FORMATS or spec.source.startswith((".", "/")):
+                        raise ValueError(f"there is no file or folder '{spec.source}'")
+            except (ValueError, OSError, MissingExtraError) as error:
+                self.error((*path, index), one_line(error))
 
 
 #: What a work folder has in it, from its first moment on.

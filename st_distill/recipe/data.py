@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,6 +36,7 @@ __all__ = [
     "read_images",
     "rows_of",
     "stream_documents",
+    "stream_rows",
 ]
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def stream_documents(source: Texts) -> Iterator[str]:
         ValueError: as `load_texts`, once the reading comes to it.
     """
     column, count = document_column(source), -1
-    for count, text in enumerate(itertools.islice(_documents(source, column), source.limit)):
+    for count, (text,) in enumerate(stream_rows(source, [column])):
         if not isinstance(text, str):
             what = "no text" if text is None else f"{text!r}, which is no text,"
             raise ValueError(
@@ -118,9 +119,18 @@ def stream_documents(source: Texts) -> Iterator[str]:
         raise ValueError(f"{_name(source)} has no rows.")
 
 
-def _documents(source: Texts, column: str) -> Iterator[Any]:
+def stream_rows(source: Texts, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """What these columns hold in each row of a source, up to its limit, read as it is asked for and not checked.
+
+    Raises:
+        ValueError: for a file that is absent or cannot be read, once the reading comes to it.
+    """
+    return itertools.islice(_stream(source, list(columns)), source.limit)
+
+
+def _stream(source: Texts, columns: list[str]) -> Iterator[tuple[Any, ...]]:
     if isinstance(source.data, list):
-        yield from source.data
+        yield from ((text,) for text in source.data)
         return
     if source.path is None:
         rows = source.data
@@ -128,20 +138,20 @@ def _documents(source: Texts, column: str) -> Iterator[Any]:
             rows = datasets.load_dataset(
                 source.dataset, source.config, split=source.split or "train", revision=source.revision, streaming=True
             )
-        yield from (row.get(column) for row in rows)
+        yield from (tuple(row.get(column) for column in columns) for row in rows)
         return
     path = existing_path(source.path)
     if _is_saved(path):
         saved = _reading(path, lambda: datasets.load_from_disk(str(_saved_split(path, source))))
-        yield from (row[column] for row in saved.select_columns(column))
+        yield from (tuple(row[column] for column in columns) for row in saved.select_columns(columns))
         return
     for file in _files(path, source):
         if file.suffix != ".parquet":
-            yield from (row.get(column) for row in text_rows(file))
+            yield from (tuple(row.get(column) for column in columns) for row in text_rows(file))
             continue
         with _reading(file, partial(pq.ParquetFile, file)) as parquet:
-            for batch in parquet.iter_batches(batch_size=_SAMPLE, columns=[column]):
-                yield from batch.column(0).to_pylist()
+            for batch in parquet.iter_batches(batch_size=_SAMPLE, columns=columns):
+                yield from zip(*(batch.column(column).to_pylist() for column in columns))
 
 
 def load_scored_pairs(source: Texts) -> tuple[list[str], list[str], list[float]]:

@@ -17,6 +17,7 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 
 from st_distill.files import ArrayWriter, sha256, write_text
+from st_distill.progress import TextsProgress
 from st_distill.recipe.schema import Stage, Texts
 from st_distill.store.format import Hashes, hash_texts
 from st_distill.teacher import Teacher
@@ -62,8 +63,6 @@ class PooledVectors:
         *,
         show_progress: bool = True,
     ) -> None:
-        from tqdm import tqdm
-
         self._folder = folder
         self._encoder = encoder
         self._table = Hashes()
@@ -72,14 +71,14 @@ class PooledVectors:
         self._count = 0
         folder.mkdir(parents=True, exist_ok=True)
         waiting: list[tuple[bytes, str, str | None]] = []
-        with tqdm(desc="frozen encoder", unit=" texts", disable=not show_progress) as bar:
+        with TextsProgress("frozen encoder", total=None, show=show_progress) as progress:
             for distinct in self._distinct(texts):
                 waiting += distinct
                 while len(waiting) >= _ROWS:
-                    bar.update(self._add(waiting[:_ROWS]))
+                    self._add(waiting[:_ROWS], progress)
                     del waiting[:_ROWS]
             if waiting:
-                bar.update(self._add(waiting))
+                self._add(waiting, progress)
 
     def __len__(self) -> int:
         """Number of distinct texts."""
@@ -111,10 +110,11 @@ class PooledVectors:
                 self._count += len(fresh)
                 yield [(key, *pair) for key, pair in fresh.items()]
 
-    def _add(self, rows: list[tuple[bytes, str, str | None]]) -> int:
+    def _add(self, rows: list[tuple[bytes, str, str | None]], progress: TextsProgress) -> None:
         digest = hashlib.sha256(b"".join(key for key, _, _ in rows)).hexdigest()[:16]
         path = self._folder / f"{len(self._paths):05d}-{digest}.npy"
         if not is_whole(path):
+            progress.begin()
             vectors = np.empty((len(rows), self._encoder.get_embedding_dimension()), dtype=np.float32)
             for prompt in dict.fromkeys(prompt for _, _, prompt in rows):
                 places = [place for place, row in enumerate(rows) if row[2] == prompt]
@@ -122,8 +122,8 @@ class PooledVectors:
             writer = ArrayWriter(path, vectors.dtype, vectors.shape[1])
             writer.append(vectors)
             write_text(path.with_suffix(_CHECKSUM), writer.close().sha256)
+            progress.update(len(rows))
         self._paths.append(path)
-        return len(rows)
 
     def _open(self, file: int) -> np.ndarray:
         return np.load(self._paths[file], mmap_mode="r", allow_pickle=False)

@@ -30,6 +30,7 @@ __all__ = [
     "load_model",
     "read_config",
     "read_model",
+    "read_prompts",
     "text_tokenizer",
 ]
 
@@ -108,21 +109,27 @@ def _understand_model(name: str, revision: str | None) -> ModelFacts:
     )
 
 
-def text_tokenizer(name: str, revision: str | None, *, trusted: bool) -> tuple[Any, int | None]:
+def text_tokenizer(
+    name: str, revision: str | None, *, trusted: bool, here_alone: bool = False
+) -> tuple[Any, int | None]:
     """The tokenizer of a model, and the most tokens that sentence-transformers lets a text of it have; None for no limit.
 
-    Raises ValueError where there is none.
+    ``here_alone``: only where this machine has it already. Raises ValueError where there is none.
     """
     modules = _read_json(name, "modules.json", revision) or [{}]
     folder = modules[0].get("path", "")
+    repository = name if "/" in name or Path(name).is_dir() else f"sentence-transformers/{name}"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, subfolder=folder, trust_remote_code=trusted)
+        tokenizer = AutoTokenizer.from_pretrained(
+            repository, revision=revision, subfolder=folder, trust_remote_code=trusted, local_files_only=here_alone
+        )
     except Exception as error:  # files of any shape, and whatever a network does
         raise ValueError(f"the tokenizer of '{name}' cannot be loaded: {one_line(error)}") from error
     config = _read_json(name, _joined(folder, "config.json"), revision) or {}
     settings = _read_json(name, _joined(folder, "sentence_bert_config.json"), revision) or {}
     limits = [settings.get("max_seq_length"), tokenizer.model_max_length, config.get("max_position_embeddings")]
-    return tokenizer, min((limit for limit in limits if isinstance(limit, int)), default=None)
+    # A tokenizer that knows of no limit says 10^30.
+    return tokenizer, min((limit for limit in limits if isinstance(limit, int) and limit < 10**9), default=None)
 
 
 def encoder_without_weights(facts: ModelFacts) -> nn.Module | None:
@@ -153,6 +160,21 @@ def read_config(name: str, revision: str | None) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str | None):
         raise ValueError(f"the config.json of '{name}' does not describe a model")
     return config
+
+
+def read_prompts(name: str, revision: str | None) -> tuple[dict[str, str], str | None, str]:
+    """A sentence-transformers model's prompts, the name of its default one, and its model card, empty where it has none.
+
+    Raises:
+        ValueError: for what is no model.
+        UnknownModel: for one that is out of reach.
+    """
+    config = _read_json(name, "config_sentence_transformers.json", revision) or {}
+    prompts = config.get("prompts") if isinstance(config, dict) else None
+    own = {role: prompt for role, prompt in (prompts or {}).items() if isinstance(prompt, str)}
+    card = _model_file(name, "README.md", revision)
+    written = "" if card is None else card.read_text(encoding="utf-8", errors="replace")
+    return own, config.get("default_prompt_name") if isinstance(config, dict) else None, written
 
 
 def _read_json(name: str, file: str, revision: str | None) -> Any:

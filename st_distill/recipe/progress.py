@@ -1,4 +1,4 @@
-"""What a stage says of itself while it trains: a bar in a terminal, a line at each log elsewhere."""
+"""What a stage says of itself while it trains: a bar in a terminal, a line at each log in a file, a notebook, a CI's log."""
 
 from __future__ import annotations
 
@@ -11,36 +11,45 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from st_distill.progress import duration
+
 __all__ = ["StageProgress", "show_progress_of"]
 
 _NO_TERM = {"grad_norm", "learning_rate", "epoch", "step", "num_input_tokens_seen", "total_flos"}
 
 
-def show_progress_of(trainer: Any, title: str, rows: int) -> None:
-    """Put `StageProgress` in the place of the trainer's own bar or prints; a notebook keeps its own table.
+def show_progress_of(trainer: Any, title: str, inputs: int, unit: str = "rows") -> None:
+    """Put `StageProgress` in the place of the trainer's own bar, table or prints, which have no terms and no rate.
 
     Args:
         trainer: a Trainer.
         title: of the stage, such as "Stage 2 of 4, all".
-        rows: of data that a step sees, in all processes together.
+        inputs: texts, pictures or rows that a step sees, in all processes together.
+        unit: what these are.
     """
-    replaced = [trainer.pop_callback(kind) for kind in (ProgressCallback, PrinterCallback)]
+    # A notebook's table is of a class that cannot be imported without IPython.
+    kinds = {type(callback) for callback in trainer.callback_handler.callbacks}
+    own = [ProgressCallback, PrinterCallback, *(kind for kind in kinds if kind.__name__ == "NotebookProgressCallback")]
+    replaced = [trainer.pop_callback(kind) for kind in own]
     if any(replaced):
-        trainer.add_callback(StageProgress(title, rows, bar=not trainer.args.disable_tqdm and sys.stderr.isatty()))
+        bar = not trainer.args.disable_tqdm and sys.stderr.isatty()
+        trainer.add_callback(StageProgress(title, inputs, unit=unit, bar=bar))
 
 
 class StageProgress(TrainerCallback):
-    """One look tells stage, step, terms of the loss, rows per second and the time left.
+    """One look tells stage, step, terms of the loss, texts per second and the time left.
 
     Args:
         title: of the stage.
-        rows: of data that a step sees.
-        bar: a bar that moves, for a terminal. Otherwise a line at each log of the trainer, for a file or a CI's log.
+        inputs: texts, pictures or rows that a step sees.
+        bar: a bar that moves, for a terminal. Otherwise a line at each log of the trainer, for a file, a notebook or a CI's
+            log.
+        unit: what the inputs are.
         stream: where to; default: the standard error stream.
     """
 
-    def __init__(self, title: str, rows: int, *, bar: bool, stream: TextIO | None = None) -> None:
-        self.title, self.rows, self.bar, self.stream = title, rows, bar, stream
+    def __init__(self, title: str, inputs: int, *, bar: bool, unit: str = "rows", stream: TextIO | None = None) -> None:
+        self.title, self.inputs, self.unit, self.bar, self.stream = title, inputs, unit, bar, stream
         self._bar: Any = None
         self._begin = (0.0, 0)
 
@@ -69,12 +78,12 @@ class StageProgress(TrainerCallback):
         rate = steps / seconds if seconds > 0 else 0.0
         told = [_terms(logs)]
         if rate > 0:
-            told.append(f"{rate * self.rows:,.0f} rows/s")
+            told.append(f"{rate * self.inputs:,.0f} {self.unit}/s")
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(told))
             return
         if rate > 0:
-            told.append(f"{_duration((state.max_steps - state.global_step) / rate)} left")
+            told.append(f"{duration((state.max_steps - state.global_step) / rate)} left")
         stream = self.stream or sys.stderr
         stream.write(f"{self.title}: step {state.global_step:,} of {state.max_steps:,}, {', '.join(told)}\n")
         stream.flush()
@@ -93,9 +102,3 @@ def _terms(logs: Mapping[str, Any]) -> str:
     ]
     total = f"loss {float(logs['loss']):.4g}"
     return f"{total} ({', '.join(terms)})" if terms else total
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,34 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import set_seed
 
+from st_distill.diagnosis import DiagnosisCallback
 from st_distill.environment import environment
-from st_distill.errors import RecipeError
-from st_distill.evaluation import TeacherFidelityEvaluator, evaluate
+from st_distill.errors import RecipeError, one_line
+from st_distill.evaluation import TeacherFidelityEvaluator, evaluate, measure_entries
 from st_distill.exporting import export, export_teacher, load_student
 from st_distill.files import differences, manifest, read_json, write_json, write_text
 from st_distill.losses import find_projection
 from st_distill.recipe.card import write_run_card
 from st_distill.recipe.check import check
 from st_distill.recipe.data import fingerprint, load_scored_pairs, load_texts, read_images
+from st_distill.recipe.diagnose import (
+    FINDINGS,
+    all_findings,
+    diagnose_recipe,
+    diagnose_store,
+    diagnose_student,
+    write_findings,
+)
 from st_distill.recipe.frozen import POOLED, PooledVectors, pooled_vectors, reads_pooled_vectors, with_frozen_encoder
 from st_distill.recipe.load import dump_recipe, load_recipe
 from st_distill.recipe.processes import Processes, locked
 from st_distill.recipe.quantized import load_in_4bit
-from st_distill.recipe.schema import Evaluation, Recipe, Stage, TeacherSpec, Texts
+from st_distill.recipe.schema import Evaluation, Recipe, Stage, Texts
 from st_distill.recipe.stages import StageData, distill_loss, label_texts, run_stage, save_model, text_data
 from st_distill.recipe.start import start_student, tell_too_long_texts
 from st_distill.recipe.state import RunState, fields_digest, stage_fields
 from st_distill.recipe.student import choose_attention
+from st_distill.recipe.teachers import make_teacher, teacher_model, teacher_view
 from st_distill.recipe.vision import OwnVectors, image_data, pictures_and_captions, with_eyes
 from st_distill.store import StoreView, TeacherStore
 from st_distill.teacher import Teacher
@@ -50,10 +60,13 @@ _SPEED_TEXTS = 256
 
 @dataclass(frozen=True)
 class RunResult:
-    """What `run` gives: the exported model's folder, and what was measured of it (see `st_distill.evaluation.evaluate`)."""
+    """What `run` gives: the exported model's folder, what was measured of it (see `st_distill.evaluation.evaluate`), and what
+    looked wrong: each a `st_distill.diagnosis.Finding`'s fields, and "when".
+    """
 
     output: Path
     results: dict[str, Any]
+    findings: list[dict[str, str]] = field(default_factory=list)
 
 
 def run(
@@ -88,7 +101,7 @@ def run(
     if isinstance(recipe, Recipe) and overrides:
         raise ValueError("The 'overrides' are for a recipe from a file. Got a Recipe: change its fields instead.")
     with Processes() as processes:
-        if errors := [problem for problem in check(recipe, overrides) if problem.level == "error"]:
+        if errors := [problem for problem in check(recipe, overrides, diagnose=False) if problem.level == "error"]:
             raise RecipeError(errors)
         if not isinstance(recipe, Recipe):
             recipe = load_recipe(os.fspath(recipe), overrides)
@@ -163,11 +176,14 @@ def measure(
         options["similarity"] = load_scored_pairs(evaluation.similarity)
     if evaluation.images is not None and model.supports("image"):
         options["images"] = pictures_and_captions(evaluation.images)
+    results = {}
+    if evaluation.tasks:
+        results["tasks"] = measure_entries(model, evaluation.tasks, dims=options["dims"])
     if evaluation.teachers:
         options["teachers"] = {
             str(spec.name): teacher_model(spec) for spec in recipe.teachers if spec.model is not None
         }
-    return evaluate(model, **options)
+    return evaluate(model, **options) | results
 
 
 class _Run:
@@ -189,7 +205,8 @@ class _Run:
                 model = load_student(state.finished_model(len(state.stages) - 1))
             else:
                 model = self._stages(state)
-            return RunResult(self.output, self._finish(model, state))
+            results = self._finish(model, state)
+            return RunResult(self.output, results, all_findings(self.folder, state.stages))
 
     def _planned(self, resume: bool, from_stage: int | None) -> RunState:
         state = RunState(self.folder)
@@ -227,12 +244,14 @@ class _Run:
         wanted = any(stage.weights and not stage.trains_vision for stage in self.recipe.stages[first:])
         starts = first == 0 and self.recipe.projection is not None
         labelled: list[tuple[Dataset, Texts]] = []
+        store: TeacherStore | None = None
         teacher: StoreView | None = None
         if self.recipe.teachers and (wanted or starts or self._evaluates_fidelity(first)):
             sources = [*self.recipe.texts, *_fidelity_texts(self.recipe)]
             store = _embed(self.recipe, sources, self.processes, self.show_progress)
             teacher = self._checked(store)
             labelled = label_texts(self.recipe.texts, store)
+        self.processes.by_main(lambda: self._diagnose(first, store, labelled))
         start = self.folder / "start"
         model = self._before(first, state, labelled, teacher)
         if first == 0 and self.processes.is_main:
@@ -262,6 +281,8 @@ class _Run:
                 seed=self.recipe.seed + index,
                 evaluator=self._evaluator(teacher),
                 processes=self.processes,
+                # Another stage may train what this one does not; `diagnose_recipe` looks at all of them.
+                diagnosis=DiagnosisCallback(dimensions=False) if self.recipe.diagnosis else None,
             )
             if self.processes.count > 1:
                 # Every process goes on with what the main one wrote, also where each held a part of the weights.
@@ -273,6 +294,19 @@ class _Run:
                 for finished in (folder / "checkpoints", self.folder / POOLED):
                     shutil.rmtree(finished, ignore_errors=True)
         return model
+
+    def _diagnose(self, first: int, store: TeacherStore | None, labelled: list[tuple[Dataset, Texts]]) -> None:
+        """Tell what looks wrong before stage ``first`` (from 0); a run that goes on has told it."""
+        if not self.recipe.diagnosis or (first > 0 and (self.folder / FINDINGS).is_file()):
+            return
+        try:
+            found = [finding for _, finding in diagnose_recipe(self.recipe, vectors=store is None)]
+            if store is not None and labelled:
+                found += diagnose_store(self.recipe, store, labelled)
+        except (ValueError, TypeError, LookupError, OSError) as error:  # no reason not to train
+            logger.warning("The recipe could not be diagnosed: %s.", one_line(error))
+            return
+        write_findings(self.folder, "before", found)
 
     def _checked(self, store: TeacherStore) -> StoreView:
         """The teachers' vectors, compared with their checksums once in a run: neither trained on nor measured by if damaged."""
@@ -404,6 +438,8 @@ class _Run:
         results = {}
         if self.recipe.evaluation is not None:
             results = measure(exported, self.recipe, self.recipe.evaluation, teacher)
+        if self.recipe.diagnosis:
+            write_findings(self.folder, "after", diagnose_student(self.recipe, exported, teacher))
         machine = environment()
         write_run_card(self.output, self.recipe, stages, results, machine)
         write_json(results_path, {"of": wanted, "results": results, "environment": machine})
@@ -421,56 +457,6 @@ def start_of(folder: Path) -> str | None:
 def what_to_embed(recipe: Recipe) -> tuple[Iterable[tuple[str, str | None]], list[Teacher]]:
     """The (text, role) pairs of a recipe's store, which can be gone through again, and its teachers."""
     return _Rows([*recipe.texts, *_fidelity_texts(recipe)]), [make_teacher(spec) for spec in recipe.teachers]
-
-
-def make_teacher(spec: TeacherSpec) -> Teacher:
-    """The teacher that a recipe describes."""
-    if isinstance(spec.teacher, Teacher):
-        return spec.teacher
-    if spec.vectors is not None:
-        texts = None if spec.texts is None else _flat(spec.texts)
-        return Teacher.from_vectors(
-            spec.vectors,
-            texts=texts,
-            column=spec.column,
-            text_column=spec.text_column,
-            name=spec.name,
-            revision=spec.revision,
-            truncate_dim=spec.truncate_dim,
-        )
-    return Teacher(
-        spec.teacher if spec.teacher is not None else spec.model,
-        prompts=spec.prompts or None,
-        name=spec.name,
-        revision=spec.revision,
-        dtype=spec.dtype,
-        device=spec.device,
-        batch_size=spec.batch_size,
-        batch_tokens=spec.batch_tokens,
-        max_seq_length=spec.max_seq_length,
-        truncate_dim=spec.truncate_dim,
-        trust_remote_code=spec.trust_remote_code,
-    )
-
-
-def teacher_model(spec: TeacherSpec) -> SentenceTransformer:
-    """A teacher as a model to measure, as it is asked for vectors: with its prompts, dtype and widths."""
-    model = SentenceTransformer(
-        spec.model,
-        device=spec.device,
-        revision=spec.revision,
-        trust_remote_code=spec.trust_remote_code,
-        truncate_dim=spec.truncate_dim,
-        model_kwargs=None if spec.dtype is None else {"dtype": spec.dtype},
-    )
-    if isinstance(spec.prompts, str):
-        model.prompts = dict.fromkeys({*model.prompts, "query", "document", "every"}, spec.prompts)
-        model.default_prompt_name = "every"
-    else:
-        model.prompts |= spec.prompts
-    if spec.max_seq_length is not None:
-        model.max_seq_length = spec.max_seq_length
-    return model
 
 
 def _as_yaml(recipe: Recipe) -> str | None:
@@ -502,12 +488,6 @@ def _embed(recipe: Recipe, sources: list[Texts], processes: Processes, show_prog
     )
 
 
-def teacher_view(recipe: Recipe, store: TeacherStore) -> StoreView:
-    """The recipe's teachers in a store, with their weights."""
-    names = [str(spec.name) for spec in recipe.teachers]
-    return store.view(teachers=names, weights=[spec.weight for spec in recipe.teachers])
-
-
 def _fidelity_texts(recipe: Recipe) -> list[Texts]:
     evaluation = recipe.evaluation
     return [] if evaluation is None or evaluation.texts is None else [evaluation.texts]
@@ -526,11 +506,6 @@ class _Rows:
         for dataset, roles in self.sources:
             for column in dataset.column_names:
                 yield from ((text, roles.get(column)) for text in dataset[column])
-
-
-def _flat(source: Texts) -> list[str]:
-    dataset = load_texts(source)
-    return [text for column in dataset.column_names for text in dataset[column]]
 
 
 def texts_and_vectors(source: Texts, store: StoreView) -> tuple[list[str], Tensor]:

@@ -489,6 +489,12 @@ class Evaluation(Part):
     images: ImageSource | None = field(
         default=None, metadata=about("held-out pictures and captions: how often a caption finds its picture")
     )
+    tasks: list[str | dict[str, Any]] = field(
+        default_factory=list,
+        metadata=about(
+            "tasks as st-distill eval takes them, words or mappings, on which the student alone is measured; docs/evaluation.md"
+        ),
+    )
     teachers: bool = field(
         default=True, metadata=about("whether the teachers' models answer too, and are timed, beside the student")
     )
@@ -520,6 +526,10 @@ class Recipe(Part):
     )
     stages: list[Stage] = field(metadata=about("what is trained, one after another", not_empty))
     evaluation: Evaluation | None = field(default=None, metadata=about("what the finished model is measured on"))
+    diagnosis: bool = field(
+        default=True,
+        metadata=about("look for what goes wrong before, in and after training, and say it; docs/diagnosis.md"),
+    )
     export_teacher: bool = field(
         default=False,
         metadata=about(

@@ -8,6 +8,9 @@ import json
 import math
 import re
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,9 +25,10 @@ from sentence_transformers.util.distributed import get_world_size
 from torch import nn
 from transformers.trainer_utils import SaveStrategy
 
+from st_distill.diagnosis import DiagnosisCallback
 from st_distill.losses import JasperDistill, TeacherRows
 from st_distill.recipe.checkpoints import drop_damaged, last_checkpoint
-from st_distill.recipe.data import load_texts
+from st_distill.recipe.data import LABEL_COLUMNS, load_texts
 from st_distill.recipe.processes import Processes
 from st_distill.recipe.progress import show_progress_of
 from st_distill.recipe.quantized import dequantized, is_quantized, restore
@@ -175,6 +179,7 @@ def run_stage(
     seed: int,
     evaluator: BaseEvaluator | None,
     processes: Processes,
+    diagnosis: DiagnosisCallback | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in place, from the folder's last checkpoint where there is one, and save it as ``folder/model``.
 
@@ -192,6 +197,7 @@ def run_stage(
         seed: of the trainer.
         evaluator: for stages that evaluate while they train.
         processes: that train together; every one of them calls this.
+        diagnosis: looks at the training; its findings are among the metrics.
 
     Returns:
         The trainer's own metrics.
@@ -203,7 +209,8 @@ def run_stage(
     checkpoints = folder / "checkpoints"
     processes.by_main(lambda: drop_damaged(checkpoints))
     several = len(data.datasets) > 1
-    defaults = {**_ARGUMENT_DEFAULTS, "run_name": title, "dataloader_pin_memory": torch.cuda.is_available()}
+    run_name = f"{folder.parent.parent.name}: {title}"
+    defaults = {**_ARGUMENT_DEFAULTS, "run_name": run_name, "dataloader_pin_memory": torch.cuda.is_available()}
     arguments = {**defaults, **stage.training_arguments()}
     if arguments.get("load_best_model_at_end"):
         # The best checkpoint may be older than the last one, from which a killed run continues.
@@ -237,27 +244,51 @@ def run_stage(
             train_dataset=DatasetDict(data.datasets) if several else next(iter(data.datasets.values())),
             loss=data.losses if several else next(iter(data.losses.values())),
             evaluator=evaluator if args.eval_strategy != "no" else None,
+            callbacks=None if diagnosis is None else [diagnosis],
         )
-        show_progress_of(trainer, title, args.train_batch_size * args.gradient_accumulation_steps * processes.count)
+        rows = args.train_batch_size * args.gradient_accumulation_steps * processes.count
+        show_progress_of(trainer, title, *_inputs(stage, data, rows))
         is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         whole = copy.deepcopy(model).cpu() if is_sharded and processes.is_main else model
         if trainer.is_fsdp_enabled:
             # The library's trainer cannot load a checkpoint of parts: a stage that is stopped begins anew.
             args.save_strategy = SaveStrategy.NO
         last = None if trainer.is_fsdp_enabled else last_checkpoint(checkpoints)
-        metrics = trainer.train_in_order(last)
+        with _run_of_its_own():
+            metrics = trainer.train_in_order(last)
         if is_sharded:
             weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
             if processes.is_main:  # the only one that is given them all
                 whole.load_state_dict(_as_in(model, trainee, weights), strict=trainee is model)
         history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_runtime" in entry]
         metrics |= {"steps": trainer.state.global_step, **_for_card(trainee)}
+        metrics["findings"] = [] if diagnosis is None else [finding.as_json() for finding in diagnosis.findings]
         metrics["history"] = [{key: _finite(value) for key, value in entry.items()} for entry in history]
     whole.eval()
     if stage.lora is not None and (processes.is_main or not is_sharded):
         _merge_adapters(whole)
     processes.by_main(lambda: save_model(whole, folder / "model"))
     return metrics
+
+
+@contextmanager
+def _run_of_its_own() -> Iterator[None]:
+    """A stage is a run of its own to Weights & Biases, whose integration would go on with the run of the stage before."""
+    before = getattr(sys.modules.get("wandb"), "run", None)
+    yield
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and before is None and getattr(wandb, "run", None) is not None:
+        wandb.finish()
+
+
+def _inputs(stage: Stage, data: StageData, rows: int) -> tuple[int, str]:
+    """How many texts or pictures so many rows are, and what they are called; rows, where the datasets differ."""
+    columns = {
+        sum(column not in LABEL_COLUMNS for column in dataset.column_names) for dataset in data.datasets.values()
+    }
+    if len(columns) > 1:
+        return rows, "rows"
+    return rows * columns.pop(), "pictures" if stage.trains_vision else "texts"
 
 
 def _for_card(model: SentenceTransformer) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from st_distill.report.run import Run
 from st_distill.report.speed import Speed
 from st_distill.store import TeacherStore
 
-__all__ = ["Fact", "Table", "headline", "origin", "size_rows", "stage_rows", "storage_rows"]
+__all__ = ["Fact", "Table", "headline", "origin", "size_rows", "stage_rows", "storage_rows", "task_rows"]
 
 
 class Fact(NamedTuple):
@@ -197,6 +197,20 @@ def storage_rows(run: Run) -> Table:
     rows = [(f"student, {dim}", *_gigabytes(dim)) for dim in run.results.get("dims") or _dims(run)]
     rows += [(f"{teacher}, {width}", *_gigabytes(width)) for teacher, width in _widths(run).items()]
     return Table(("Model, dimensions", "float32", "int8", "binary"), rows)
+
+
+def task_rows(results: Mapping[str, Any]) -> Table | None:
+    """The main metric of each task times 100, at each dimension; None where no tasks were measured."""
+    measured = results.get("tasks")
+    if not measured:
+        return None
+    places = [(str(dim), precision) for precision in measured["precisions"] for dim in measured["dims"]]
+    rows = []
+    for task in measured["tasks"]:
+        scores = [task["scores"][dim][precision][task["metric"]] for dim, precision in places]
+        told = ["-" if score is None else f"{100 * score:.1f}" for score in scores]
+        rows.append((f"{task['name']} ({task['kind'].replace('_', ' ')}, {task['metric']})", *told))
+    return Table(("Task", *(dim for dim, _ in places)), rows)
 
 
 def _dims(run: Run) -> list[int]:

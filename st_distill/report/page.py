@@ -18,10 +18,11 @@ from st_distill.errors import MissingExtraError, one_line
 from st_distill.exporting import load_student
 from st_distill.files import write_bytes, write_text
 from st_distill.recipe.data import load_texts
-from st_distill.recipe.runner import measure, teacher_view, texts_and_vectors
+from st_distill.recipe.runner import measure, texts_and_vectors
 from st_distill.recipe.schema import Recipe, Texts
+from st_distill.recipe.teachers import teacher_view
 from st_distill.recipe.vision import pictures_and_captions
-from st_distill.report.facts import headline, origin, size_rows, stage_rows, storage_rows
+from st_distill.report.facts import headline, origin, size_rows, stage_rows, storage_rows, task_rows
 from st_distill.report.pictures import (
     COLOURS,
     Picture,
@@ -124,6 +125,8 @@ def write_page(
         sizes=size_rows(found_run.results, found.speeds),
         speeds=speeds,
         storage=storage_rows(found_run),
+        tasks=task_rows(found_run.results),
+        findings=found_run.findings,
         recipe=found_run.recipe_text,
         ran_on=found_run.environment,
         made_on=environment(),
@@ -275,7 +278,9 @@ def _measure_start(recipe: Recipe, student: SentenceTransformer, run: Run, found
     if evaluation.texts is not None and recipe.teachers:
         teacher = teacher_view(recipe, TeacherStore.open(recipe.work_folder / "teachers"))
     start = load_student(run.stage_model(-1))
-    found.before = measure(start, recipe, replace(evaluation, teachers=False, images=None), teacher, speed=False)
+    found.before = measure(
+        start, recipe, replace(evaluation, teachers=False, images=None, tasks=[]), teacher, speed=False
+    )
 
 
 def _find_pictures(recipe: Recipe, student: SentenceTransformer, run: Run, found: _Found) -> None:

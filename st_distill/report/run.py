@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from st_distill.files import read_json
+from st_distill.recipe.diagnose import all_findings
 from st_distill.recipe.load import load_recipe
 from st_distill.recipe.schema import Recipe
 from st_distill.recipe.state import RunState
@@ -47,6 +48,7 @@ class Run:
         stages: in their order.
         results: what ``st_distill.evaluation.evaluate`` found; empty before the end of the run.
         environment: label to value, as of the end of the run; empty before.
+        findings: what looked wrong, see `st_distill.recipe.diagnose.all_findings`.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class Run:
     stages: tuple[StageRun, ...]
     results: Mapping[str, Any]
     environment: Mapping[str, str]
+    findings: Sequence[Mapping[str, str]] = ()
 
     def stage_model(self, index: int) -> Path:
         """Where stage ``index`` (from 0) left the student; the start is stage -1."""
@@ -96,4 +99,5 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         stages=tuple(stages),
         results=stored.get("results", {}),
         environment=stored.get("environment", {}),
+        findings=all_findings(folder, state.stages),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from st_distill.files import write_json, write_text
 
-__all__ = ["report", "task_report", "write_report"]
+__all__ = ["findings_report", "report", "task_report", "write_report"]
 
 
 def _percent(share: float | None) -> str:
@@ -101,9 +101,25 @@ def report(results: Mapping[str, Any]) -> str:
         parts.append(f"Quality by dimension, times 100\n\n{table}\n\n{notes}")
     if results.get("images"):
         parts.append(_images(results["images"], results["dims"]))
+    if results.get("tasks"):
+        parts.append(task_report(results["tasks"]))
     if results.get("models"):
         parts.append(_models(results["models"]))
     return "\n\n".join(parts)
+
+
+def findings_report(findings: Sequence[Mapping[str, str]]) -> str:
+    """What looked wrong in a run, a paragraph each, as plain text without a final newline.
+
+    Args:
+        findings: each a `st_distill.diagnosis.Finding`'s fields and "when", of which there is one at least.
+    """
+    told = [
+        f"{entry['name']} ({entry['when']}): {entry['seen']}.\n  That means: {entry['means']}.\n"
+        f"  What to do: {entry['remedy']}."
+        for entry in findings
+    ]
+    return "\n\n".join(["What looks wrong", *told])
 
 
 def task_report(results: Mapping[str, Any]) -> str:

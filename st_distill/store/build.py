@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from st_distill import files
+from st_distill.progress import TextsProgress
 from st_distill.store.format import (
     DESCRIPTION,
     HASH_BYTES,
@@ -197,19 +197,13 @@ class Builder:
     # -- texts
 
     def _embed(self, texts: Iterable[Any], roles: str | None, teachers: list[Teacher]) -> None:
-        from tqdm import tqdm
-
         queues: dict[tuple[str, Variant], _Queue] = {}
         wanted = {teacher.name: Column() for teacher in teachers if teacher.is_stored}
-        with tqdm(
+        with TextsProgress(
+            ", ".join(teacher.name for teacher in teachers),
             total=len(texts) * len(teachers) if isinstance(texts, Sized) else None,
-            desc=", ".join(teacher.name for teacher in teachers),
-            unit=" texts",
-            file=sys.stderr,
-            disable=not (self.show_progress and self._leads),
-            mininterval=0.1 if sys.stderr is not None and sys.stderr.isatty() else 30.0,
-            smoothing=0.05,
-        ) as bar:
+            show=self.show_progress and self._leads,
+        ) as progress:
             for chunk, chunk_roles in read_texts(texts, roles):
                 numbers = self._register(chunk, chunk_roles)
                 by_role = _places(chunk_roles)
@@ -225,17 +219,17 @@ class Builder:
                         queue = queues.setdefault((teacher.name, variant), _Queue(teacher, variant))
                         queue.numbers += numbers[missing].tolist()
                         queue.texts += [chunk[place] for place in missing]
-                    if bar.total is not None:  # what is there already is no work, and must not flatter the rate
-                        bar.total -= len(chunk) - queued
+                    if progress.total is not None:  # what is there already is no work, and must not flatter the rate
+                        progress.total -= len(chunk) - queued
                 for queue in queues.values():
                     while len(queue.texts) >= self.shard_rows:
-                        self._ask(queue, bar)
+                        self._ask(queue, progress)
             for queue in queues.values():
                 while queue.texts:
-                    self._ask(queue, bar)
+                    self._ask(queue, progress)
             for teacher in teachers:
                 if teacher.is_stored:
-                    self._import(teacher, wanted[teacher.name], texts, roles, bar)
+                    self._import(teacher, wanted[teacher.name], texts, roles, progress)
             self._commit()
 
     def _register(self, texts: list[str], roles: list[str]) -> np.ndarray:
@@ -294,8 +288,9 @@ class Builder:
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return (mixed ^ (mixed >> np.uint64(31))) % np.uint64(self.process.count) == self.process.number
 
-    def _ask(self, queue: _Queue, bar: Any) -> None:
+    def _ask(self, queue: _Queue, progress: TextsProgress) -> None:
         """Embed a shard's worth of a queue."""
+        progress.begin()
         texts, queue.texts = queue.texts[: self.shard_rows], queue.texts[self.shard_rows :]
         numbers, queue.numbers = queue.numbers[: self.shard_rows], queue.numbers[self.shard_rows :]
         # The longest first, so that memory runs out at once if ever, and a function's batches are of like length.
@@ -307,9 +302,11 @@ class Builder:
             for places, vectors in queue.teacher.encode_blocks(texts, queue.variant):
                 yield vectors, ordered[places]
 
-        self._write(queue.teacher, queue.variant, blocks(), bar)
+        self._write(queue.teacher, queue.variant, blocks(), progress)
 
-    def _import(self, teacher: Teacher, wanted: Column, texts: Iterable[Any], roles: str | None, bar: Any) -> None:
+    def _import(
+        self, teacher: Teacher, wanted: Column, texts: Iterable[Any], roles: str | None, progress: TextsProgress
+    ) -> None:
         """Take over the vectors of the wanted texts from where they are."""
         flags = wanted.get(np.arange(self._texts))
 
@@ -327,7 +324,7 @@ class Builder:
 
         if not (flags > 0).any():
             return
-        self._write(teacher, teacher.variant(), blocks(), bar)
+        self._write(teacher, teacher.variant(), blocks(), progress)
         if count := int((flags > 0).sum()):
             number = int(np.argmax(flags > 0))
             raise ValueError(missing_sentence(teacher.label, count, self._text(number, texts, roles)))
@@ -344,7 +341,11 @@ class Builder:
     # -- files
 
     def _write(
-        self, teacher: Teacher, variant: Variant, blocks: Iterator[tuple[np.ndarray, np.ndarray]], bar: Any
+        self,
+        teacher: Teacher,
+        variant: Variant,
+        blocks: Iterator[tuple[np.ndarray, np.ndarray]],
+        progress: TextsProgress,
     ) -> None:
         """Write vectors and their text numbers to shards, each committed when it is full."""
         shard: NewTeacherShard | None = None
@@ -353,7 +354,7 @@ class Builder:
                 if shard is None:
                     shard = self._new_shard(teacher, variant, vectors.shape[1])
                 shard.append(vectors, numbers)
-                bar.update(len(numbers))
+                progress.update(len(numbers))
                 self.process.check()
                 if shard.rows >= self.shard_rows or time.monotonic() - shard.started >= self.shard_seconds:
                     self._commit(teacher, shard)

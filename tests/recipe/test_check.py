@@ -60,6 +60,7 @@ evaluation:
   similarity: pairs.csv
   retrieval: {path: pairs.csv, columns: [sentence1, sentence2]}
   images: pictures.jsonl
+diagnosis: false # the same few texts serve everywhere here
 """
 
 

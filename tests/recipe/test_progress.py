@@ -5,7 +5,8 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import CallbackHandler, PrinterCallback, ProgressCallback
 
 from st_distill.recipe import progress
 from st_distill.recipe.progress import StageProgress, show_progress_of
@@ -22,7 +23,7 @@ def told(monkeypatch, *, bar: bool = False, start: int = 0, main: bool = True) -
     clock = iter([100.0, 120.0, 140.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     stream = io.StringIO()
-    callback = StageProgress("Stage 2 of 4, all", 64, bar=bar, stream=stream)
+    callback = StageProgress("Stage 2 of 4, all", 64, bar=bar, unit="texts", stream=stream)
     callback.on_train_begin(None, state(start, main=main), None)
     for step in (10, 20):
         callback.on_step_end(None, state(start + step, main=main), None)
@@ -34,39 +35,44 @@ def told(monkeypatch, *, bar: bool = False, start: int = 0, main: bool = True) -
 
 def test_a_line_at_each_log(monkeypatch):
     assert told(monkeypatch).splitlines() == [
-        "Stage 2 of 4, all: step 10 of 3,700, loss 4.25 (cosine 1), 32 rows/s, 2:03:00 left",
-        "Stage 2 of 4, all: step 20 of 3,700, loss 4.25 (cosine 1), 32 rows/s, 2:02:40 left",
+        "Stage 2 of 4, all: step 10 of 3,700, loss 4.25 (cosine 1), 32 texts/s, 2:03:00 left",
+        "Stage 2 of 4, all: step 20 of 3,700, loss 4.25 (cosine 1), 32 texts/s, 2:02:40 left",
     ]
 
 
 def test_a_stage_that_goes_on(monkeypatch):
     last = told(monkeypatch, start=3650).splitlines()[-1]
     assert last.startswith("Stage 2 of 4, all: step 3,670 of 3,700")
-    assert last.endswith("32 rows/s, 1:00 left")
+    assert last.endswith("32 texts/s, 1:00 left")
 
 
 def test_a_bar_in_a_terminal(monkeypatch):
     shown = told(monkeypatch, bar=True)
     assert "\r" in shown
-    assert re.search(r"Stage 2 of 4, all: +1%.*20/3700 .*loss 4\.25 \(cosine 1\), 32 rows/s", shown)
+    assert re.search(r"Stage 2 of 4, all: +1%.*20/3700 .*loss 4\.25 \(cosine 1\), 32 texts/s", shown)
 
 
 def test_other_processes_are_silent(monkeypatch):
     assert told(monkeypatch, main=False) == ""
 
 
-@pytest.mark.parametrize(("own", "added"), [(ProgressCallback, 1), (PrinterCallback, 1), (None, 0)])
+class NotebookProgressCallback(TrainerCallback):
+    """What transformers shows in a notebook is of a class of this name, which needs IPython."""
+
+
+@pytest.mark.parametrize(
+    ("own", "added"), [(ProgressCallback, 1), (PrinterCallback, 1), (NotebookProgressCallback, 1), (TrainerCallback, 0)]
+)
 def test_only_what_the_trainer_prints_is_replaced(own, added):
-    class Trainer:
+    class Small:
         args = SimpleNamespace(disable_tqdm=True)
-        callbacks: list = []
+        callback_handler = CallbackHandler([own], None, None, None, None)
+        pop_callback = Trainer.pop_callback
+        add_callback = Trainer.add_callback
 
-        def pop_callback(self, kind):
-            return kind() if kind is own else None
-
-        def add_callback(self, callback):
-            self.callbacks = [*self.callbacks, callback]
-
-    trainer = Trainer()
+    trainer = Small()
+    before = len(trainer.callback_handler.callbacks)
     show_progress_of(trainer, "Stage", 8)
-    assert len(trainer.callbacks) == added
+    shown = [kind for kind in trainer.callback_handler.callbacks if isinstance(kind, StageProgress)]
+    assert len(shown) == added
+    assert len(trainer.callback_handler.callbacks) == before

@@ -62,6 +62,8 @@ def test_the_page_shows_what_the_run_has(page):
         "sentence-transformers",
         "learning_rate: 0.001",
         "0.096 GB",
+        "What looks wrong",
+        "6 of 12 texts of the evaluation's retrieval (50 %) are training texts too",
     ):
         assert word in elements.text
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from st_distill.report import report, write_report
+from st_distill.report import findings_report, report, write_report
 
 
 def by_dim(*scores: float) -> dict[str, float]:
@@ -83,3 +83,16 @@ def test_files_hold_the_same(tmp_path):
     read = json.loads(numbers.read_text())
     assert read == RESULTS
     assert text.read_text() == report(read) + "\n"
+
+
+def test_what_looks_wrong():
+    finding = {"when": "stage 2, all", "name": "collapsed", "seen": "all alike", "means": "bad", "remedy": "mend it"}
+    assert (
+        findings_report([finding])
+        == """\
+What looks wrong
+
+collapsed (stage 2, all): all alike.
+  That means: bad.
+  What to do: mend it."""
+    )

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from st_distill.diagnosis import Finding, diagnose_duplicates, diagnose_overlap
+
+
+def test_duplicates(texts):
+    assert diagnose_duplicates(texts) == []
+    (found,) = diagnose_duplicates([*texts[:60], *(f"  {text.upper()}" for text in texts[:20])])
+    assert found.name == "duplicates"
+    assert "20 of 80 rows (25 %) were there before, such as" in found.seen
+    assert diagnose_duplicates([*texts, texts[0]]) == []  # below the share
+    assert len(diagnose_duplicates([*texts, texts[0]], share=0)) == 1
+
+
+def test_rows_of_pairs_are_equal_where_both_texts_are():
+    assert diagnose_duplicates([("a", "b"), ("a", "c"), ("ab", "")], share=0) == []
+    (found,) = diagnose_duplicates([("a", "b"), ("a", "b")])
+    assert "1 of 2 rows (50 %)" in found.seen
+
+
+def test_overlap(texts):
+    assert diagnose_overlap(texts[:32], texts[32:]) == []
+    (found,) = diagnose_overlap(iter(texts), ["new", texts[3].title(), texts[3]], what="test set")
+    assert found.name == "evaluation texts in training"
+    assert "1 of 2 texts of the test set (50 %) are training texts too, such as 'a cat" in found.seen
+    assert diagnose_overlap(texts, ["new", texts[3]], share=0.5) == []
+
+
+@pytest.mark.parametrize("share", [-0.1, 1])
+def test_a_share_that_is_none(share):
+    with pytest.raises(ValueError, match="The 'share' must be from 0 to below 1"):
+        diagnose_duplicates([], share=share)
+    with pytest.raises(ValueError, match="The 'share' must be from 0 to below 1"):
+        diagnose_overlap([], [], share=share)
+
+
+def test_a_finding_as_a_sentence():
+    finding = Finding(name="a name", seen="it was 3", means="it is bad", remedy="mend it")
+    assert str(finding) == "a name: it was 3. That means: it is bad. What to do: mend it."
+    assert finding.as_json() == {"name": "a name", "seen": "it was 3", "means": "it is bad", "remedy": "mend it"}
