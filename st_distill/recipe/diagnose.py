@@ -97,7 +97,7 @@ def _reading(recipe: Recipe) -> Iterator[Placed]:
         return
     tokenizer, limit = student
     for index, spec in enumerate(recipe.teachers):
-        theirs = None if spec.model is None else _tokenizer(spec)
+        theirs = _tokenizer(spec)
         if theirs is None:
             continue
         variants = make_teacher(spec)
@@ -124,6 +124,8 @@ def _reading(recipe: Recipe) -> Iterator[Placed]:
 
 def _tokenizer(spec: Student | TeacherSpec) -> tuple[Any, int | None] | None:
     """A model's tokenizer and limit where this machine has them; None otherwise, for then the run finds out."""
+    if spec.model is None:
+        return None
     try:
         return text_tokenizer(spec.model, spec.revision, trusted=spec.trust_remote_code, here_alone=True)
     except (UnknownModel, ValueError):
