@@ -9,7 +9,20 @@ FUZZ_SECONDS ?= 600
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test lint docs faults fuzz clean
+# Builds of torch for the oldest and the newest versions; one for the CPU alone spares gigabytes of CUDA.
+LOWEST_TORCH ?= torch==2.6.0
+NEWEST_TORCH ?= torch
+LOWEST := "sentence-transformers[train]==6.0.0" "transformers==5.0.0"
+NEWEST := --upgrade "sentence-transformers[train]" transformers
+# What a version of a library can break: its modules, the trainer, saved files.
+COMPATIBILITY_TESTS ?= tests/compatibility tests/test_functional.py tests/test_losses.py tests/test_store.py \
+	tests/test_exporting.py tests/modules tests/recipe/test_runner.py
+# For each module the tests of it, and how many of its mutants are tried, where not all are.
+STORE_TESTS := test_store.py,test_store_dtypes.py,test_store_processes.py,test_verify.py
+MUTATED := functional.py:test_functional.py: losses.py:test_losses.py: $(foreach part,build damage format processes store \
+	shards texts,store/$(part).py:$(STORE_TESTS):40)
+
+.PHONY: demo test lint docs faults fuzz reliability coverage mutation soak compatibility audit clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/quickstart_data.py --out out/quickstart-data
@@ -36,16 +49,53 @@ docs: $(VENV)/ready
 
 # Every fault at every place: kills, full disks, signals, teachers that fail.
 faults: $(VENV)/ready
-	FAULTS=all $(BIN)/python -m pytest tests/faults tests/test_verify.py
+	FAULTS=all $(BIN)/python -m pytest tests/faults tests/test_verify.py --junitxml=out/reliability/faults.xml
 
 # Bad inputs for as long as FUZZ_SECONDS says: as many again as there is time for by hypothesis, and three coverage-guided runs.
 fuzz: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,demo,fuzz]"
 	end=$$(( $$(date +%s) + $(FUZZ_SECONDS) )); while [ $$(date +%s) -lt $$end ]; do \
-		FUZZ_PROFILE=fuzz $(BIN)/python -m pytest --quiet tests/inputs || exit 1; done
+		FUZZ_PROFILE=fuzz $(BIN)/python -m pytest --quiet tests/inputs --junitxml=out/reliability/inputs-$$(date +%s).xml \
+			|| exit 1; done
 	for target in recipe description texts; do \
 		$(BIN)/python tests/inputs/coverage_guided.py $$target -max_total_time=$(FUZZ_SECONDS) -timeout=20 \
 			-rss_limit_mb=4096 || exit 1; done
+
+# The table of what `make faults` and `make fuzz` have tried here.
+reliability: $(VENV)/ready
+	$(BIN)/python tests/faults/table.py out/reliability/*.xml
+
+# The whole suite under coverage, the processes that it starts included.
+coverage: $(VENV)/ready
+	rm -rf out/coverage && mkdir -p out/coverage
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+# Whether the tests notice small changes of the mathematics, the losses and the store; what they do not notice is printed.
+mutation: $(VENV)/ready
+	for given in $(MUTATED); do \
+		file=$${given%%:*}; rest=$${given#*:}; names=$$(echo "$${rest%%:*}" | tr , ' '); sample=$${rest#*:}; \
+		$(BIN)/python tests/mutation.py st_distill/$$file $$(for name in $$names; do echo tests/$$name; done) \
+			$${sample:+--sample $$sample} || exit 1; done
+
+# 20,000 steps and a store of a million rows: flat memory, no open files, no threads left.
+soak: $(VENV)/ready
+	$(BIN)/python benchmarks/soak.py
+
+# The oldest and the newest versions of sentence-transformers, transformers and torch that setup.cfg allows.
+compatibility:
+	$(PYTHON) -m venv .venv-lowest && .venv-lowest/bin/python -m pip install --quiet $(LOWEST_TORCH)
+	.venv-lowest/bin/python -m pip install --quiet $(LOWEST) --editable ".[dev]"
+	.venv-lowest/bin/python -m pytest -W default $(COMPATIBILITY_TESTS)
+	$(PYTHON) -m venv .venv-newest && .venv-newest/bin/python -m pip install --quiet --upgrade $(NEWEST_TORCH)
+	.venv-newest/bin/python -m pip install --quiet $(NEWEST) --editable ".[dev]"
+	.venv-newest/bin/python -m pytest -W default $(COMPATIBILITY_TESTS)
+
+# Known holes in what is installed; asks the package index, so it is no part of the tests. Licences are (tests/test_licences.py).
+audit: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python -m pip_audit --skip-editable
 
 $(VENV)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -54,4 +104,4 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) out build dist *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-newest out build dist *.egg-info

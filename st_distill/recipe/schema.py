@@ -8,13 +8,13 @@ finds every wrong type and range at once. What needs several fields, files or mo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from st_distill.recipe.conversion import Part
+from st_distill.recipe.patterns import pattern_error
 from st_distill.recipe.rules import about, above, at_least, below_one, names_list, not_empty, numbers_list
 from st_distill.recipe.words import Found, describe, folder_name, nearest, suggest
 
@@ -78,9 +78,7 @@ def _train_rule(value: Any) -> Iterator[Found]:
     elif isinstance(value, list):
         yield from names_list(value)
         for index, pattern in enumerate(value):
-            try:
-                re.compile(pattern)
-            except (re.error, OverflowError, RecursionError) as error:
+            if error := pattern_error(pattern):
                 yield (index,), f"is not a regular expression: {error}"
 
 

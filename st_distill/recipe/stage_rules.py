@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import warnings
 from enum import Enum
 from functools import cache
@@ -18,6 +17,7 @@ from st_distill.errors import one_line
 from st_distill.recipe.arguments import RESERVED, hints_of
 from st_distill.recipe.data import LABEL_COLUMNS, Kind, columns_of
 from st_distill.recipe.models import encoder_without_weights
+from st_distill.recipe.patterns import matching
 from st_distill.recipe.run_rules import RunRules
 from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Objective, Stage, Texts
 from st_distill.recipe.words import FieldPath, show_path, suggest
@@ -93,8 +93,13 @@ class StageRules(RunRules):
             names = [f"{prefix}{name}" for name, _ in encoder.named_parameters() for prefix in _PREFIXES]
             names += [f"{place}.linears.{head}.{kind}" for place, head, kind in product(_PLACES, _HEADS, _KINDS)]
             for index, pattern in enumerate(stage.train):
-                if not any(re.search(pattern, name) for name in names):
-                    self.error((*where, index), f"'{pattern}' is found in no parameter's name, such as '{names[0]}'")
+                try:
+                    if not matching(pattern, names):
+                        self.error(
+                            (*where, index), f"'{pattern}' is found in no parameter's name, such as '{names[0]}'"
+                        )
+                except ValueError as error:
+                    self.error((*where, index), str(error))
 
     def encoder(self, stage: Stage) -> torch.nn.Module | None:
         """The student's text encoder without weights, for a stage whose student has no vision encoder yet."""

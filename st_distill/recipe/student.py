@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
@@ -15,6 +14,7 @@ from torch import nn
 
 from st_distill.alignment import align_weights
 from st_distill.modules import MatryoshkaProjection, Transformer
+from st_distill.recipe.patterns import matching
 from st_distill.recipe.schema import Student
 
 
@@ -126,13 +126,14 @@ def trained_parameters(model: SentenceTransformer, train: str | Mapping[str, int
         trained = {id(parameter) for layer in list(layers)[len(layers) - count :] for parameter in layer.parameters()}
         chosen = projection | {name for name, parameter in model.named_parameters() if id(parameter) in trained}
     else:
-        patterns = [train] if isinstance(train, str) else list(train)
+        patterns, chosen = [train] if isinstance(train, str) else list(train), set()
         for pattern in patterns:
-            if not any(re.search(pattern, name) for name in names):
+            found = matching(pattern, names)
+            if not found:
                 raise ValueError(
                     f"The pattern {pattern!r} matches none of the model's parameters, such as {names[0]!r}."
                 )
-        chosen = {name for name in names if any(re.search(pattern, name) for pattern in patterns)}
+            chosen |= set(found)
     if not chosen:
         raise ValueError(f"The stage trains {train!r}, but the model has no such parameters.")
     return chosen

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fault_helpers import RECIPE, Project, forked
+from datasets import Dataset, Features, Image, Value
+from fault_helpers import RECIPE, SEEING_STAGES, STAGES, Project, forked
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
@@ -28,13 +29,18 @@ def fault_models(tmp_path_factory, tiny_bert) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_project(fault_models, tiny_bert, sentences):
-    def make(folder: Path) -> Project:
+def make_project(fault_models, tiny_bert, sentences, images):
+    def make(folder: Path, *, seeing: bool = False) -> Project:
         (folder / "texts.txt").write_text("\n".join(sentences))
         (folder / "held-out.txt").write_text("\n".join(sentences[:5]))
         arguments = "{use_cpu: true, disable_tqdm: true, save_steps: 2}"
         teacher = fault_models / "teacher"
-        recipe = RECIPE.format(folder=folder, student=tiny_bert, teacher=teacher, arguments=arguments)
+        recipe = RECIPE + (SEEING_STAGES if seeing else STAGES)
+        recipe = recipe.format(folder=folder, student=tiny_bert, teacher=teacher, arguments=arguments)
+        if seeing:
+            features = Features({"image": Image(), "caption": Value("string")})
+            pictures = Dataset.from_dict({"image": images, "caption": sentences}, features=features)
+            pictures.to_parquet(folder / "images.parquet")
         (folder / "recipe.yaml").write_text(recipe)
         return Project(folder)
 
@@ -47,10 +53,27 @@ def project(make_project, tmp_path) -> Project:
     return make_project(tmp_path)
 
 
+@pytest.fixture
+def seeing_project(make_project, tmp_path) -> Project:
+    """The same with a stage that trains vision."""
+    return make_project(tmp_path, seeing=True)
+
+
+Undisturbed = tuple[dict[str, torch.Tensor], int]
+
+
 @pytest.fixture(scope="session")
-def undisturbed(make_project, tmp_path_factory) -> tuple[dict[str, torch.Tensor], int]:
+def undisturbed(make_project, tmp_path_factory) -> Undisturbed:
     """The results of such a run when nothing happens, and how many changes it makes."""
-    project = make_project(tmp_path_factory.mktemp("undisturbed"))
+    return _undisturbed(make_project(tmp_path_factory.mktemp("undisturbed")))
+
+
+@pytest.fixture(scope="session")
+def undisturbed_seeing(make_project, tmp_path_factory) -> Undisturbed:
+    return _undisturbed(make_project(tmp_path_factory.mktemp("undisturbed"), seeing=True))
+
+
+def _undisturbed(project: Project) -> Undisturbed:
     ended = forked(project.run, project.folder)
     assert ended.code == 0, ended.said
     assert verify(project.work).findings == []

@@ -7,6 +7,7 @@ matrix, the suite a sample of it.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
@@ -112,16 +113,40 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def fill_the_disk() -> None:
+    """From here on no file takes another byte."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def without_rights() -> None:
+    """An administrator's process, to which no file is closed, becomes one that may do what modes allow."""
+    if os.geteuid() == 0:
+        version_3, no_rights = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        assert ctypes.CDLL(None).capset(version_3, no_rights) == 0
+
+
 RECIPE = """\
 output: {folder}/out
 student: {{model: {student}, layers: [0, 3], pooling: mean, max_seq_length: 16}}
 teachers: [{{model: {teacher}, name: teacher}}]
 texts: {folder}/texts.txt
 projection: {{dims: [16, 8]}}
+evaluation: {{texts: {folder}/held-out.txt, teachers: false}}
+"""
+STAGES = """\
 stages:
   - {{train: projection, steps: 4, batch: 8, arguments: {arguments}}}
   - {{train: all, steps: 5, batch: 8, arguments: {arguments}}}
-evaluation: {{texts: {folder}/held-out.txt, teachers: false}}
+"""
+SEEING_STAGES = """\
+images:
+  path: {folder}/images.parquet
+  vision: {{model_type: siglip_vision_model, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2,
+    intermediate_size: 32, image_size: 32, patch_size: 16}}
+stages:
+  - {{train: projection, steps: 2, batch: 8, arguments: {arguments}}}
+  - {{train: vision, steps: 5, batch: 8, learning_rate: 1e-3, arguments: {arguments}}}
 """
 
 

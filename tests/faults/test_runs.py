@@ -1,21 +1,29 @@
-"""A run that is killed, stopped, or has no room, and then continues to the same result."""
+"""A run that is killed, stopped, has no room, or whose clock goes back, and then continues to the same result."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
-import shutil
 import signal
+import stat
 import sys
+import time
 
 import pytest
-from fault_helpers import ALL, forked, kill, same_results
+import torch
+from fault_helpers import ALL, fill_the_disk, forked, kill, same_results, without_rights
 
 from st_distill import files
 from st_distill.verify import verify
 
-DAMAGED = ["teachers/teachers/teacher/00000.npy", "stages/2-all/checkpoints/checkpoint-*/model.safetensors"]
-SAMPLE = [(DAMAGED[0], 0), (DAMAGED[1], -1)]
+
+@pytest.fixture
+def subject(kind, request):
+    """A project of the kind that the test is parametrized by, its results when nothing happens, and its changes."""
+    names = {"texts": ("project", "undisturbed"), "pictures": ("seeing_project", "undisturbed_seeing")}[kind]
+    project, undisturbed = (request.getfixturevalue(name) for name in names)
+    return project, *undisturbed
 
 
 def finish(project) -> None:
@@ -25,19 +33,32 @@ def finish(project) -> None:
     assert verify(project.folder / "out").findings == []
 
 
-@pytest.mark.parametrize("seed", range(25 if ALL else 1))
-def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(seed, project, undisturbed):
-    """Four kills each, 100 in all; the moments are spread over teachers, start, stages, checkpoints, export and report."""
-    results, changes = undisturbed
-    moments = random.Random(seed)
+#: The recipe of texts, or that with a stage of pictures, and a number.
+KILLED = [("texts", n) for n in range(35)] + [("pictures", n) for n in range(10)]
+
+
+@pytest.mark.parametrize(("kind", "seed"), KILLED if ALL else [KILLED[0], KILLED[-1]])
+def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(kind, seed, subject, record_property):
+    """Up to four kills each; the moments are spread over teachers, start, stages, checkpoints, export and evaluation."""
+    project, results, changes = subject
+    moments, kills = random.Random(seed), 0
     for _ in range(4 if ALL else 2):
         # Later legs are shorter, so that some of them get to their end without being killed.
         ended = forked(
             lambda: project.run("--resume"), project.folder, moment=moments.randint(1, changes), happens=kill
         )
         assert ended.code in (0, -signal.SIGKILL), ended.said
+        kills += ended.code != 0
+    record_property("kills", kills)
     finish(project)
     same_results(project.results(), results)
+
+
+def test_the_same_recipe_gives_the_same_weights_bit_for_bit(project, undisturbed):
+    assert forked(project.run, project.folder).code == 0
+    found, expected = project.results(), undisturbed[0]
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT] if ALL else [signal.SIGTERM])
@@ -58,14 +79,81 @@ def test_a_signal_stops_a_run_in_order(number, share, project, undisturbed):
 
 
 @pytest.mark.parametrize("size", [100, 1_000, 3_000, 10_000, 30_000, 60_000, 100_000] if ALL else [3_000])
-def test_a_full_disk_is_said_and_the_run_goes_on(size, project, undisturbed):
-    results, _ = undisturbed
-    ended = forked(project.run, project.folder, size=size)
+def test_a_disk_without_room_for_a_file_is_said_and_the_run_goes_on(size, project, undisturbed):
+    stopped_by_the_disk(forked(project.run, project.folder, size=size))
+    finish(project)
+    same_results(project.results(), undisturbed[0])
+
+
+def stopped_by_the_disk(ended) -> None:
     assert ended.code == 2, ended.said
     assert "Traceback" not in ended.said
     assert "st-distill: " in ended.said
+
+
+#: The kind of recipe, and how much of the run is done before no file takes another byte.
+FULL = [("texts", n / 40) for n in range(40)] + [("pictures", n / 20) for n in range(20)]
+
+
+@pytest.mark.parametrize(("kind", "share"), FULL if ALL else [FULL[32]])
+def test_the_disk_is_full_from_some_change_on(kind, share, subject):
+    project, results, changes = subject
+    stopped_by_the_disk(forked(project.run, project.folder, moment=max(1, int(share * changes)), happens=fill_the_disk))
     finish(project)
     same_results(project.results(), results)
+
+
+@pytest.mark.parametrize("share", [n / 10 for n in range(1, 10)] if ALL else [0.7])
+def test_the_clock_goes_back(share, project, undisturbed):
+    """Before the run goes on, so that every file is of the future; and, in the run, at every look at it."""
+    results, changes = undisturbed
+
+    def run() -> int:
+        ticks = itertools.count()
+        time.time = lambda: 1e9 - next(ticks)
+        return project.run("--resume")
+
+    forked(run, project.folder, moment=int(share * changes), happens=kill)
+    for path in project.work.rglob("*"):
+        os.utime(path, (4e9, 4e9))
+    ended = forked(run, project.folder)
+    assert ended.code == 0, ended.said
+    finish(project)
+    same_results(project.results(), results)
+
+
+def test_a_folder_that_may_not_be_written_to(project):
+    """A new run, one that goes on, and what only reads."""
+    assert forked(project.run, project.folder).code == 0
+    copy = project.folder / "elsewhere"
+    copy.mkdir()
+    places = [project.folder, *project.folder.rglob("*")]
+    for path in places:
+        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
+
+    def denied(*arguments: str) -> tuple[int, str]:
+        def run() -> int:
+            without_rights()
+            return project.run(*arguments)
+
+        ended = forked(run, project.folder)
+        return ended.code, ended.said
+
+    def read() -> int:
+        without_rights()
+        return len([*verify(project.work).findings, *verify(project.folder / "out").findings])
+
+    try:
+        for arguments in (["--resume"], ["--set", f"output={copy}/out"]):
+            code, said = denied(*arguments)
+            assert code == 2, said
+            assert "Permission denied" in said
+            assert str(project.folder) in said
+            assert "Traceback" not in said
+        assert forked(read, project.folder).code == 0
+    finally:
+        for path in places:
+            path.chmod(0o755)
 
 
 def test_a_second_run_in_one_folder_is_refused_until_the_first_has_died(project):
@@ -83,32 +171,6 @@ def test_a_second_run_in_one_folder_is_refused_until_the_first_has_died(project)
     os.kill(first, signal.SIGKILL)
     os.waitpid(first, 0)
     assert forked(project.run, project.folder).code == 0
-
-
-@pytest.mark.parametrize(("file", "cut"), [(file, cut) for file in DAMAGED for cut in (0, -1)] if ALL else SAMPLE)
-def test_damage_while_a_run_is_stopped(file, cut, project, undisturbed):
-    """By a flipped bit (cut 0) or a missing end.
-
-    The vectors: said before they are trained on. A checkpoint: left out, and an earlier one or the beginning taken.
-    """
-    results, changes = undisturbed
-    moment = changes
-    while not list(project.work.glob(file)):
-        moment = moment * 9 // 10
-        shutil.rmtree(project.work, ignore_errors=True)
-        shutil.rmtree(project.folder / "out", ignore_errors=True)
-        forked(project.run, project.folder, moment=moment, happens=kill)
-    for path in project.work.glob(file):
-        content = path.read_bytes()
-        path.write_bytes(content[:cut] if cut else content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
-    if file.startswith("teachers"):
-        ended = forked(lambda: project.run("--resume"), project.folder)
-        assert ended.code == 2
-        assert "The store is damaged" in ended.said
-        assert f"st-distill verify {project.work}/teachers --repair" in ended.said
-        assert verify(project.work / "teachers", repair=True, show_progress=False).is_whole
-    finish(project)
-    same_results(project.results(), results)
 
 
 def test_no_pickle_is_run_and_no_token_is_written(project, undisturbed, monkeypatch):

@@ -6,12 +6,10 @@ import os
 import random
 import shutil
 import signal
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-from fault_helpers import ALL, forked, kill
+from fault_helpers import ALL, fill_the_disk, forked, kill, without_rights
 
 from st_distill import Teacher, TeacherStore
 from st_distill.cli import main
@@ -58,13 +56,15 @@ def built_by_a_child(folder) -> int:
 
 
 @pytest.mark.parametrize("seed", range(40 if ALL else 3))
-def test_a_build_that_is_killed_goes_on(seed, tmp_path):
+def test_a_build_that_is_killed_goes_on(seed, tmp_path, record_property):
     changes = forked(lambda: built_by_a_child(tmp_path / "whole"), tmp_path).changes
-    moments = random.Random(seed)
+    moments, kills = random.Random(seed), 0
     for _ in range(2):
         moment = moments.randint(1, changes)
         ended = forked(lambda: built_by_a_child(tmp_path / "s"), tmp_path, moment=moment, happens=kill)
         assert ended.code in (0, -signal.SIGKILL), ended.said
+        kills += ended.code != 0
+    record_property("kills", kills)
     build(tmp_path / "s")
     is_right(tmp_path / "s")
     assert not list((tmp_path / "s").rglob("*.tmp"))
@@ -86,33 +86,45 @@ def test_a_full_disk(size, tmp_path):
     is_right(tmp_path / "s")
 
 
-def test_a_folder_that_may_not_be_written_to():
-    folder = Path(tempfile.mkdtemp())
-    try:
-        build(folder / "s")
-        folder.chmod(0o755)
-        for path in [folder / "s", *(folder / "s").rglob("*")]:
-            path.chmod(0o555 if path.is_dir() else 0o444)
+@pytest.mark.parametrize("share", [n / 30 for n in range(30)] if ALL else [0.5])
+def test_the_disk_is_full_from_some_change_on(share, tmp_path):
+    changes = forked(lambda: built_by_a_child(tmp_path / "whole"), tmp_path).changes
 
-        def as_somebody_else() -> int:
-            if os.geteuid() == 0:
-                os.setegid(65534)
-                os.seteuid(65534)
-            assert len(TeacherStore.open(folder / "s")) == len(TEXTS)
-            try:
-                TeacherStore.create(folder / "s", ["new"], Teacher(vectors_of, name="first", revision="1"))
-            except PermissionError as error:
-                print(error)
-                return 2
-            return 0
+    def limited() -> int:
+        try:
+            build(tmp_path / "s")
+        except OSError:
+            return 2
+        return 0
 
-        ended = forked(as_somebody_else, folder)
-        assert ended.code == 2, ended.said
-        assert str(folder / "s") in ended.said
-    finally:
-        for path in [folder / "s", *(folder / "s").rglob("*")]:
-            path.chmod(0o755)
-        shutil.rmtree(folder)
+    ended = forked(limited, tmp_path, moment=max(1, int(share * changes)), happens=fill_the_disk)
+    assert ended.code == 2, ended.said
+    build(tmp_path / "s")
+    is_right(tmp_path / "s")
+
+
+def test_a_folder_that_may_not_be_written_to(tmp_path):
+    folder = tmp_path / "s"
+    build(folder)
+    places = [folder, *folder.rglob("*")]
+    for path in places:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+    def denied() -> int:
+        without_rights()
+        is_right(folder)
+        try:
+            TeacherStore.create(folder, ["new"], Teacher(vectors_of, name="first", revision="1"))
+        except PermissionError as error:
+            print(error)
+            return 2
+        return 0
+
+    ended = forked(denied, tmp_path)
+    for path in places:
+        path.chmod(0o755)
+    assert ended.code == 2, ended.said
+    assert str(folder) in ended.said
 
 
 def failing(vectors, place):

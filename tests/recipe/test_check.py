@@ -133,6 +133,7 @@ MISTAKES = {
     "train nonsense": ("train: projection", "train: everything", 19, "it may be projection, all, vision, {last_layers: 3}, or"),
     "pattern alone": ("train: projection", "train: encoder.*", 19, "must stand in a list; write ['encoder.*']"),
     "bad pattern": ("train: projection", "train: ['enc(']", 19, "stages[0].train[0]: is not a regular expression"),
+    "slow pattern": ("train: projection", r"train: ['(.|\w|[a-z])*[^a-z.0-9_]{2}']", 19, "must match a name at once"),
     "last layers": ("{last_layers: 2}", "{last_layers: 4}", 22, "stages[1].train.last_layers: the student has 3 layers, got 4"),
     "last layers 0": ("{last_layers: 2}", "{last_layers: 0}", 22, "must be at least 1, got 0"),
     "last layer": ("{last_layers: 2}", "{last_layer: 2}", 22, "unknown field; did you mean 'last_layers'?"),

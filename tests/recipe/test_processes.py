@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 
 from st_distill import cli
 from st_distill.errors import OtherProcessError
-from st_distill.recipe import dump_recipe, load_recipe, processes, runner, stages
+from st_distill.recipe import checkpoints, dump_recipe, load_recipe, processes, runner, stages
 from st_distill.recipe.processes import Processes
 from st_distill.recipe.schema import Recipe
 from st_distill.recipe.stages import StageData
@@ -147,6 +147,10 @@ def test_two_processes_killed_and_resumed_equal_one_with_the_joint_batch(folder,
     state = json.loads((folder / "out-run" / "run.json").read_text())
     assert [stage["done"] for stage in state["stages"]] == [True, False, False, False]
     assert {stage["fields"]["stage.effective_batch"] for stage in state["stages"]} == {8}
+    # Sealed when every process had written its part.
+    checkpoint = checkpoints.numbered(folder / "out-run/stages/2-last-1-layers/checkpoints")[-1]
+    assert checkpoints.what_is_wrong(checkpoint) is None
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= json.loads((checkpoint / checkpoints.SEAL).read_text()).keys()
 
     resumed = launch(folder)
     assert resumed.returncode == 0, resumed.stderr

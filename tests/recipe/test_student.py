@@ -9,6 +9,7 @@ from torch import nn
 
 from st_distill.modules import MatryoshkaProjection
 from st_distill.modules import Transformer as ImageTransformer
+from st_distill.recipe.patterns import matching
 from st_distill.recipe.schema import Student
 from st_distill.recipe.student import (
     build_student,
@@ -78,6 +79,10 @@ class TestTrainedParameters:
             id(p) for p in student[2].parameters()
         }
         assert {id(parameters[name]) for name in chosen} == wanted
+
+    def test_a_pattern_that_takes_exponential_time_is_given_up(self):
+        with pytest.raises(ValueError, match="must match a name at once. It was still at it after 0.05 seconds"):
+            matching("(a|aa)+[^a]", ["a" * 60], seconds=0.05)
 
     def test_patterns(self, student):
         chosen = trained_parameters(student, [r"layer\.3\.", r"^2\..*bias"])

@@ -1,0 +1,132 @@
+"""Every file of a run, deleted, cut short or with one bit flipped: found, said with what mends it, and mended by that."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from fault_helpers import ALL, Project, forked, kill, same_results
+
+from st_distill.verify import verify
+
+CHECKPOINT = "stages/2-all/checkpoints/checkpoint-*/checksums.json"
+#: Of a finished run, what nothing depends on: locks, and second copies where the first is whole.
+FREE = {"lock", "teachers/lock", "run.copy.json", "teachers/store.copy.json"}
+#: Of them and of the model's folder, what is for a reader and may be edited, so that a change is no damage.
+EDITABLE = {"README.md"}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+HARMS: dict[str, Callable[[Path], None]] = {"flipped": flip, "cut": cut, "deleted": Path.unlink}
+
+
+class Kept:
+    """A project, and a copy of its folder that is put back before each damage."""
+
+    def __init__(self, project: Project, copy: Path) -> None:
+        self.project = project
+        self.copy = shutil.copytree(project.folder, copy)
+
+    def files(self) -> list[Path]:
+        """Those below the project's folder with content, in the suite a few of them."""
+        found = sorted(path.relative_to(self.copy) for path in self.copy.rglob("*") if path.is_file())
+        found = [path for path in found if (self.copy / path).stat().st_size and path.parts[0].startswith("out")]
+        return found if ALL else found[::23]
+
+    def put_back(self) -> Project:
+        shutil.rmtree(self.project.folder)
+        shutil.copytree(self.copy, self.project.folder)
+        return self.project
+
+
+@pytest.fixture(scope="module")
+def finished(make_project, tmp_path_factory, undisturbed) -> Kept:
+    project = make_project(tmp_path_factory.mktemp("finished"))
+    assert forked(project.run, project.folder).code == 0
+    return Kept(project, tmp_path_factory.mktemp("kept") / "finished")
+
+
+@pytest.fixture(scope="module")
+def stopped(make_project, tmp_path_factory, undisturbed) -> Kept:
+    """A run that was killed behind a checkpoint of its second stage."""
+    project, moment = make_project(tmp_path_factory.mktemp("stopped")), undisturbed[1]
+    while not list(project.work.glob(CHECKPOINT)):
+        moment = moment * 9 // 10
+        shutil.rmtree(project.work, ignore_errors=True)
+        shutil.rmtree(project.folder / "out", ignore_errors=True)
+        forked(project.run, project.folder, moment=moment, happens=kill)
+    return Kept(project, tmp_path_factory.mktemp("kept") / "stopped")
+
+
+def go_on(project: Project, file: Path) -> int:
+    """Continue the run, doing what each sentence says; the number of sentences that it took."""
+    options = ["--resume"]
+    for sentences in range(5):
+        ended = forked(partial(project.run, *options), project.folder)
+        if ended.code == 0:
+            return sentences
+        assert ended.code == 2, (file, ended.said)
+        assert "Traceback" not in ended.said, (file, ended.said)
+        if told := re.search(r"st-distill verify (\S+) --repair", ended.said):
+            assert verify(told[1], repair=True, show_progress=False).is_whole, (file, ended.said)
+        elif told := re.search(r"--resume (--from-stage) (\d+)", ended.said):
+            options = ["--resume", *told.groups()]
+        elif told := re.search(r"remove (\S+/stages) to do them again", ended.said):
+            shutil.rmtree(told[1])
+        else:
+            pytest.fail(f"{file}: no command mends it: {ended.said}")
+    return pytest.fail(f"{file}: {ended.said}")
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_damage_to_a_file_of_a_stopped_run(harm, stopped, undisturbed, record_property):
+    """The run goes on by itself, or says what mends it; the result is that of an undisturbed one."""
+    said = 0
+    for file in stopped.files():
+        project = stopped.put_back()
+        HARMS[harm](project.folder / file)
+        said += bool(go_on(project, file))
+        same_results(project.results(), undisturbed[0])
+    record_property("cases", len(stopped.files()))
+    record_property("went on by themselves", len(stopped.files()) - said)
+    record_property("said what mends it, and were mended by that", said)
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_damage_to_a_file_of_a_finished_run_is_found(harm, finished, record_property):
+    files = finished.files()
+    for file in files:
+        project = finished.put_back()
+        HARMS[harm](project.folder / file)
+        found = [*verify(project.work).findings, *verify(project.folder / "out").findings]
+        inside = file.relative_to(file.parts[0]).as_posix()
+        expected = not (file.parts[0] == "out-run" and inside in FREE) and not (
+            file.parts[0] == "out" and inside in EDITABLE
+        )
+        assert bool(found) == expected, (file, found)
+    record_property("cases", len(files))
+
+
+def test_the_users_recipe_is_lost_and_the_runs_own_copy_serves(stopped, undisturbed):
+    project = stopped.put_back()
+    for harm in (cut, Path.unlink):
+        harm(project.folder / "recipe.yaml")
+        ended = forked(lambda: project.run("--resume"), project.folder)
+        assert ended.code == 2, ended.said
+        assert "Traceback" not in ended.said
+    shutil.copy(project.work / "recipe.yaml", project.folder / "recipe.yaml")
+    assert go_on(project, Path("recipe.yaml")) == 0
+    same_results(project.results(), undisturbed[0])

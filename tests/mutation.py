@@ -1,0 +1,158 @@
+"""Mutation testing: whether the tests notice when one operator, comparison, number or condition of a module is another one.
+
+    python tests/mutation.py st_distill/functional.py tests/test_functional.py --sample 50
+
+Each mutant is a child of one warm process that has torch and the libraries loaded, with the module's text changed under its
+import; the tests that run the changed line go first, as a first pass with coverage has found them. A mutant is killed
+by a failing test, or by taking ten times as long as the tests do. What survives is printed with its line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.abc
+import importlib.util
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import coverage
+import datasets  # noqa: F401  these are for no child to load again
+import hypothesis  # noqa: F401
+import pytest
+import sentence_transformers  # noqa: F401
+import torch
+
+BOTH_WAYS = "Add Sub, Mult Div, LShift RShift, BitAnd BitOr, And Or, Lt LtE, Gt GtE, Eq NotEq, Is IsNot, In NotIn"
+SWAPS = {ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.BitXor: ast.BitOr, ast.Pow: ast.Mult}
+for _one, _other in [pair.split() for pair in BOTH_WAYS.split(", ")]:
+    SWAPS |= {getattr(ast, _one): getattr(ast, _other), getattr(ast, _other): getattr(ast, _one)}
+
+
+def mutants(source: str) -> Iterator[tuple[int, str, str]]:
+    """Line, description and whole text of each mutant of a module; messages of errors and annotations stay as they are."""
+    tree, silent = ast.parse(source), set()
+    for node in ast.walk(tree):
+        parts = [getattr(node, name, None) for name in ("annotation", "returns")]
+        parts += [node] if isinstance(node, (ast.Raise, ast.JoinedStr)) else []
+        silent |= {id(inner) for part in parts if part is not None for inner in ast.walk(part)}
+    for node in [node for node in ast.walk(tree) if id(node) not in silent]:
+        kept, before = dict(node.__dict__), ast.unparse(getattr(node, "test", node))
+        for changed in _changes(node):
+            node.__dict__.update(changed)
+            yield node.lineno, f"{before}  ->  {ast.unparse(getattr(node, 'test', node))}", ast.unparse(tree)
+            node.__dict__.update(kept)
+
+
+def _changes(node: ast.AST) -> Iterator[dict]:
+    if isinstance(node, (ast.BinOp, ast.AugAssign, ast.BoolOp)) and type(node.op) in SWAPS:
+        yield {"op": SWAPS[type(node.op)]()}
+    elif isinstance(node, ast.Compare):
+        for place, op in enumerate(node.ops):
+            yield {"ops": [*node.ops[:place], SWAPS[type(op)](), *node.ops[place + 1 :]]}
+    elif isinstance(node, (ast.If, ast.While, ast.IfExp)):
+        yield {"test": ast.UnaryOp(ast.Not(), node.test)}
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        yield {"op": ast.UAdd()}
+    elif isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
+        yield {"value": not node.value if isinstance(node.value, bool) else node.value + 1}
+    elif isinstance(node, ast.Return) and node.value is not None:
+        yield {"value": ast.Constant(None)}
+
+
+class _Changed(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+    """Gives one module another text."""
+
+    def __init__(self, name: str, path: str, text: str) -> None:
+        self.name, self.path, self.text = name, path, text
+
+    def find_spec(self, name, path, target=None):
+        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
+
+    def get_filename(self, name: str) -> str:
+        return self.path
+
+    def get_data(self, path: str) -> bytes:
+        return self.text.encode()
+
+
+def child_passes(
+    tests: list[str], seconds: float, finder: _Changed | None = None, plugin: _ByTest | None = None
+) -> bool:
+    """Whether the tests pass in a child, in which a module may be changed."""
+    child = os.fork()
+    if not child:
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1), os.dup2(quiet, 2)
+        signal.alarm(int(seconds) + 1)
+        if finder is not None:
+            sys.meta_path.insert(0, finder)
+        with tempfile.TemporaryDirectory() as folder:
+            given = f"-x -q -p no:cacheprovider -W ignore::DeprecationWarning --basetemp {folder}/tests".split()
+            code = pytest.main([*given, *tests], plugins=plugin and [plugin])
+        os._exit(int(code))
+    return os.waitpid(child, 0)[1] == 0
+
+
+class _ByTest:
+    """Notes which tests run which lines."""
+
+    def __init__(self, path: str, notes: Path) -> None:
+        self.coverage, self.path, self.notes = coverage.Coverage(None, config_file=False, include=[path]), path, notes
+
+    def pytest_sessionstart(self):
+        self.coverage.start()
+
+    def pytest_runtest_setup(self, item):
+        self.coverage.switch_context(item.nodeid)
+
+    def pytest_sessionfinish(self):
+        self.coverage.stop()
+        lines = self.coverage.get_data().contexts_by_lineno(os.path.abspath(self.path))
+        self.notes.write_text(json.dumps(sorted(lines.items())))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("module", help="a file of the package")
+    parser.add_argument("tests", nargs="+", help="files of tests")
+    parser.add_argument("--sample", type=int, help="so many mutants, chosen at random with seed 0; by default all")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no mutant after this long")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    source = Path(options.module).read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        notes = Path(folder) / "lines.json"
+        if not child_passes(options.tests, 3600, plugin=_ByTest(options.module, notes)):
+            sys.exit("The tests fail without a mutant.")
+        lines = json.loads(notes.read_text())
+    limit = 60 + 10 * (time.monotonic() - began)
+    every = list(mutants(source))
+    chosen = random.Random(0).sample(every, min(options.sample or len(every), len(every)))
+    name, tried, survivors = options.module.removesuffix(".py").replace("/", "."), 0, []
+    for line, what, text in chosen:
+        if time.monotonic() - began > options.seconds:
+            break
+        tried += 1
+        # Of an expression over several lines, the first one is noted; what runs on import has no test of its own.
+        first = [test for test in [ran for at, ran in lines if at <= line][-1] if test] or options.tests
+        if child_passes(first, limit, _Changed(name, options.module, text)):
+            survivors.append(f"{options.module}:{line}: {what}")
+            print(survivors[-1], flush=True)
+    killed = tried - len(survivors)
+    print(
+        f"{options.module}: {killed} of {tried} mutants killed ({killed / max(tried, 1):.1%}), {len(every)} there are."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
