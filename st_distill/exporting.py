@@ -16,7 +16,7 @@ from torch import nn
 
 from st_distill.alignment import align_files, align_weights
 from st_distill.card import tell_usage
-from st_distill.files import manifest, write_json
+from st_distill.files import differences, manifest, read_json, write_json
 from st_distill.modules import MatryoshkaProjection, Transformer
 
 #: What an exported folder says of itself, beside the files that sentence-transformers reads.
@@ -148,6 +148,20 @@ def _write(standard: SentenceTransformer, path: Path, *, dims: list[int]) -> Non
     write_json(partial / DESCRIPTION, description | {CHECKED: manifest(partial, without=["README.md"])})
     tell_usage(partial, description, standard.prompts)
     _replace_folder(partial, path)
+
+
+def export_damage(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """The files of an exported model that are not as they were written, and what is wrong with each; its card may change.
+
+    A folder that has not noted what its files are (another program's model) has none.
+    """
+    path = Path(path)
+    if not (path / DESCRIPTION).is_file():
+        return []
+    try:
+        return list(differences(path, read_json(path / DESCRIPTION).get(CHECKED, {})))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return [(DESCRIPTION, f"it cannot be read ({error})")]
 
 
 def may_be_replaced(path: Path) -> bool:

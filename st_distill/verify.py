@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from st_distill import files
-from st_distill.exporting import CHECKED, load_student
 from st_distill.exporting import DESCRIPTION as MODEL_DESCRIPTION
+from st_distill.exporting import export_damage, load_student
 from st_distill.files import FolderLock
 from st_distill.recipe.checkpoints import numbered, what_is_wrong
 from st_distill.recipe.frozen import POOLED, is_whole
@@ -308,16 +308,11 @@ def _made_again(folder: Path, path: Path, what: str, repair: bool) -> Finding:
 
 def _of_model(folder: Path) -> Iterator[Finding]:
     remedy = "export it again: st-distill export STUDENT FOLDER, or continue its run with --resume"
-    noted: dict[str, Any] = {}
-    if (folder / MODEL_DESCRIPTION).is_file():
-        try:
-            noted = files.read_json(folder / MODEL_DESCRIPTION)
-            wrong = list(files.differences(folder, noted.get(CHECKED, {})))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            wrong = [(MODEL_DESCRIPTION, f"it cannot be read ({error})")]
-        if wrong:
-            yield from (Finding(file=name, message=what, remedy=remedy) for name, what in wrong)
-            return
+    if wrong := export_damage(folder):
+        yield from (Finding(file=name, message=what, remedy=remedy) for name, what in wrong)
+        return
+    described = folder / MODEL_DESCRIPTION
+    noted: dict[str, Any] = files.read_json(described) if described.is_file() else {}
     try:
         model = load_student(folder, device="cpu")
         tensors = model.state_dict()

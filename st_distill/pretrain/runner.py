@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from st_distill.errors import MissingExtraError, RecipeError
-from st_distill.files import write_json
+from st_distill.files import write_json, write_text
 from st_distill.pretrain.check import DESCRIPTION, check_pretraining, load_pretraining
 from st_distill.pretrain.corpus import MaskedRows, MaskedStream, Padding, rows_of, write_rows
 from st_distill.pretrain.evaluation import held_out_documents, masked_accuracy
@@ -196,7 +196,7 @@ class _Pretraining:
         state.plan([{"name": "pretraining", "fields": self._fields()}], from_stage=None, can_go_back=False)
         drop_damaged(self.folder / "checkpoints")
         try:
-            (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe), encoding="utf-8")
+            write_text(self.folder / "recipe.yaml", dump_recipe(self.recipe))
         except TypeError:  # it holds texts given in Python
             logger.info("The recipe holds Python objects, so it is not kept as recipe.yaml.")
         return state

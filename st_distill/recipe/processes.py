@@ -23,7 +23,7 @@ from accelerate import PartialState
 from torch import distributed
 
 from st_distill.errors import OtherProcessError
-from st_distill.files import FolderLock
+from st_distill.files import FolderLock, remove_leftovers
 
 __all__ = ["Processes", "leave", "locked"]
 
@@ -141,5 +141,6 @@ def locked(folder: Path, processes: Processes) -> Iterator[None]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder, purpose="a recipe is running there"):
+        remove_leftovers(folder)
         processes.meet()
         yield

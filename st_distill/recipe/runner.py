@@ -22,7 +22,7 @@ from st_distill.diagnosis import DiagnosisCallback
 from st_distill.environment import environment
 from st_distill.errors import RecipeError, one_line
 from st_distill.evaluation import TeacherFidelityEvaluator, evaluate, measure_entries
-from st_distill.exporting import export, export_teacher, load_student
+from st_distill.exporting import export, export_damage, export_teacher, load_student
 from st_distill.files import differences, manifest, read_json, write_json, write_text
 from st_distill.losses import find_projection
 from st_distill.recipe.card import write_run_card
@@ -404,9 +404,9 @@ class _Run:
         wanted = json.dumps([fields_digest(state.stages), str(self.output), text])
         stored = _results(results_path)
         outputs = [self.output, *([self.recipe.teacher_output] if self.recipe.export_teacher else [])]
-        is_done = (
-            text is not None and stored.get("of") == wanted and all((o / "modules.json").is_file() for o in outputs)
-        )
+        is_done = text is not None and stored.get("of") == wanted
+        # One that is damaged is written again.
+        is_done = is_done and all((o / "modules.json").is_file() and not export_damage(o) for o in outputs)
         self.processes.meet()  # before the main process writes what the others are looking at
         if is_done:
             return stored["results"]

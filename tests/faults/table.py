@@ -39,8 +39,8 @@ def read(paths: list[Path]) -> tuple[dict[tuple[str, str], Row], str, int]:
         suite = ElementTree.parse(path).getroot().find("testsuite")
         date, seconds = max(date, suite.get("timestamp", "")[:10]), seconds + float(suite.get("time", 0))
         for case in suite.iter("testcase"):
-            name = case.get("name").partition("[")[0]
-            if case.find("skipped") is not None:
+            name = case.get("name", "").partition("[")[0]
+            if not name or case.find("skipped") is not None:  # one that was interrupted has no name
                 continue
             row = rows[case.get("classname").removeprefix("tests.").replace(".", "/"), name]
             properties = {entry.get("name"): int(entry.get("value")) for entry in case.iter("property")}

@@ -31,6 +31,7 @@ def finish(project) -> None:
     assert ended.code == 0, ended.said
     assert verify(project.work).findings == []
     assert verify(project.folder / "out").findings == []
+    assert not list(project.work.rglob(f"*{files.TEMPORARY}"))
 
 
 #: The recipe of texts, or that with a stage of pictures, and a number.
