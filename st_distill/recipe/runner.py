@@ -206,7 +206,8 @@ class _Run:
             else:
                 model = self._stages(state)
             results = self._finish(model, state)
-            return RunResult(self.output, results, all_findings(self.folder, state.stages))
+            # Read again, because only the main process has entered what the stages found.
+            return RunResult(self.output, results, all_findings(self.folder, RunState(self.folder).stages))
 
     def _planned(self, resume: bool, from_stage: int | None) -> RunState:
         state = RunState(self.folder)

@@ -48,7 +48,18 @@ def test_the_page_shows_what_the_run_has(page):
     elements = Elements(page)
     sections = [attributes["aria-labelledby"] for attributes in elements.of("section")]
     assert [name for name in sections if not name.startswith("pictures-")] == [
-        *("origin", "quality", "training", "agreement", "differences", "pictures", "size", "storage", "recipe"),
+        *(
+            "origin",
+            "findings",
+            "quality",
+            "training",
+            "agreement",
+            "differences",
+            "pictures",
+            "size",
+            "storage",
+            "recipe",
+        ),
     ]
     charts = {attributes["aria-labelledby"].split("-title")[0] for attributes in elements.of("svg")}
     assert charts == {
