@@ -15,7 +15,7 @@ from torch import nn
 
 from st_distill.exporting import describe, export, export_teacher, info, load_student
 from st_distill.modules import MatryoshkaProjection, Transformer
-from st_distill.modules.matryoshka import random_rotation
+from st_distill.modules.rotation import random_rotation
 
 LOAD_ELSEWHERE = """
 import json, sys
