@@ -30,7 +30,7 @@ def principal_rotation(batches: Iterable[Tensor], features: int) -> Tensor:
     """(teacher_features, features) principal axes of the teacher's unit vectors (batch, teacher_features), largest first."""
     second_moment: Tensor | None = None
     for batch in batches:
-        unit = normalize(batch).double()
+        unit = normalize(batch.double())
         product = unit.mT @ unit
         second_moment = product if second_moment is None else second_moment + product
     if second_moment is None:
@@ -70,8 +70,10 @@ def learned_rotation(
     prefixes = sorted({dim for dim in dims if dim < features})
     if not prefixes:
         return start
-    turn = torch.zeros(features, features, device=start.device, requires_grad=True)
-    identity = torch.eye(features, device=start.device)
+    # In double precision, so that it ends at the same axes however the sums are split over threads.
+    start = start.double()
+    turn = torch.zeros_like(start[:features], requires_grad=True)
+    identity = torch.eye(features, dtype=start.dtype, device=start.device)
     optimizer = torch.optim.Adam([turn], lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
@@ -101,9 +103,7 @@ def learned_rotation(
         taken += 1
     if not taken:
         raise ValueError("A rotation is learned from at least one batch of teacher vectors. Got none instead.")
-    # Single precision lets the columns drift by some 1e-6.
-    orthonormal, triangle = torch.linalg.qr(rotation().detach().double())
-    return (orthonormal * triangle.diagonal().sign()).float()
+    return rotation().detach().float()
 
 
 def _log_neighbours(vectors: Tensor, temperature: float) -> Tensor:

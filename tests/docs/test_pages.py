@@ -63,8 +63,17 @@ def of_store(texts: list[str]) -> dict[str, Any]:
     return {"store": TeacherStore.create("teachers", texts, [teacher], show_progress=False)}
 
 
+def of_diagnosis(texts: list[str]) -> dict[str, Any]:
+    found = of_evaluation(texts)
+    return found | {"dataset": found["train_dataset"], "held_out": texts[:2]}
+
+
 #: What a page's reader has already, besides ``texts``.
-HAS: dict[str, Callable[[list[str]], dict[str, Any]]] = {"docs/evaluation.md": of_evaluation, "docs/store.md": of_store}
+HAS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
+    "docs/diagnosis.md": of_diagnosis,
+    "docs/evaluation.md": of_evaluation,
+    "docs/store.md": of_store,
+}
 
 
 @pytest.mark.filterwarnings(

@@ -90,6 +90,8 @@ def forked(
             os.dup2(writing, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
             signal.alarm(_SECONDS)
+            # The threads of the parent are not here: what waits for them hangs.
+            torch.set_num_threads(1)
             changes = _watch(folder, moment, happens)
             if size is not None:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -161,7 +163,6 @@ class Project:
         return self.folder / "out-run"
 
     def run(self, *arguments: str) -> int:
-        torch.set_num_threads(1)
         return main(["run", str(self.folder / "recipe.yaml"), *arguments])
 
     def results(self) -> dict[str, torch.Tensor]:

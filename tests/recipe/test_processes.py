@@ -127,7 +127,8 @@ def make_recipe(folder, tiny_bert, vision):
             teachers=[tiny_bert],
             texts=[str(folder / "texts.parquet")],
             images={"path": str(folder / "images.parquet"), "vision": vision},
-            projection={"dims": [24, 8]},
+            # So few texts span fewer axes than the projection has: the others, which learned ones start from, are any.
+            projection={"dims": [24, 8], "rotation": "random"},
             stages=[
                 {"train": "projection", "group_by_length": True, **common},
                 {"train": {"last_layers": 1}, "lora": {"r": 2}, **common},
