@@ -44,6 +44,7 @@ class Vectors:
         revision: str | None,
     ) -> None:
         self._revision = revision
+        self._counted = False
         self.default_name: str | None = None
         self.label = type(vectors).__name__
         if isinstance(vectors, str | os.PathLike):
@@ -119,16 +120,12 @@ class Vectors:
         return np.stack([found[text] for text in texts])
 
     def blocks(self) -> Iterator[tuple[list[str], np.ndarray]]:
+        self._check_count()
         texts = None if self._texts is None else iter(self._texts())
         row = 0
         for block_texts, vectors in self._rows():
             if texts is not None:
                 block_texts = list(itertools.islice(texts, len(vectors)))
-                if len(block_texts) < len(vectors):
-                    raise ValueError(
-                        f"The 'texts' of Teacher.from_vectors must be as many as the vectors of {self.label}. Got "
-                        f"{row + len(block_texts)} texts for at least {row + len(vectors)} vectors."
-                    )
             for place, text in enumerate(block_texts):
                 if not isinstance(text, str):
                     raise TypeError(
@@ -136,11 +133,24 @@ class Vectors:
                     )
             yield block_texts, vectors
             row += len(vectors)
-        if texts is not None and (left := sum(1 for _ in texts)):
+
+    def _check_count(self) -> None:
+        """Before any vector is given: with a text too many or too few, all of them may be those of their neighbours."""
+        if self._texts is None or self._counted:
+            return
+        count = sum(1 for _ in self._texts())
+        if isinstance(self._vectors, _ParquetFiles):
+            import pyarrow.parquet as pq
+
+            rows = sum(pq.read_metadata(path).num_rows for path in self._vectors.paths)
+        else:
+            rows = len(self._vectors)
+        if count != rows:
             raise ValueError(
-                f"The 'texts' of Teacher.from_vectors must be as many as the vectors of {self.label}. Got {row + left} "
-                f"texts for {row} vectors."
+                f"The 'texts' of Teacher.from_vectors must be as many as the vectors of {self.label}. Got {count} texts for "
+                f"{rows} vectors."
             )
+        self._counted = True
 
     def _rows(self) -> Iterator[tuple[list[Any], Any]]:
         if not self._is_table():

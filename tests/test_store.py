@@ -973,3 +973,11 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
     assert {"teachers/first/notes.txt", "README.md"} <= present
     assert not any(name.endswith(".tmp") or "00007" in name or "00009" in name for name in present)
     assert len(store) == 11
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_vectors_with_a_text_too_many_or_too_few_give_none(tmp_path, count):
+    """A header line in a file of texts shifts every vector, also where the texts that are asked for come before its end."""
+    teacher = Teacher.from_vectors(np.eye(3, dtype=np.float32), texts=["a", "b", "c", "d"][:count], name="bought")
+    with pytest.raises(ValueError, match=f"as many as the vectors of ndarray. Got {count} texts for 3 vectors"):
+        TeacherStore.create(tmp_path / "store", ["a"], [teacher], show_progress=False)

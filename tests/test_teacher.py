@@ -410,7 +410,7 @@ def test_texts_that_have_no_vector():
 
 @pytest.mark.parametrize(
     ("texts", "message"),
-    [(TEXTS[:2], "Got 2 texts for at least 3 vectors"), ([*TEXTS, "four"], "Got 4 texts for 3 vectors")],
+    [(TEXTS[:2], "Got 2 texts for 3 vectors"), ([*TEXTS, "four"], "Got 4 texts for 3 vectors")],
 )
 def test_as_many_texts_as_vectors(texts, message):
     with pytest.raises(ValueError, match=message):
