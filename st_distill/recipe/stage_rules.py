@@ -150,6 +150,12 @@ class StageRules(RunRules):
             )
         elif batch == 2 and "triplet" in relations:
             self.warn(where, "the triplet term is always 0 in a batch of 2 rows; take at least 3")
+        ours = [name for name in ("group_by_length", "window_shards") if getattr(stage, name)]
+        if ours and "batch_sampler" in stage.arguments:
+            self.error(
+                (*path, "arguments", "batch_sampler"),
+                f"cannot stand beside {ours[0]}, which makes the batches; keep one",
+            )
         if isinstance(batch, int) and stage.mini_batch_size is not None and stage.mini_batch_size >= batch:
             self.warn(
                 (*path, "mini_batch_size"),

@@ -508,3 +508,10 @@ def test_pictures_that_are_not_there(problems_of, on_error, level):
         "evaluation.images.path": "error",
     }
     assert "images.path: pictures that are not there: 2, the first in row 1, 'b.png'" in format_problems(found)
+
+
+@pytest.mark.parametrize("field", ["group_by_length", "window_shards"])
+def test_two_that_make_the_batches(problems_of, field):
+    text = BASE.replace("    epochs: 1\n", f"    epochs: 1\n    {field}: {'true' if 'group' in field else 2}\n")
+    text = text.replace("weight_decay: 0.01", "batch_sampler: no_duplicates")
+    assert any(f"cannot stand beside {field}" in problem.message for problem in problems_of(text))
