@@ -6,6 +6,7 @@ import contextlib
 import os
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -60,11 +61,13 @@ class Verification:
         kind: what lies in the folder.
         path: the folder.
         findings: what is damaged, in the order of finding; none where all is as it was written.
+        notes: what is as it was written, and yet worth knowing.
     """
 
     kind: Kind
     path: str
     findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def is_whole(self) -> bool:
@@ -76,11 +79,12 @@ class Verification:
         return {"whole": self.is_whole, **asdict(self)}
 
     def as_text(self) -> str:
-        """A line for each finding, and one for the whole."""
+        """A line for each finding and note, and one for the whole."""
         lines = []
         for found in self.findings:
             state = "mended" if found.repaired else f"to mend it: {found.remedy}"
             lines.append(f"{found.file}: {found.message}; {state}")
+        lines += self.notes
         left = sum(not found.repaired for found in self.findings)
         lines.append(
             f"The {self.kind} {self.path} "
@@ -120,19 +124,21 @@ def verify(
     """
     folder = Path(path)
     kind = _kind(folder)
+    notes: list[str] = []
     if kind == "model":
         return Verification(kind=kind, path=str(folder), findings=list(_of_model(folder)))
     if kind == "store":
-        findings = _of_store(folder)
+        findings = _of_store(folder, notes)
         if repair and findings:
             if texts is None or teachers is None:
                 texts, teachers = _given(folder, folder.parent, recipe)
             given = [teachers] if isinstance(teachers, Teacher) else list(teachers)
             with _held(folder.parent if (folder.parent / _RUN).is_file() else None):
                 findings = _repair_store(folder, findings, texts, given, show_progress=show_progress)
-        return Verification(kind=kind, path=str(folder), findings=findings)
+        return Verification(kind=kind, path=str(folder), findings=findings, notes=notes)
     with _held(folder if repair else None):
-        return Verification(kind=kind, path=str(folder), findings=list(_of_run(folder, repair, recipe, show_progress)))
+        findings = list(_of_run(folder, repair, recipe, show_progress, notes))
+    return Verification(kind=kind, path=str(folder), findings=findings, notes=notes)
 
 
 def _held(folder: Path | None) -> Any:
@@ -163,9 +169,16 @@ def _repairing(folder: Path) -> str:
 # --- stores ------------------------------------------------------------------------------------------------------------
 
 
-def _of_store(folder: Path) -> list[Finding]:
-    remedy = _repairing(folder)
-    return [Finding(file=damage.file, message=damage.what, remedy=remedy) for damage in find_damage(folder)]
+def _of_store(folder: Path, notes: list[str]) -> list[Finding]:
+    remedy, zeros = _repairing(folder), Counter[str]()
+    damaged = find_damage(folder, zeros)
+    notes += [
+        f"teacher '{name}': {count} of its vectors in {folder.name} {'have' if count > 1 else 'has'} length 0, as it gave "
+        "them; docs/store.md says what becomes of their texts"
+        for name, count in zeros.items()
+        if count
+    ]
+    return [Finding(file=damage.file, message=damage.what, remedy=remedy) for damage in damaged]
 
 
 def _given(store: Path, work: Path, recipe: Any) -> tuple[Iterable[Any], list[Teacher]]:
@@ -210,13 +223,15 @@ def _repair_store(
 # --- runs --------------------------------------------------------------------------------------------------------------
 
 
-def _of_run(folder: Path, repair: bool, recipe: Any, show_progress: bool) -> Iterator[Finding]:
+def _of_run(
+    folder: Path, repair: bool, recipe: Any, show_progress: bool, notes: list[str]
+) -> Iterator[Finding]:
     state, findings = _run_state(folder, repair)
     yield from findings
     yield from _recipe_of(folder, state, repair, recipe)
     for name in ("teachers", "captions"):
         if (folder / name).is_dir():
-            yield from _store_of(folder, name, repair, recipe, show_progress)
+            yield from _store_of(folder, name, repair, recipe, show_progress, notes)
     yield from _of_start(folder, repair)
     for path in sorted((folder / POOLED).rglob("*.npy")):
         if not is_whole(path):
@@ -270,8 +285,10 @@ def _recipe_of(folder: Path, state: RunState | None, repair: bool, recipe: Any) 
     yield Finding(file="recipe.yaml", message=what, remedy=remedy, repaired=repaired)
 
 
-def _store_of(folder: Path, name: str, repair: bool, recipe: Any, show_progress: bool) -> Iterator[Finding]:
-    findings = _of_store(folder / name)
+def _store_of(
+    folder: Path, name: str, repair: bool, recipe: Any, show_progress: bool, notes: list[str]
+) -> Iterator[Finding]:
+    findings = _of_store(folder / name, notes)
     if repair and findings and name == "captions":
         # The student's own vectors of the captions: a continued run makes them again.
         shutil.rmtree(folder / name)

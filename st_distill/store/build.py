@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from st_distill.store.processes import Alone, Leader, Member, adopt, enter
 from st_distill.store.shards import NewIndexShard, NewTeacherShard, close
 from st_distill.store.texts import read_texts
 from st_distill.teacher import Teacher, Variant
-from st_distill.vectors import missing_sentence
+from st_distill.vectors import missing_sentence, shorten
+
+logger = logging.getLogger(__name__)
 
 _OUR_FILES = re.compile(r"\d{5,}(-\d+)?(\.[a-z]+)?\.npy")
 
@@ -46,6 +49,22 @@ class _Queue:
         self.teacher, self.variant = teacher, variant
         self.numbers: list[int] = []
         self.texts: list[str] = []
+
+
+class _Zeros:
+    """The vectors of length 0 that one teacher has given in a build."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = ""
+
+    def look_at(self, vectors: np.ndarray, texts: Sequence[str], places: np.ndarray) -> None:
+        """Count those among ``vectors``, (n, dimension), whose texts are at ``places``, (n,), of ``texts``."""
+        rows = np.flatnonzero(vectors[:, 0] == 0)  # few, so that hardly a vector is looked at whole
+        rows = rows[~vectors[rows].any(axis=1)]
+        if len(rows) and not self.count:
+            self.first = texts[places[rows[0]]]
+        self.count += len(rows)
 
 
 class Builder:
@@ -82,6 +101,7 @@ class Builder:
         self._new_hashes: list[np.ndarray] = []
         self._new_pairs: list[np.ndarray] = []
         self._variants: dict[tuple[str, str], Variant] = {}
+        self._zeros = {teacher.name: _Zeros() for teacher in teachers}
         self._shared = 0  # vectors that all processes together have to add
         self._finished: dict[str, list[TeacherShard]] = {teacher.name: [] for teacher in teachers}
         if self._leads:
@@ -106,6 +126,7 @@ class Builder:
             finally:
                 for teacher in teachers:
                     teacher.release()
+                    self._tell_zeros(teacher)
         if isinstance(self.process, Member):
             self.process.finish()
         if isinstance(self.process, Leader):
@@ -123,6 +144,19 @@ class Builder:
             raise ValueError(
                 f"The 'texts' of TeacherStore.create must be the same in all {self.process.count} processes. Got "
                 f"{added} new vectors of the {self._shared} that process 0 counted; give every process all texts."
+            )
+
+    def _tell_zeros(self, teacher: Teacher) -> None:
+        zeros = self._zeros[teacher.name]
+        if zeros.count:
+            logger.warning(
+                "Teacher '%s' has given vectors of length 0, which have no direction to learn, for %d of the texts, the first "
+                "%s. They are kept, and nothing becomes NaN: such a text learns from the other teachers alone; where none has "
+                "a vector for it, the cosine term leaves it out, and the other two teach that it is unlike every text. If that "
+                "is not meant, leave these texts out.",
+                teacher.name,
+                zeros.count,
+                shorten(zeros.first),
             )
 
     # -- teachers
@@ -297,9 +331,11 @@ class Builder:
         order = np.array(sorted(range(len(texts)), key=lambda place: -len(texts[place])))
         texts = [texts[place] for place in order]
         ordered = np.array(numbers, dtype=np.int64)[order]
+        zeros = self._zeros[queue.teacher.name]
 
         def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for places, vectors in queue.teacher.encode_blocks(texts, queue.variant):
+                zeros.look_at(vectors, texts, places)
                 yield vectors, ordered[places]
 
         self._write(queue.teacher, queue.variant, blocks(), progress)
@@ -309,6 +345,7 @@ class Builder:
     ) -> None:
         """Take over the vectors of the wanted texts from where they are."""
         flags = wanted.get(np.arange(self._texts))
+        zeros = self._zeros[teacher.name]
 
         def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for block_texts, vectors in teacher.blocks():
@@ -318,6 +355,7 @@ class Builder:
                 places = places[_first_of_each(numbers[places])]
                 flags[numbers[places]] = -1
                 if len(places):
+                    zeros.look_at(vectors[places], block_texts, places)
                     yield vectors[places], numbers[places]
                 if not (flags > 0).any():
                     return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -43,11 +44,13 @@ class Damage:
     what: str
 
 
-def find_damage(folder: str | os.PathLike[str]) -> list[Damage]:
+def find_damage(folder: str | os.PathLike[str], zeros: Counter[str] | None = None) -> list[Damage]:
     """Everything that is wrong with a store: each file's presence, size, checksum, shape, dtype and values.
 
-    Reads every byte. The lengths of vectors are looked at too: each is 1, or 0.
+    Reads every byte. The lengths of vectors are looked at too: each is 1, or 0. Those of length 0, which are no damage, are
+    counted in ``zeros`` by teacher.
     """
+    zeros = Counter() if zeros is None else zeros
     folder = Path(folder)
     try:
         description = read_description(folder)
@@ -65,11 +68,11 @@ def find_damage(folder: str | os.PathLike[str]) -> list[Damage]:
     for part in description.index:
         found += _wrong(folder, part.hashes, (part.texts, HASH_BYTES), np.dtype("u1"))
         found += _wrong(folder, part.pairs, (part.rows, 2), np.dtype("<i8"), below=limits)
-    for _, entry, shard in _shards(description):
+    for name, entry, shard in _shards(description):
         found += _wrong(folder, shard.texts, (shard.rows,), np.dtype("<i8"), below=(texts,))
         if shard.scales is not None:
             found += _wrong(folder, shard.scales, (shard.rows,), SCALES)
-        found += _wrong_vectors(folder, entry, shard)
+        found += _wrong_vectors(folder, name, entry, shard, zeros)
     return found
 
 
@@ -167,7 +170,9 @@ def _wrong(
     return []
 
 
-def _wrong_vectors(folder: Path, entry: Entry, shard: TeacherShard) -> list[Damage]:
+def _wrong_vectors(
+    folder: Path, name: str, entry: Entry, shard: TeacherShard, zeros: Counter[str]
+) -> list[Damage]:
     dtype = DTYPES[entry.dtype]
     if found := _wrong(folder, shard.vectors, (shard.rows, entry.dimension or 0), dtype.array):
         return found
@@ -178,6 +183,7 @@ def _wrong_vectors(folder: Path, entry: Entry, shard: TeacherShard) -> list[Dama
             row = start + int(np.argmin(np.isfinite(numbers).all(axis=1)))
             return [Damage(shard.vectors.file, f"there is NaN or infinity in row {row}")]
         lengths = np.sqrt(np.einsum("ij,ij->i", numbers, numbers, dtype=np.float64))
+        zeros[name] += int((lengths == 0).sum())
         if dtype.has_scales:
             continue  # a row is a direction alone; its length is in the scale
         wrong = (lengths > 0) & (np.abs(lengths - 1) > _UNIT)
