@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from st_distill.errors import one_line
+
 # datasets and pyarrow are imported where they are needed, because opening a store needs neither.
 
 BLOCK = 1024  # rows of a table or a file that are in memory at a time
@@ -194,11 +196,14 @@ def _open_vectors(vectors: Any) -> Any:
             return dataset
         if vectors.suffix == ".npy":
             try:
-                return _as_matrix(np.load(vectors, mmap_mode="r", allow_pickle=False), str(vectors))
+                # np.load would take what is no npy file for a pickle, and advise to trust it.
+                array = np.lib.format.open_memmap(vectors, mode="r")
             except Exception as error:  # numpy's parser raises whatever the broken bytes lead it to
                 raise ValueError(
-                    f"The vectors in '{vectors}' cannot be read as an npy file of numbers ({error})."
+                    f"The vectors in '{vectors}' cannot be read as an npy file of numbers ({one_line(error)}). Write them again, "
+                    "by numpy.save of an array of floats (texts, dimension)."
                 ) from error
+            return _as_matrix(array, str(vectors))
         if vectors.suffix == ".parquet":
             return _ParquetFiles([vectors])
         raise ValueError(

@@ -893,6 +893,20 @@ def test_no_store(tmp_path):
         TeacherStore.open(tmp_path)
     with pytest.raises(FileNotFoundError, match="is no teacher store"):
         TeacherStore.open(tmp_path / "none")
+    (tmp_path / "teachers").mkdir()
+    create(tmp_path / "teachers", TEXTS, Counting())
+    with pytest.raises(FileNotFoundError, match="is the work folder of a run. Open the store in it: .*teachers"):
+        TeacherStore.open(tmp_path)
+
+
+def test_a_store_that_is_opened_while_its_first_build_runs(tmp_path):
+    def function(texts):
+        with pytest.raises(FileNotFoundError, match="no store.json yet, because its first build has not finished a file"):
+            TeacherStore.open(tmp_path / "s")
+        return [[1.0]] * len(texts)
+
+    create(tmp_path / "s", TEXTS, function)
+    assert len(TeacherStore.open(tmp_path / "s")) == len(TEXTS)
 
 
 FILES = [

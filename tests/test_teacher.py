@@ -472,6 +472,14 @@ def test_what_is_no_vectors(tmp_path):
         Teacher.from_vectors(3)
 
 
+@pytest.mark.parametrize("content", [b"broken", b"", b"\x93NUMPY\x01\x00", b"PK\x03\x04"])
+def test_a_broken_file_of_vectors_is_not_said_to_be_a_pickle(content, tmp_path):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as an npy file of numbers .* Write them again") as caught:
+        Teacher.from_vectors(tmp_path / "a.npy", texts=["a"])
+    assert "pickle" not in str(caught.value)
+
+
 def test_vectors_without_a_file_need_a_name():
     with pytest.raises(ValueError, match="'name' .* must be given"):
         Teacher.from_vectors(VECTORS, texts=TEXTS)

@@ -204,9 +204,10 @@ def diagnose_rows(texts: Sequence[str], vectors: Any, *, teacher: str = "the tea
 
 
 def _matrix(name: str, vectors: Any) -> Tensor:
-    # A tensor takes no array that is read backwards.
-    given = vectors if isinstance(vectors, Tensor) else np.ascontiguousarray(vectors)
-    matrix = torch.as_tensor(given).detach().float().cpu()
+    if not isinstance(vectors, Tensor):
+        # A tensor takes no array that is read backwards, and warns of one that cannot be written to, such as a file's.
+        vectors = np.require(vectors, requirements=["C", "W"])
+    matrix = torch.as_tensor(vectors).detach().float().cpu()
     if matrix.ndim != 2:
         raise ValueError(
             f"The '{name}' must be a matrix of shape (texts, dim). Got the shape {tuple(matrix.shape)} instead."

@@ -161,6 +161,8 @@ class StageRules(RunRules):
                 (*path, "mini_batch_size"),
                 f"is not below the batch of {batch} rows, so it saves no memory and costs a second forward pass; leave it out",
             )
+        if stage.length_parts is not None and stage.mini_batch_size is not None:
+            self.warn((*path, "length_parts"), "has no effect beside mini_batch_size, which cuts the batch; leave it out")
         if stage.window_shards is not None:
             for other in ("group_by_length", "also"):
                 if getattr(stage, other):

@@ -167,6 +167,15 @@ def read_description(folder: Path) -> Description:
     except (FileNotFoundError, NotADirectoryError) as error:
         if files.copy_of(folder / DESCRIPTION).is_file():
             raise FileNotFoundError(lost_description(folder)) from error
+        if (folder / "teachers" / DESCRIPTION).is_file():
+            raise FileNotFoundError(
+                f"{folder} is the work folder of a run. Open the store in it: {folder / 'teachers'}."
+            ) from error
+        if (folder / files.FolderLock.NAME).exists() or (folder / "index").is_dir():
+            raise FileNotFoundError(
+                f"The store {folder} has no {DESCRIPTION} yet, because its first build has not finished a file of vectors: it is "
+                "still running, or was stopped. Wait for it, or run TeacherStore.create again with the same texts and teachers."
+            ) from error
         raise FileNotFoundError(
             f"{folder} is no teacher store, because it has no {DESCRIPTION}. Make one with TeacherStore.create."
         ) from error

@@ -13,6 +13,12 @@ def test_healthy_vectors(vectors, texts):
     assert diagnose_rows(texts, vectors) == []
 
 
+def test_vectors_in_a_file_that_is_read_only(vectors, texts, tmp_path):
+    np.save(tmp_path / "vectors.npy", np.asarray(vectors))
+    opened = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    assert diagnose_vectors(opened) == diagnose_rows(texts, opened) == []  # torch's warning would be an error here
+
+
 def test_collapsed():
     alike = torch.ones(40, 16) + 0.01 * torch.randn(40, 16)
     (found,) = diagnose_vectors(alike, of="my model's")

@@ -259,6 +259,7 @@ def test_all_mistakes_come_at_once_and_in_order(problems_of):
     [
         ("    batch: 8", "    batch: 2", "always 0 in a batch of 2 rows"),
         ("    batch: 8", "    batch: 8\n    mini_batch_size: 8", "saves no memory and costs a second forward pass"),
+        ("    batch: 8", "    batch: 8\n    mini_batch_size: 4\n    length_parts: 2", "length_parts: has no effect beside mini_batch_size"),
         ("weight_decay: 0.01", "warmup_ratio: 0.1", "give warmup_steps the same number"),
         ("weight_decay: 0.01", "bf16: true", "no accelerator of this machine computes in bf16"),
         ("    model: BERT\n", "    model: some/model\n", "'some/model' is not in the local cache, and the hub is switched off"),
