@@ -200,8 +200,8 @@ def _open_vectors(vectors: Any) -> Any:
                 array = np.lib.format.open_memmap(vectors, mode="r")
             except Exception as error:  # numpy's parser raises whatever the broken bytes lead it to
                 raise ValueError(
-                    f"The vectors in '{vectors}' cannot be read as an npy file of numbers ({one_line(error)}). Write them again, "
-                    "by numpy.save of an array of floats (texts, dimension)."
+                    f"The vectors in '{vectors}' cannot be read as an npy file of numbers ({one_line(error)}). Write them "
+                    "again, by numpy.save of an array of floats (texts, dimension)."
                 ) from error
             return _as_matrix(array, str(vectors))
         if vectors.suffix == ".parquet":

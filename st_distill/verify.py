@@ -223,9 +223,7 @@ def _repair_store(
 # --- runs --------------------------------------------------------------------------------------------------------------
 
 
-def _of_run(
-    folder: Path, repair: bool, recipe: Any, show_progress: bool, notes: list[str]
-) -> Iterator[Finding]:
+def _of_run(folder: Path, repair: bool, recipe: Any, show_progress: bool, notes: list[str]) -> Iterator[Finding]:
     state, findings = _run_state(folder, repair)
     yield from findings
     yield from _recipe_of(folder, state, repair, recipe)

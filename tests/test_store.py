@@ -901,7 +901,9 @@ def test_no_store(tmp_path):
 
 def test_a_store_that_is_opened_while_its_first_build_runs(tmp_path):
     def function(texts):
-        with pytest.raises(FileNotFoundError, match="no store.json yet, because its first build has not finished a file"):
+        with pytest.raises(
+            FileNotFoundError, match="no store.json yet, because its first build has not finished a file"
+        ):
             TeacherStore.open(tmp_path / "s")
         return [[1.0]] * len(texts)
 

@@ -18,9 +18,7 @@ VECTORS = np.array([[0.0, 0.0], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
 
 
 def by_function(tmp_path):
-    return Teacher(
-        lambda texts: VECTORS[[TEXTS.index(text) for text in texts]], name="t", revision="1", batch_size=2
-    )
+    return Teacher(lambda texts: VECTORS[[TEXTS.index(text) for text in texts]], name="t", revision="1", batch_size=2)
 
 
 def by_array(tmp_path):
@@ -41,7 +39,9 @@ def test_they_are_told_of_once_in_a_build(make, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "st_distill"):
         TeacherStore.create(tmp_path / "s", TEXTS, make(tmp_path), shard_rows=2, show_progress=False)
         (message,) = told(caplog)
-        assert message.startswith("Teacher 't' has given vectors of length 0, which have no direction to learn, for 2 of")
+        assert message.startswith(
+            "Teacher 't' has given vectors of length 0, which have no direction to learn, for 2 of"
+        )
         assert "the first 'no words of a language at all, in more characters than a war…'" in message
         # What is there already was told of when it came.
         TeacherStore.create(tmp_path / "s", [*TEXTS[:-1]], make(tmp_path), show_progress=False)

@@ -8,17 +8,15 @@ from enum import Enum
 from functools import cache
 from itertools import product
 
-import peft
 import torch
 from sentence_transformers.sentence_transformer import losses as standard_losses
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
 from st_distill.errors import one_line
-from st_distill.recipe.arguments import RESERVED, hints_of
+from st_distill.recipe.adapter_rules import AdapterRules
+from st_distill.recipe.arguments import RESERVED
 from st_distill.recipe.data import LABEL_COLUMNS, Kind, columns_of
-from st_distill.recipe.models import encoder_without_weights
 from st_distill.recipe.patterns import matching
-from st_distill.recipe.run_rules import RunRules
 from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Objective, Stage, Texts
 from st_distill.recipe.words import FieldPath, show_path, suggest
 
@@ -29,7 +27,7 @@ _PREFIXES = ("0.model.", "0.auto_model.")
 _PLACES, _HEADS, _KINDS = range(1, 6), range(12), ("weight", "bias")
 
 
-class StageRules(RunRules):
+class StageRules(AdapterRules):
     """What a stage may say, beside the projection, the student and the other stages."""
 
     def stages(self) -> None:
@@ -101,13 +99,6 @@ class StageRules(RunRules):
                 except ValueError as error:
                     self.error((*where, index), str(error))
 
-    def encoder(self, stage: Stage) -> torch.nn.Module | None:
-        """The student's text encoder without weights, for a stage whose student has no vision encoder yet."""
-        before = self.recipe.stages[: self.recipe.stages.index(stage)]
-        if self.student_model is None or any(earlier.trains_vision for earlier in before):
-            return None
-        return encoder_without_weights(self.student_model)
-
     def duration(self, path: FieldPath, stage: Stage) -> None:
         shorts = [(*path, short) for short in SHORTHAND_ARGUMENTS]
         if not self.sound(*shorts, (*path, "arguments")):
@@ -162,7 +153,9 @@ class StageRules(RunRules):
                 f"is not below the batch of {batch} rows, so it saves no memory and costs a second forward pass; leave it out",
             )
         if stage.length_parts is not None and stage.mini_batch_size is not None:
-            self.warn((*path, "length_parts"), "has no effect beside mini_batch_size, which cuts the batch; leave it out")
+            self.warn(
+                (*path, "length_parts"), "has no effect beside mini_batch_size, which cuts the batch; leave it out"
+            )
         if stage.window_shards is not None:
             for other in ("group_by_length", "also"):
                 if getattr(stage, other):
@@ -172,44 +165,6 @@ class StageRules(RunRules):
         self.cached(path, stage)
         if batch == 1 and any("Negatives" in str(objective.loss) for objective in stage.also or []):
             self.error(where, "a loss with in-batch negatives needs a batch of at least 2 rows")
-
-    def lora(self, path: FieldPath, stage: Stage) -> None:
-        where = (*path, "lora")
-        student = self.recipe.student
-        in_4bit = student is not None and student.load_in_4bit
-        trains_encoder = stage.train not in ("projection", "vision")
-        if in_4bit and trains_encoder and stage.lora is None and self.sound((*path, "train"), where):
-            self.error(
-                where, "weights in 4 bits (student.load_in_4bit) cannot be trained themselves; give lora: {r: 16}"
-            )
-        if stage.lora is None or not self.sound(where):
-            return
-        if stage.train in ("projection", "vision"):
-            self.error(
-                where, f"adapters belong to the text encoder's layers, which train: {stage.train} does not train"
-            )
-        hints = hints_of(peft.LoraConfig)
-        options = self.options(where, stage.lora, hints, {})
-        for name in ("r", "lora_alpha"):
-            if name in options and options[name] < 1:
-                self.error((*where, name), f"must be at least 1, got {options.pop(name)}")
-        if "lora_dropout" in options and not 0 <= options["lora_dropout"] < 1:
-            self.error((*where, "lora_dropout"), f"must be from 0 to below 1, got {options.pop('lora_dropout'):g}")
-        targets, encoder = options.get("target_modules"), self.encoder(stage)
-        if isinstance(targets, list) and encoder is not None:
-            names = [name for name, _ in encoder.named_modules()]
-            for index, target in enumerate(targets):
-                if not any(f".{name}".endswith(f".{target}") for name in names):
-                    ends = sorted({name.rpartition(".")[2] for name in names} - {""})
-                    self.error(
-                        (*where, "target_modules", index), f"the encoder has no '{target}'{suggest(str(target), ends)}"
-                    )
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                peft.LoraConfig(**options)
-        except (ValueError, TypeError, ImportError) as error:
-            self.error(where, one_line(error))
 
     def cached(self, path: FieldPath, stage: Stage) -> None:
         """A stage of ``also`` alone gives its ``mini_batch_size`` to the losses that know what it is."""

@@ -6,7 +6,6 @@ import copy
 import inspect
 import json
 import math
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -27,13 +26,13 @@ from transformers.trainer_utils import SaveStrategy
 
 from st_distill.diagnosis import DiagnosisCallback
 from st_distill.losses import JasperDistill, TeacherRows
+from st_distill.recipe.adapters import add_adapters, merge_adapters
 from st_distill.recipe.checkpoints import drop_damaged, last_checkpoint
 from st_distill.recipe.data import LABEL_COLUMNS, load_texts
 from st_distill.recipe.processes import Processes
 from st_distill.recipe.progress import show_progress_of
-from st_distill.recipe.quantized import dequantized, is_quantized, restore
 from st_distill.recipe.schema import Objective, Projection, Recipe, Stage, Texts
-from st_distill.recipe.student import dropout_of, encoder_layers, trained_parameters, training_only
+from st_distill.recipe.student import dropout_of, trained_parameters, training_only
 from st_distill.recipe.trainer import StageTrainer
 from st_distill.sampler import LengthGroupedBatchSampler, SharedBatchSampler, StoreOrderBatchSampler
 from st_distill.store import TeacherStore
@@ -236,7 +235,7 @@ def run_stage(
     args = SentenceTransformerTrainingArguments(output_dir=str(checkpoints), **{"seed": seed, **arguments})
     _check_rows(data, args.train_batch_size, processes.count)
     if stage.lora is not None:
-        _add_adapters(model, stage, base)
+        add_adapters(model, stage, base)
     with training_only(model, _trained(model, stage)), dropout_of(model, stage.dropout):
         trainer = StageTrainer(
             model=trainee,
@@ -266,7 +265,7 @@ def run_stage(
         metrics["history"] = [{key: _finite(value) for key, value in entry.items()} for entry in history]
     whole.eval()
     if stage.lora is not None and (processes.is_main or not is_sharded):
-        _merge_adapters(whole)
+        merge_adapters(whole)
     processes.by_main(lambda: save_model(whole, folder / "model"))
     return metrics
 
@@ -342,45 +341,3 @@ def _trained(model: SentenceTransformer, stage: Stage) -> set[str]:
     # The adapters stand in for the encoder layers they are in; what has none (the projection) is trained itself.
     adapters = {name for name, _ in model.named_parameters() if "lora_" in name}
     return {name for name in trained if not name.startswith("0.")} | adapters
-
-
-def _add_adapters(model: SentenceTransformer, stage: Stage, base: Path) -> None:
-    """Gives the encoder LoRA adapters; `_merge_adapters` puts them into its weights."""
-    from peft import LoraConfig
-
-    encoder = model.transformers_model
-    # A checkpoint holds the adapters alone and names the model that they belong to.
-    encoder.name_or_path = str(base.resolve())
-    options: dict[str, Any] = {"lora_alpha": 16, **(stage.lora or {})}
-    if isinstance(stage.train, dict) and "layers_to_transform" not in options:
-        # Not by layers_to_transform, which does not find layers at the root of the encoder (Qwen2's).
-        layers = encoder_layers(next(iter(model.children())))
-        name = next(name for name, module in encoder.named_modules() if module is layers)
-        kept = "|".join(str(index) for index in range(len(layers) - stage.train["last_layers"], len(layers)))
-        excluded = options.get("exclude_modules") or []
-        if not isinstance(excluded, str):
-            excluded = "|".join(rf"(?:.*\.)?{re.escape(suffix)}" for suffix in excluded) or "(?!)"
-        options["exclude_modules"] = rf"(?!{re.escape(name)}\.(?:{kept})\.).*|(?:{excluded})"
-    encoder.add_adapter(LoraConfig(**options))
-
-
-def _merge_adapters(model: SentenceTransformer) -> None:
-    """Puts the adapters into the encoder's weights, which are whole afterwards if they were in 4 bits."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    encoder = model.transformers_model
-    for name, module in list(encoder.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            layer = module.get_base_layer()
-            if is_quantized(layer):
-                # peft would round the sum to 4 bits again.
-                layer = dequantized(layer)
-                for adapter in module.active_adapters:
-                    layer.weight.data += module.get_delta_weight(adapter).to(layer.weight.dtype)
-            else:
-                module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(encoder.get_submodule(parent), child, layer)
-    encoder._hf_peft_config_loaded = False
-    del encoder.peft_config
-    restore(encoder)

@@ -170,9 +170,7 @@ def _wrong(
     return []
 
 
-def _wrong_vectors(
-    folder: Path, name: str, entry: Entry, shard: TeacherShard, zeros: Counter[str]
-) -> list[Damage]:
+def _wrong_vectors(folder: Path, name: str, entry: Entry, shard: TeacherShard, zeros: Counter[str]) -> list[Damage]:
     dtype = DTYPES[entry.dtype]
     if found := _wrong(folder, shard.vectors, (shard.rows, entry.dimension or 0), dtype.array):
         return found

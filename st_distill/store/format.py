@@ -173,8 +173,8 @@ def read_description(folder: Path) -> Description:
             ) from error
         if (folder / files.FolderLock.NAME).exists() or (folder / "index").is_dir():
             raise FileNotFoundError(
-                f"The store {folder} has no {DESCRIPTION} yet, because its first build has not finished a file of vectors: it is "
-                "still running, or was stopped. Wait for it, or run TeacherStore.create again with the same texts and teachers."
+                f"The store {folder} has no {DESCRIPTION} yet, because its first build has not finished a file of vectors: it "
+                "is running, or was stopped. Wait for it, or run TeacherStore.create again with the same texts and teachers."
             ) from error
         raise FileNotFoundError(
             f"{folder} is no teacher store, because it has no {DESCRIPTION}. Make one with TeacherStore.create."
