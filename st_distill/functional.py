@@ -12,11 +12,12 @@ divides by all pairs of pairs, and says nothing of ties).
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from st_distill.options import is_number
 
 __all__ = ["cosine_distill", "similarity_distill", "triplet_distill"]
 
@@ -509,5 +510,5 @@ def check_finite(teacher: Tensor) -> None:
 
 def check_margin(margin: float) -> None:
     """Raise ValueError for a negative or non-finite margin."""
-    if not isinstance(margin, Real) or not 0.0 <= margin < float("inf"):
+    if not is_number(margin, 0.0) or margin == math.inf:
         raise ValueError(f"The 'margin' must be a finite number of at least 0. Got {margin!r} instead.")

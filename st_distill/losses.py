@@ -11,10 +11,11 @@ Several columns make one batch: the relations are those of all its texts, so a q
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from st_distill import functional
 from st_distill.modules.matryoshka import MatryoshkaProjection
+from st_distill.options import check_whole_number, is_number
 from st_distill.padding import embed_by_length
 
 __all__ = ["CosineDistill", "JasperDistill", "SimilarityDistill", "TripletDistill"]
@@ -68,9 +70,8 @@ class _DistillLoss(nn.Module, CachedLossMixin):
             raise TypeError(
                 f"The 'model' of {type(self).__name__} must be a SentenceTransformer. Got {type(model).__name__} instead."
             )
-        for name, value in (("mini_batch_size", mini_batch_size), ("length_parts", length_parts)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"The '{name}' must be at least 1, a whole number, or None. Got {value!r} instead.")
+        check_whole_number("'mini_batch_size'", mini_batch_size, optional=True)
+        check_whole_number("'length_parts'", length_parts, optional=True)
         if mini_batch_size is not None and has_static_embedding_input(model):
             raise ValueError(
                 "A 'mini_batch_size' needs a model whose batches can be cut, which StaticEmbedding's cannot. Leave it out: "
@@ -384,7 +385,7 @@ class JasperDistill(_DistillLoss):
             raise ValueError(
                 f"The 'weights' must be of {', '.join(PAPER_WEIGHTS)}. Got {', '.join(sorted(unknown))} instead."
             )
-        if not all(isinstance(weight, Real) and 0.0 <= weight < float("inf") for weight in weights.values()) or not any(
+        if not all(is_number(weight, 0.0) and weight < math.inf for weight in weights.values()) or not any(
             weights.values()
         ):
             raise ValueError(f"The 'weights' must be numbers of at least 0, and one above it. Got {weights} instead.")

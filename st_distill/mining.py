@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from st_distill.files import replacing
+from st_distill.options import check_whole_number, is_number
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.models import load_model
 from st_distill.recipe.schema import Texts
@@ -106,9 +106,8 @@ def mine_negatives(
 
 def _check_options(*, negatives: int, skip: int, margin: float | None, batch_size: int) -> None:
     for name, value, lowest in (("negatives", negatives, 1), ("skip", skip, 0), ("batch_size", batch_size, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-            raise ValueError(f"The '{name}' must be a whole number from {lowest}. Got {value!r} instead.")
-    if margin is not None and not (math.isfinite(margin) and 0 <= margin < 1):
+        check_whole_number(f"'{name}'", value, least=lowest)
+    if margin is not None and not (is_number(margin, 0) and margin < 1):
         raise ValueError(f"The 'margin' must be from 0 to below 1. Got {margin} instead.")
 
 

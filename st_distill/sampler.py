@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -10,6 +11,8 @@ import torch
 from datasets import Dataset
 from sentence_transformers.base.sampler import DefaultBatchSampler, MultiDatasetDefaultBatchSampler
 from torch.utils.data import BatchSampler, ConcatDataset
+
+from st_distill.options import check_whole_number, is_number
 
 __all__ = ["LengthGroupedBatchSampler", "SharedBatchSampler", "StoreOrderBatchSampler"]
 
@@ -39,14 +42,15 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):
         random_share: share of the batches that is not sorted, from 0 to 1.
 
     Raises:
+        TypeError: a text is none.
         ValueError: there is no column of texts, or ``random_share`` is no share.
     """
 
     def __init__(self, dataset: Dataset, *arguments: Any, random_share: float = 0.0, **options: Any) -> None:
         super().__init__(dataset, *arguments, **options)
-        if not 0 <= random_share <= 1:
+        if not is_number(random_share, 0, 1):
             raise ValueError(
-                f"The 'random_share' of LengthGroupedBatchSampler must be from 0 to 1. Got {random_share} instead."
+                f"The 'random_share' of LengthGroupedBatchSampler must be a number from 0 to 1. Got {random_share!r} instead."
             )
         self.random_share = random_share
         self.lengths = _lengths(dataset, self.valid_label_columns or [])
@@ -95,16 +99,19 @@ class StoreOrderBatchSampler(DefaultBatchSampler):
             teachers) x (bytes per number), which is 400 MB at 16,384 x 12,288 x 2.
 
     Raises:
-        ValueError: there is no column of row numbers.
+        TypeError: ``store`` is none, or the labels are no whole numbers.
+        ValueError: there is no column of row numbers, or ``window_shards`` is no number of shards.
     """
 
     def __init__(
         self, dataset: Dataset, *arguments: Any, store: Shards, window_shards: int = 8, **options: Any
     ) -> None:
         super().__init__(dataset, *arguments, **options)
-        if window_shards < 1:
-            raise ValueError(
-                f"The 'window_shards' of StoreOrderBatchSampler must be a whole number from 1. Got {window_shards} instead."
+        check_whole_number("'window_shards' of StoreOrderBatchSampler", window_shards)
+        if not hasattr(store, "shards"):
+            raise TypeError(
+                "The 'store' of StoreOrderBatchSampler must be a TeacherStore or a view of one. Got "
+                f"{type(store).__name__} instead; open it by TeacherStore.open(path)."
             )
         names = [name for name in self.valid_label_columns or ["label"] if name in dataset.column_names]
         if not names:
@@ -168,7 +175,7 @@ class SharedBatchSampler(MultiDatasetDefaultBatchSampler):
         shares: Sequence[float],
     ) -> None:
         super().__init__(dataset, batch_samplers, generator, seed)
-        if len(shares) != len(batch_samplers) or not all(0 < share < float("inf") for share in shares):
+        if len(shares) != len(batch_samplers) or not all(is_number(share) and 0 < share < math.inf for share in shares):
             raise ValueError(
                 f"The 'shares' of SharedBatchSampler must be {len(batch_samplers)} numbers above 0, one for each dataset. Got "
                 f"{list(shares)} instead."
@@ -209,12 +216,20 @@ def _lengths(dataset: Dataset, labels: list[str]) -> np.ndarray:
         if name in labels or getattr(feature, "dtype", None) not in ("string", "large_string"):
             continue
         found = True
-        lengths += np.fromiter((len(text) for text in _column(dataset, name)), np.int64, len(dataset))
+        lengths += np.fromiter(_lengths_of(dataset, name), np.int64, len(dataset))
     if not found:
         raise ValueError(f"Batches by length need a column of texts. Got the columns {dataset.column_names} instead.")
     return lengths
 
 
-def _column(dataset: Dataset, name: str) -> Iterator[Any]:
+def _lengths_of(dataset: Dataset, name: str) -> Iterator[int]:
+    place = 0
     for batch in dataset.select_columns([name]).iter(batch_size=1000):
-        yield from batch[name]
+        for text in batch[name]:
+            if not isinstance(text, str):
+                raise TypeError(
+                    f"Every text of column '{name}' must be a string for batches by length. Got {type(text).__name__} in row "
+                    f"{place}; fill it in, or leave the row out."
+                )
+            yield len(text)
+            place += 1

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "st_distill"
 #: A module may import those before it, and its own package.
 LAYERS = [
     "errors",
+    "options",
     "files",
     "stopping",
     "tables",

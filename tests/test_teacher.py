@@ -139,7 +139,7 @@ def test_names_that_are_no_folder(name):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"batch_size": 0}, ValueError, "'batch_size' .* whole number from 1. Got 0"),
+        ({"batch_size": 0}, ValueError, "'batch_size' .* whole number from 1, or None. Got 0"),
         ({"truncate_dim": 1.5}, ValueError, "'truncate_dim' .* Got 1.5"),
         ({"max_seq_length": 8}, ValueError, "'max_seq_length' .* a function: leave it out"),
         ({"device": "cpu"}, ValueError, "'device' .* a function: leave it out"),

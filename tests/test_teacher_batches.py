@@ -156,5 +156,7 @@ def test_other_failures_are_not_tried_again():
 def test_a_function_has_no_tokens():
     with pytest.raises(ValueError, match="'batch_tokens' parameter of Teacher is for a model"):
         Teacher(lambda texts: texts, name="f", revision="1", batch_tokens=5)
-    with pytest.raises(ValueError, match="'batch_tokens' parameter of Teacher must be a whole number from 1. Got 0"):
+    with pytest.raises(
+        ValueError, match="'batch_tokens' parameter of Teacher must be a whole number from 1, or None. Got 0"
+    ):
         Teacher("tiny", batch_tokens=0)

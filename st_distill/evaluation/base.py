@@ -12,6 +12,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import BaseEvaluator
 from torch.nn.functional import normalize
 
+from st_distill.options import check_whole_number
+
 
 def checked_dims(dims: Sequence[int] | None) -> tuple[int, ...] | None:
     """``dims`` without repetitions, largest first; None stays None (the model's full width)."""
@@ -38,8 +40,7 @@ def dims_of(dims: tuple[int, ...] | None, width: int) -> tuple[int, ...]:
 
 
 def checked_positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"The '{name}' parameter must be a whole number of at least 1. Got {value!r} instead.")
+    check_whole_number(f"'{name}' parameter", value)
     return value
 
 

@@ -23,6 +23,7 @@ from st_distill.evaluation.kinds import (
 )
 from st_distill.evaluation.pairs import collection_of_pairs, similarity_evaluator
 from st_distill.modules.image import load_image
+from st_distill.options import check_whole_number
 
 __all__ = ["KINDS", "Kind", "Task", "TaskSpec", "read_task"]
 
@@ -123,11 +124,7 @@ class TaskSpec:
         if self.kind is not None and self.kind not in KINDS:
             raise ValueError(f"The 'kind' of a task must be one of {', '.join(KINDS)}. Got {self.kind!r} instead.")
         for field in ("limit", "samples_per_label", "experiments"):
-            value = getattr(self, field)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(
-                    f"The '{field}' of a task must be a whole number of at least 1. Got {value!r} instead."
-                )
+            check_whole_number(f"'{field}' of a task", getattr(self, field), optional=field != "experiments")
 
 
 @dataclass(frozen=True, kw_only=True)

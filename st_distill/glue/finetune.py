@@ -34,6 +34,7 @@ from st_distill.glue.results import average, figures
 from st_distill.glue.tasks import Examples, TaskData, find_tasks
 from st_distill.modules.alibi_checkpoint import is_published_alibi
 from st_distill.modules.alibi_config import explain_other_model
+from st_distill.options import check_whole_number
 from st_distill.recipe.arguments import RESERVED, complaints, hints_of, range_complaint
 from st_distill.recipe.words import suggest
 
@@ -95,11 +96,9 @@ class Settings:
             ("max_length", self.max_length, 8),
             ("seed", self.seed, 0),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise ValueError(f"The '{name}' must be a whole number from {lowest}. Got {value!r} instead.")
+            check_whole_number(f"'{name}'", value, least=lowest)
         for name, number in (("steps", self.steps), ("limit", self.limit)):
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-                raise ValueError(f"The '{name}' must be a whole number from 1. Got {number!r} instead.")
+            check_whole_number(f"'{name}'", number, optional=True)
         if not self.epochs > 0:
             raise ValueError(f"The 'epochs' must be above 0. Got {self.epochs!r} instead.")
         if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):

@@ -44,8 +44,18 @@ _POLL_SECONDS = 0.1
 
 
 def process_of_environment() -> tuple[int, int]:
-    """Number of this process and number of processes, as torchrun and accelerate launch say them; (0, 1) elsewhere."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """Number of this process and number of processes, as torchrun and accelerate launch say them; (0, 1) elsewhere.
+
+    Raises:
+        ValueError: the environment says something else.
+    """
+    number, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ValueError(
+            "The variables RANK and WORLD_SIZE of the environment must be the number of this process, from 0, and the number "
+            f"of processes. Got {number!r} and {count!r} instead; unset them, or start the program by torchrun."
+        )
+    return int(number), int(count)
 
 
 class Alone:

@@ -37,9 +37,9 @@ A folder that numpy and a JSON reader can read without this package::
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ import numpy as np
 import torch
 
 from st_distill import files
+from st_distill.options import is_number
 from st_distill.store.build import Builder
 from st_distill.store.damage import check_vectors
 from st_distill.store.dtypes import DTYPES
@@ -138,7 +139,7 @@ class TeacherStore:
             TimeoutError: another of several processes has not come within ten minutes.
         """
         given = [teachers] if isinstance(teachers, Teacher) else teachers
-        number, count = check_create(texts, given, roles, dtype, shard_rows, process)
+        number, count = check_create(texts, given, roles, dtype, shard_rows, shard_seconds, process)
         folder = Path(path).absolute()
         prepare_folder(folder)
 
@@ -386,7 +387,7 @@ class TeacherStore:
             values = list(weights)
         if (
             len(values) != len(names)
-            or not all(isinstance(value, Real) and 0 <= value < float("inf") for value in values)
+            or not all(is_number(value, 0) and value < math.inf for value in values)
             or not any(values)
         ):
             raise ValueError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from st_distill import files
+from st_distill.options import check_whole_number, is_number
 from st_distill.store.dtypes import DTYPES
 from st_distill.store.format import DESCRIPTION, lost_description
 from st_distill.store.processes import FOLDER, process_of_environment
@@ -21,7 +22,9 @@ CHUNK = 4096  # texts that are looked up at a time
 _OURS = {files.FolderLock.NAME, "index", "teachers", FOLDER}  # what a build writes before the description
 
 
-def check_create(texts: Any, teachers: Any, roles: Any, dtype: str, shard_rows: Any, process: Any) -> tuple[int, int]:
+def check_create(
+    texts: Any, teachers: Any, roles: Any, dtype: str, shard_rows: Any, shard_seconds: Any, process: Any
+) -> tuple[int, int]:
     """Number of this process and number of processes, when all arguments can be right."""
     if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
         raise TypeError(
@@ -45,20 +48,33 @@ def check_create(texts: Any, teachers: Any, roles: Any, dtype: str, shard_rows: 
         raise ValueError(
             f"The 'dtype' of TeacherStore.create must be one of {', '.join(DTYPES)}. Got {dtype!r} instead."
         )
-    if isinstance(shard_rows, bool) or not isinstance(shard_rows, int) or shard_rows < 1:
+    check_whole_number("'shard_rows' of TeacherStore.create", shard_rows)
+    if not is_number(shard_seconds, 0):
         raise ValueError(
-            f"The 'shard_rows' of TeacherStore.create must be a whole number from 1. Got {shard_rows!r} instead."
+            "The 'shard_seconds' of TeacherStore.create must be a number of seconds, at least 0. Got "
+            f"{shard_seconds!r} instead."
         )
-    number, count = process_of_environment() if process is None else process
-    if not 0 <= number < count:
-        raise ValueError(
-            "The 'process' of TeacherStore.create must be the number of this process, from 0, and the number of processes. "
-            f"Got {(number, count)} instead."
-        )
+    number, count = process_of_environment() if process is None else _process(process)
     if count > 1 and iter(texts) is texts:
         raise TypeError(
             f"The 'texts' of TeacherStore.create must be something that can be gone through again (a list, a column of a "
             f"dataset), because {count} processes build the store. Got a {type(texts).__name__}, which ends after one time."
+        )
+    return number, count
+
+
+def _process(process: Any) -> tuple[int, int]:
+    is_pair = isinstance(process, Sequence) and len(process) == 2 and not isinstance(process, str | bytes)
+    if not is_pair or not all(isinstance(part, int) and not isinstance(part, bool) for part in process):
+        raise TypeError(
+            "The 'process' of TeacherStore.create must be two whole numbers, that of this process, from 0, and that of all, or "
+            f"None. Got {process!r} instead; to build in this process alone, pass process=(0, 1)."
+        )
+    number, count = process
+    if not 0 <= number < count:
+        raise ValueError(
+            "The 'process' of TeacherStore.create must be the number of this process, from 0, and the number of processes. "
+            f"Got {(number, count)} instead."
         )
     return number, count
 

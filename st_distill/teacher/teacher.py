@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from st_distill.options import check_whole_number
 from st_distill.teacher.batches import Budget, ask_within
 from st_distill.teacher.models import LazyModel, LoadedModel
 from st_distill.teacher.source import Function, Source, Variant
@@ -83,9 +84,9 @@ class Teacher:
         trust_remote_code: bool = False,
     ) -> None:
         dtype = _dtype_name(dtype)
-        _at_least_one("batch_tokens", batch_tokens)
-        _at_least_one("max_seq_length", max_seq_length)
-        _at_least_one("truncate_dim", truncate_dim)
+        check_whole_number("'batch_tokens' parameter of Teacher", batch_tokens, optional=True)
+        check_whole_number("'max_seq_length' parameter of Teacher", max_seq_length, optional=True)
+        check_whole_number("'truncate_dim' parameter of Teacher", truncate_dim, optional=True)
         source: Source
         loading = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code or None}
         if isinstance(model, str | os.PathLike):
@@ -145,7 +146,7 @@ class Teacher:
             FileNotFoundError: there is no such file.
             TypeError, ValueError: what is given is not vectors with their texts.
         """
-        _at_least_one("truncate_dim", truncate_dim)
+        check_whole_number("'truncate_dim' parameter of Teacher", truncate_dim, optional=True)
         source = Vectors(vectors, texts=texts, column=column, text_column=text_column, revision=revision)
         teacher = cls.__new__(cls)
         teacher._set_up(source, None, name, BLOCK, None, truncate_dim, {})
@@ -164,7 +165,7 @@ class Teacher:
         self._source = source
         self._prompts = _checked_prompts(prompts)
         self.name = check_name(name if name is not None else getattr(source, "default_name", None))
-        _at_least_one("batch_size", batch_size)
+        check_whole_number("'batch_size' parameter of Teacher", batch_size, optional=True)
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self._budget: Budget | None = None
@@ -348,13 +349,6 @@ def _checked_prompts(prompts: Any) -> str | dict[str | None, str]:
         "The 'prompts' parameter of Teacher must be a string, or a mapping of roles to strings such as "
         f"{{'query': 'query: '}}. Got {prompts!r} instead."
     )
-
-
-def _at_least_one(option: str, value: Any) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"The '{option}' parameter of Teacher must be a whole number from 1. Got {value!r} instead.")
 
 
 def _refuse(what: str, options: Mapping[str, Any]) -> None:

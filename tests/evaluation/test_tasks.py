@@ -196,7 +196,7 @@ def test_data_that_do_not_do(rows, fields, match, tmp_path):
 def test_spec_checks_its_fields():
     with pytest.raises(ValueError, match="'kind' of a task must be one of classification.*Got 'STS'"):
         TaskSpec(source="x", kind="STS")
-    with pytest.raises(ValueError, match="'limit' of a task must be a whole number of at least 1. Got 0"):
+    with pytest.raises(ValueError, match="'limit' of a task must be a whole number from 1, or None. Got 0"):
         TaskSpec(source="x", limit=0)
 
 
