@@ -6,7 +6,7 @@
     python benchmarks/store.py read                                     a batch of labels from the page cache
     python benchmarks/store.py larger                                   a store larger than the memory, by order of reading
     python benchmarks/store.py fidelity --model MINILM --data DATA      what each dtype loses
-    python benchmarks/store.py import                                   memory of taking over a parquet file
+    python benchmarks/store.py import                                   memory of taking over parquet, or a dataset's column
 
 MINILM is the name or folder of a model, DATA a folder with wikisplit/*.parquet and novel_parts_4k/*.parquet.
 
@@ -31,6 +31,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -38,12 +39,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from sentence_transformers import SentenceTransformer
 
 from st_distill import Teacher, TeacherStore
 from st_distill.sampler import StoreOrderBatchSampler
 from st_distill.store.dtypes import DTYPES
+
+#: What a build is measured beside; "encode in calls" is what published code does, with 10,000 texts a call.
+WAYS = ("store", "encode", "encode in calls", "arrival order")
 
 
 def peak() -> str:
@@ -76,12 +80,18 @@ def unsorted(model: SentenceTransformer, texts: list[str]) -> None:
         model.encode(texts[start : start + 32], batch_size=32, show_progress_bar=False)
 
 
+def in_calls(model: SentenceTransformer, texts: list[str], count: int) -> np.ndarray:
+    """As published code does it: one `encode` for so many texts after another, each sorted by itself."""
+    calls = [texts[start : start + count] for start in range(0, len(texts), count)]
+    return np.concatenate([model.encode(call, batch_size=32, show_progress_bar=False) for call in calls])
+
+
 def build(options: argparse.Namespace) -> None:
     model = SentenceTransformer(options.model)
     model.max_seq_length = 256
     texts = mixed(model, options.data, options.texts)
     model.encode(texts[:64], show_progress_bar=False)
-    seconds: dict[str, list[float]] = {"store": [], "encode": [], "arrival order": []}
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS if name in options.ways}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.rounds):
             # In another order each round, so that none is always the first or the warmest.
@@ -92,17 +102,19 @@ def build(options: argparse.Namespace) -> None:
                     show_progress=False,
                 ),
                 "encode": lambda: model.encode(texts, batch_size=32, show_progress_bar=False),
+                "encode in calls": lambda: in_calls(model, texts, options.per_call),
                 "arrival order": lambda: unsorted(model, texts),
             }
-            for name in [*ways][number % 3 :] + [*ways][: number % 3]:
+            first = number % len(seconds)
+            for name in [*seconds][first:] + [*seconds][:first]:
                 started = time.perf_counter()
                 ways[name]()
                 seconds[name].append(time.perf_counter() - started)
     rates = {name: len(texts) / statistics.median(values) for name, values in seconds.items()}
     for name, rate in rates.items():
         print(f"{name}: {rate:.1f} texts/s (median of {options.rounds})")
-    print(f"store / encode: {rates['store'] / rates['encode']:.3f}")
-    print(f"store / arrival order: {rates['store'] / rates['arrival order']:.2f}", flush=True)
+    for name in [*rates][1:] if "store" in rates else []:
+        print(f"store / {name}: {rates['store'] / rates[name]:.3f}", flush=True)
     sizes = ["--texts", str(min(options.texts, 1000)), "--model", options.model, "--data", str(options.data)]
     subprocess.run([sys.executable, __file__, "memory", *sizes], check=True)
 
@@ -282,38 +294,73 @@ def fidelity(options: argparse.Namespace) -> None:
             )
 
 
+def write_vectors(folder: Path, rows: int, width: int) -> None:
+    """The same random vectors and texts as a parquet file and as a dataset."""
+    schema = pa.schema([("text", pa.string()), ("vector", pa.list_(pa.float32()))])
+    with pq.ParquetWriter(folder / "vectors.parquet", schema) as writer:
+        generator = np.random.default_rng(0)
+        for start in range(0, rows, 10_000):
+            flat = generator.standard_normal(10_000 * width, dtype=np.float32)
+            lists = pa.ListArray.from_arrays(np.arange(0, len(flat) + 1, width, dtype=np.int32), flat)
+            texts = pa.array([f"text {number}" for number in range(start, start + 10_000)])
+            writer.write_table(pa.table({"text": texts, "vector": lists}, schema=schema))
+    read = Dataset.from_parquet(str(folder / "vectors.parquet"), cache_dir=str(folder / "cache"))
+    read.save_to_disk(str(folder / "dataset"))
+
+
+class Own(threading.Thread):
+    """The most memory of its own that this process has had meanwhile: without the pages of files that it has mapped, which the
+    system takes back when it needs them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.before = self.now()
+        self.most = self.before
+        self.ended = threading.Event()
+
+    @staticmethod
+    def now() -> int:
+        """In megabytes."""
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(fields["RssAnon"].split()[0]) // 1024
+
+    def run(self) -> None:
+        while not self.ended.wait(0.02):
+            self.most = max(self.most, self.now())
+
+
 def import_once(options: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path, rows, width = f"{folder}/vectors.parquet", options.texts, 384
-        schema = pa.schema([("text", pa.string()), ("vector", pa.list_(pa.float32()))])
-        with pq.ParquetWriter(path, schema) as writer:
-            generator = np.random.default_rng(0)
-            for start in range(0, rows, 10_000):
-                flat = generator.standard_normal(10_000 * width, dtype=np.float32)
-                lists = pa.ListArray.from_arrays(np.arange(0, len(flat) + 1, width, dtype=np.int32), flat)
-                texts = pa.array([f"text {number}" for number in range(start, start + 10_000)])
-                writer.write_table(pa.table({"text": texts, "vector": lists}, schema=schema))
-        if options.kind == "parquet":
-            vectors, column = path, None
-        else:
-            vectors, column = Dataset.from_parquet(path, cache_dir=folder), "vector"
-        before = peak()
-        texts = (f"text {number}" for number in range(rows))
-        teacher = Teacher.from_vectors(vectors, column=column, name="t")
-        started = time.perf_counter()
-        TeacherStore.create(f"{folder}/store", texts, teacher, show_progress=False)
-        seconds = time.perf_counter() - started
+    folder, rows = Path(options.folder), options.texts
+    texts = (f"text {number}" for number in range(rows))
+    if options.kind == "parquet":
+        vectors, more = folder / "vectors.parquet", {}
+    else:
+        vectors, more = load_from_disk(str(folder / "dataset")), {"column": "vector"}
+    if options.kind == "column":
+        vectors, more = vectors["vector"], {"texts": vectors["text"]}
+    memory = Own()
+    memory.start()
+    started = time.perf_counter()
+    teacher = Teacher.from_vectors(vectors, name="t", **more)
+    TeacherStore.create(folder / f"store-{options.kind}", texts, teacher, show_progress=False)
+    seconds = time.perf_counter() - started
+    memory.ended.set()
+    width = teacher.encode(["text 0"]).shape[1]
     print(
         f"{options.kind}, {rows} vectors of {width} ({rows * width * 4 / 1e6:.0f} MB): {1e6 * seconds / rows:.0f} us/vector, "
-        f"peak memory {peak()} (before {before})"
+        f"{memory.most - memory.before} MB of its own beyond the {memory.before} MB before"
     )
 
 
 def import_vectors(options: argparse.Namespace) -> None:
-    for kind in ("parquet", "dataset"):
-        for texts in (100_000, 500_000):
-            command = [sys.executable, __file__, "import", "--texts", str(texts), "--kind", kind]
-            subprocess.run(command, check=True)
+    """In a process each, which has not made the vectors: the memory is that of the import."""
+    for rows in [100_000, 500_000] if options.texts is None else [options.texts]:
+        with tempfile.TemporaryDirectory() as folder:
+            write_vectors(Path(folder), rows, 384)
+            for kind in ("parquet", "dataset", "column") if options.kind is None else [options.kind]:
+                command = [sys.executable, __file__, "import", "--texts", str(rows), "--kind", kind, "--folder", folder]
+                subprocess.run(command, check=True)
 
 
 def main() -> None:
@@ -335,8 +382,13 @@ def main() -> None:
             command.add_argument("--data", type=Path, required=True, help="folder of the data sets")
         defaults = {"build": 3000, "memory": 1000, "fidelity": 2000}
         command.add_argument("--texts", type=int, default=defaults.get(name), help="how many texts")
+        if name == "build":
+            command.add_argument(
+                "--ways", nargs="+", default=list(WAYS), choices=WAYS, metavar="WAY", help=f"of {', '.join(WAYS)}"
+            )
+            command.add_argument("--per-call", type=int, default=10_000, help="texts of each of the 'encode in calls'")
         command.add_argument("--rounds", type=int, default=1)
-        command.add_argument("--kind", choices=("parquet", "dataset"))
+        command.add_argument("--kind", choices=("parquet", "dataset", "column"))
         command.add_argument("--folder", help="where the store for reading is kept, or is already")
         command.add_argument("--rows", type=int, default=61_440 if name == "larger" else 81_920)
         command.add_argument("--limit", type=int, default=400, help="megabytes of page cache")
@@ -348,8 +400,8 @@ def main() -> None:
         options.function = partial(scale_once)
     if options.function is memory and options.folder is not None:
         options.function = memory_once
-    if options.function is import_vectors and options.texts is not None:
-        options.function = partial(import_once)
+    if options.function is import_vectors and options.folder is not None:
+        options.function = import_once
     with tempfile.TemporaryDirectory() as folder:
         if options.function in (read, larger):
             options.folder = options.folder or folder

@@ -48,7 +48,9 @@ def test_a_share_of_the_batches_is_random(share, mixed):
 
 
 def test_no_share():
-    with pytest.raises(ValueError, match=r"'random_share' of LengthGroupedBatchSampler must be a number from 0 to 1. Got 2"):
+    with pytest.raises(
+        ValueError, match=r"'random_share' of LengthGroupedBatchSampler must be a number from 0 to 1. Got 2"
+    ):
         make(random_share=2)
 
 
