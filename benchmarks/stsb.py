@@ -19,11 +19,11 @@ from datasets import Dataset
 from st_distill.evaluation import evaluate
 from st_distill.recipe import Recipe, run
 from st_distill.recipe.data import load_scored_pairs
-from st_distill.recipe.schema import Texts
+from st_distill.recipe.schema import PAPER_LOSSES, Texts
 from st_distill.recipe.student import build_student
 
 DIMS = [384, 256, 128, 64, 32]
-SHARED = {"batch": 64, "group_by_length": True}
+SHARED = {"batch": 64, "group_by_length": True, "losses": PAPER_LOSSES, "cosine_dims": "full"}
 
 
 def training_pairs(data: Path) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ Options of `Experiment`, each alone or together with others:
 - neighbours: weight of the Kullback-Leibler divergence of each text's softmax over the others' similarities, at
   ``temperature``; averaged over the prefixes like the other relations;
 - own_teacher: the prefixes' relations follow those of the student's own full vector, the full vector's the teacher's;
-- prefix_power: relations of dimension d weigh (d / 384)^-power instead of equally;
+- prefix_power: all terms of dimension d weigh (d / 384)^-power instead of equally;
 - relations_after: share of each stage's steps that is trained on the cosine term alone;
 - average: share of each stage's last steps whose weights are averaged in the end.
 """
@@ -69,11 +69,12 @@ class _Changed(JasperDistill):
         self.step += self.training
         terms = {}
         if "cosine" in self.weights:
-            terms["cosine"] = self.weights["cosine"] * batch.cosine(self.cosine_dims)
+            heads = self.cosine_dims or [batch.embedding.shape[-1]]
+            cosines = torch.stack([batch.cosine([dim]) for dim in heads])
+            terms["cosine"] = self.weights["cosine"] * (cosines * self._shares(heads)).sum()
         if self.step < experiment.relations_after * self.steps:
             return terms
-        heads: list[int] = self.dims or [batch.embedding.shape[-1]]
-        shares = torch.tensor([(dim / max(heads)) ** -experiment.prefix_power for dim in heads])
+        heads = self.dims or [batch.embedding.shape[-1]]
         totals: dict[str, list[Tensor]] = {}
         full = batch.embedding[:, : max(heads)]
         for dim in heads:
@@ -81,8 +82,12 @@ class _Changed(JasperDistill):
             for name, value in self._relations(batch.embedding[:, :dim], target).items():
                 totals.setdefault(name, []).append(value)
         for name, values in totals.items():
-            terms[name] = (torch.stack(values) * shares / shares.sum()).sum()
+            terms[name] = (torch.stack(values) * self._shares(heads)).sum()
         return terms
+
+    def _shares(self, heads: list[int]) -> Tensor:
+        shares = torch.tensor([(dim / max(heads)) ** -self.experiment.prefix_power for dim in heads])
+        return shares / shares.sum()
 
     def _relations(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         experiment = self.experiment

@@ -46,7 +46,7 @@ from st_distill.sampler import LengthGroupedBatchSampler
 
 DIMS = [384, 256, 128, 64, 32]
 #: Peak learning rate of a student's encoder.
-RATES = {"3-layer": 3e-4, "1-layer": 3e-4, "static": 1e-2}
+RATES = {"3-layer": 6e-4, "1-layer": 6e-4, "static": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Settings:
     #: Share of the activations that training drops; None: the library's way, the model's own share.
     dropout: float | None = 0.0
     #: Of st-distill alone: the stages and each one's share of the steps.
-    stages: tuple[tuple[str, float], ...] = (("projection", 0.1), ("last-layer", 0.2), ("all", 0.7))
+    stages: tuple[tuple[str, float], ...] = (("all", 1.0),)
     #: Of st-distill alone: the form of its texts, a lexical teacher's weight, what `experiments` change.
     texts: str = "related"
     lexical: float = 0.0

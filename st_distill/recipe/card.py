@@ -14,7 +14,7 @@ from st_distill import __version__
 from st_distill.card import escaped, markdown_table, replace_sections
 from st_distill.exporting import DESCRIPTION
 from st_distill.files import read_json
-from st_distill.recipe.schema import ImageSource, Recipe, Stage, Texts
+from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, Texts
 
 __all__ = ["evaluation_results", "write_run_card"]
 
@@ -213,7 +213,7 @@ def _training(recipe: Recipe, stages: Sequence[Mapping[str, Any]], environment: 
             [
                 escaped(str(spec.name)),
                 escaped(_trained(spec)),
-                escaped(_losses(spec)),
+                escaped(_losses(spec, recipe.projection)),
                 "-" if steps is None else f"{steps:,}",
                 f"{spec.effective_batch():,}",
                 f"{spec.training_arguments()['learning_rate']:g}",
@@ -257,8 +257,8 @@ def _trained(stage: Stage) -> str:
     return ", ".join(stage.train) if isinstance(stage.train, list) else stage.train
 
 
-def _losses(stage: Stage) -> str:
-    terms = [f"{loss} {weight:g}" for loss, weight in stage.weights.items()]
+def _losses(stage: Stage, projection: Projection | None) -> str:
+    terms = [f"{loss} {weight:g}" for loss, weight in stage.weights(projection).items()]
     return ", ".join([*terms, *(objective.loss for objective in stage.also)])
 
 

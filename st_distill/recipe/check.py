@@ -285,7 +285,7 @@ class _Rules(StageRules, ImageRules):
             return
         widest, where = max(projection.dims), (*path, "dims", projection.dims.index(max(projection.dims)))
         student, teacher = self.student_model, self.teacher_width
-        distils = [stage for stage in self.recipe.stages or [] if not stage.trains_vision and stage.weights]
+        distils = [stage for stage in self.recipe.stages or [] if not stage.trains_vision and stage.distils]
         if projection.start == "identity":
             widths = [widest] if not projection.teacher_head else [widest, teacher or 0]
             if student is not None and student.pooled is not None and max(widths) > student.pooled:
@@ -294,7 +294,7 @@ class _Rules(StageRules, ImageRules):
                     f"an identity start needs heads no wider than the student's {student.pooled} dimensions, got "
                     f"{max(widths)}; leave that one out, or set start: ridge",
                 )
-            if projection.rotation != "none" and any("cosine" in stage.weights for stage in distils):
+            if projection.rotation != "none" and any("cosine" in stage.weights(projection) for stage in distils):
                 self.warn(
                     (*path, "rotation"),
                     "an identity start keeps the student's own axes, which a rotated teacher does not have; set rotation: none",
@@ -331,18 +331,20 @@ class _Rules(StageRules, ImageRules):
         elif self.teacher_width is not None and max(recipe.projection.dims) > self.teacher_width:
             wide = f"{max(recipe.projection.dims)} is above the teacher's {self.teacher_width}"
             self.error(path, f"needs dimensions that the teacher has, but {wide}; leave it out")
-        elif not any("cosine" in stage.weights for stage in recipe.stages if not stage.trains_vision):
+        elif not any(
+            "cosine" in stage.weights(recipe.projection) for stage in recipe.stages if not stage.trains_vision
+        ):
             self.error(
                 path, "needs a stage with a cosine term, without which the student's space is its own; leave it out"
             )
 
     def compares(self, stage: Stage, dim: int) -> bool:
         """Whether the cosine term of a stage compares this, the widest, head with the teachers' coordinates."""
-        if "cosine" not in stage.weights:
+        projection = self.recipe.projection
+        if "cosine" not in stage.weights(projection):
             return False
-        if isinstance(stage.cosine_dims, list):
-            return dim in stage.cosine_dims
-        return self.recipe.projection is None or not self.recipe.projection.teacher_head
+        heads = stage.heads_of_cosine(projection)
+        return dim in heads if isinstance(heads, list) else projection is None or not projection.teacher_head
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ def diagnose_recipe(recipe: Recipe, *, vectors: bool = True) -> list[Placed]:
         vectors: look at the beginning of given vectors too; `diagnose_store` looks at all of them.
     """
     found: list[Placed] = []
-    distils = any(stage.weights and not stage.trains_vision for stage in recipe.stages)
+    distils = any(stage.distils and not stage.trains_vision for stage in recipe.stages)
     if distils:
         found += _prompts(recipe)
         found += _reading(recipe)
@@ -203,12 +203,12 @@ def _dimensions(recipe: Recipe) -> Iterator[Placed]:
 def _looked_at(stage: Stage, projection: Projection) -> set[int]:
     full = set() if projection.teacher_head else {max(projection.dims)}
     seen = {max(projection.dims)} if stage.also else set()
-    for value, default, terms in (
-        (stage.dims, set(projection.dims), {"similarity", "triplet"}),
-        (stage.cosine_dims, full, {"cosine"}),
+    for heads, terms in (
+        (stage.dims or projection.dims, {"similarity", "triplet"}),
+        (stage.heads_of_cosine(projection), {"cosine"}),
     ):
-        if terms & set(stage.weights):
-            seen |= default if value is None else full if value == "full" else set(value)
+        if terms & set(stage.weights(projection)):
+            seen |= full if heads == "full" else set(heads)
     return seen
 
 

@@ -242,7 +242,7 @@ class _Run:
     def _stages(self, state: RunState) -> SentenceTransformer:
         first = next(index for index, stage in enumerate(state.stages) if not stage["done"])
         # The teachers' vectors are only needed where a stage is left that reads them, or a projection starts from them.
-        wanted = any(stage.weights and not stage.trains_vision for stage in self.recipe.stages[first:])
+        wanted = any(stage.distils and not stage.trains_vision for stage in self.recipe.stages[first:])
         starts = first == 0 and self.recipe.projection is not None
         labelled: list[tuple[Dataset, Texts]] = []
         store: TeacherStore | None = None
@@ -321,7 +321,7 @@ class _Run:
     ) -> SentenceTransformer:
         """What the trainer sees of the student: itself, or its projection behind vectors that the encoder makes once."""
         rows = sum(len(dataset) for dataset, _ in labelled)
-        if not stage.weights or not reads_pooled_vectors(stage, rows, processes=self.processes.count):
+        if not stage.distils or not reads_pooled_vectors(stage, rows, processes=self.processes.count):
             return model
         *modules, _ = model.children()
         encoder = SentenceTransformer(modules=modules, device=str(model.device))

@@ -354,11 +354,12 @@ class Stage(Part):
             "use_rslora, use_dora and init_lora_weights (true or gaussian) of peft.LoraConfig"
         ),
     )
-    losses: dict[str, float] = field(
-        default_factory=lambda: dict(PAPER_LOSSES),
+    losses: dict[str, float] | None = field(
+        default=None,
         metadata=about(
-            "weight of each term: cosine, similarity, triplet; what is left out is not computed. {}: the stage learns from "
-            "'also' alone, without teachers",
+            "weight of each term: cosine, similarity, triplet; what is left out is not computed. By default {cosine: 10}, and "
+            "the paper's {cosine: 10, similarity: 200, triplet: 20} with a teacher_head, with bits, and for vision. {}: the "
+            "stage learns from 'also' alone, without teachers",
             _losses_rule,
         ),
     )
@@ -374,7 +375,9 @@ class Stage(Part):
     cosine_dims: list[int] | Literal["full"] | None = field(
         default=None,
         metadata=about(
-            "dimensions of the cosine term; full by default, and every head where vision is trained", numbers_list(1)
+            "dimensions of the cosine term; by default those of 'dims', full with a teacher_head, every head where vision is "
+            "trained",
+            numbers_list(1),
         ),
     )
     bits: bool = field(
@@ -443,9 +446,27 @@ class Stage(Part):
         return self.train == "vision"
 
     @property
-    def weights(self) -> dict[str, float]:
-        """The terms that are computed, those of weight 0 left out."""
-        return {name: weight for name, weight in self.losses.items() if weight > 0}
+    def distils(self) -> bool:
+        """Whether it learns from teachers, and not from ``also`` alone."""
+        return self.losses is None or any(weight > 0 for weight in self.losses.values())
+
+    def weights(self, projection: Projection | None) -> dict[str, float]:
+        """The terms that are computed, those of weight 0 left out; their default follows from the recipe's projection."""
+        losses = self.losses
+        if losses is None:
+            # Relations can be learned in any coordinates. Where the student has the teachers' they only disturb
+            # (docs/ablations.md); with a head of the teachers' width the cosine term teaches that head alone.
+            relations = self.trains_vision or self.bits or (projection is not None and projection.teacher_head)
+            losses = PAPER_LOSSES if relations else {"cosine": PAPER_LOSSES["cosine"]}
+        return {name: weight for name, weight in losses.items() if weight > 0}
+
+    def heads_of_cosine(self, projection: Projection | None) -> list[int] | Literal["full"]:
+        """Dimensions of the cosine term; 'full': the teacher head, or the widest where there is none."""
+        if self.cosine_dims is not None:
+            return self.cosine_dims
+        if projection is None or (projection.teacher_head and not self.trains_vision):
+            return "full"
+        return projection.dims if self.trains_vision else self.dims or projection.dims
 
     def effective_batch(self, processes: int = 1) -> int:
         """Rows that an optimiser step sees: rows a device, times accumulation, times processes."""

@@ -47,13 +47,13 @@ class StageRules(AdapterRules):
                     self.error((field,), f"a stage with distillation losses needs {what}{alone}")
         if self.recipe.projection is None and self.sound(("projection",)):
             for index, stage in enumerate(stages):
-                if stage.weights or stage.train == "projection":
+                if stage.distils or stage.train == "projection":
                     self.error(("stages", index), "needs the recipe's 'projection', such as {dims: [512, 256]}")
 
     @property
     def distils(self) -> bool:
         """Whether a stage learns texts from the teachers."""
-        return any(stage.weights and not stage.trains_vision for stage in self.recipe.stages or [])
+        return any(stage.distils and not stage.trains_vision for stage in self.recipe.stages or [])
 
     def stage(self, path: FieldPath, stage: Stage) -> None:
         self.train(path, stage)
@@ -63,7 +63,7 @@ class StageRules(AdapterRules):
         for index, objective in enumerate(stage.also or []):
             self.objective((*path, "also", index), objective)
         self.shares(path, stage)
-        if self.sound((*path, "losses"), (*path, "also")) and not stage.weights and not stage.also:
+        if self.sound((*path, "losses"), (*path, "also")) and not stage.distils and not stage.also:
             self.error(
                 (*path, "losses"), "the stage has nothing to learn from: give a loss a weight above 0, or 'also'"
             )
@@ -134,7 +134,7 @@ class StageRules(AdapterRules):
             return
         where = (*path, "batch") if stage.batch is not None else (*path, "arguments", "per_device_train_batch_size")
         batch = stage.batch if stage.batch is not None else stage.arguments.get("per_device_train_batch_size")
-        relations = [name for name in ("similarity", "triplet") if name in stage.weights]
+        relations = [name for name in ("similarity", "triplet") if name in stage.weights(self.recipe.projection)]
         if batch == 1 and relations:
             self.error(
                 where, f"{' and '.join(relations)} compare the rows of a batch, so it must have at least 2 of them"
@@ -169,7 +169,7 @@ class StageRules(AdapterRules):
     def cached(self, path: FieldPath, stage: Stage) -> None:
         """A stage of ``also`` alone gives its ``mini_batch_size`` to the losses that know what it is."""
         losses = [_standard_losses().get(objective.loss) for objective in stage.also or []]
-        if stage.mini_batch_size is None or stage.weights or not losses or None in losses:
+        if stage.mini_batch_size is None or stage.distils or not losses or None in losses:
             return
         if not any("mini_batch_size" in inspect.signature(loss).parameters for loss in losses if loss is not None):
             names = ", ".join(sorted({objective.loss for objective in stage.also}))
@@ -182,12 +182,12 @@ class StageRules(AdapterRules):
         for index, objective in enumerate(stage.also or []):
             where: FieldPath = (*path, "also", index, "texts") if objective.texts else ("texts",)
             places += [((*where, place), texts) for place, texts in enumerate(self.recipe.sources(objective) or [])]
-        if stage.weights and not stage.trains_vision:
+        if stage.distils and not stage.trains_vision:
             places += [(("texts", place), texts) for place, texts in enumerate(self.recipe.texts or [])]
         shared = [place for place, texts in places if texts.share is not None]
         if not shared:
             return
-        if stage.weights:
+        if stage.distils:
             self.error((*shared[0], "share"), "means nothing in a stage with distillation losses; remove it")
         elif len(shared) < len(places):
             without = next(place for place, texts in places if texts.share is None)

@@ -68,13 +68,13 @@ def distill_loss(
 ) -> JasperDistill:
     """The stage's distillation loss; ``match_dims`` where the teacher is the student itself."""
     dims = projection.dims if stage.dims is None else stage.dims
-    cosine_dims = stage.cosine_dims if stage.cosine_dims is not None or not match_dims else projection.dims
+    cosine_dims = stage.heads_of_cosine(projection)
     return JasperDistill(
         model,
         teacher=teacher,
         dims=None if dims == "full" else dims,
         cosine_dims=None if cosine_dims == "full" else cosine_dims,
-        weights=stage.weights,
+        weights=stage.weights(projection),
         margin=stage.margin,
         bits=stage.bits,
         match_dims=match_dims,
@@ -113,7 +113,7 @@ def text_data(
         ValueError: where the stage distils and there is no teacher or no projection.
     """
     data = StageData({}, {}, {})
-    if stage.weights:
+    if stage.distils:
         if teacher is None or recipe.projection is None:
             raise ValueError(
                 f"The stage '{stage.name}' distils, so the recipe needs 'teachers' and a 'projection'. Give them, or set "

@@ -10,7 +10,7 @@ from typing import Any
 
 from st_distill.files import copy_of, differences, manifest, mending, read_record, write_record
 from st_distill.recipe.conversion import as_mapping
-from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Recipe, Stage
+from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Projection, Recipe, Stage
 from st_distill.teacher import Teacher
 
 _FORMAT = "st-distill/run"
@@ -154,7 +154,7 @@ def stage_fields(recipe: Recipe, index: int, data: dict[str, str], *, processes:
         processes: how many train together.
     """
     stage = recipe.stages[index]
-    parts: dict[str, Any] = {"stage": _stage_part(stage, processes), "data": data}
+    parts: dict[str, Any] = {"stage": _stage_part(stage, recipe.projection, processes), "data": data}
     if index == 0:
         teachers = [
             {
@@ -203,7 +203,7 @@ def fields_digest(stages: list[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps([stage["fields"] for stage in stages], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _stage_part(stage: Stage, processes: int) -> dict[str, Any]:
+def _stage_part(stage: Stage, projection: Projection | None, processes: int) -> dict[str, Any]:
     part = as_mapping(stage)
     arguments = stage.training_arguments()
     for key in (*SHORTHAND_ARGUMENTS, "name", "arguments", "gather_across_devices", "mini_batch_size", "length_parts"):
@@ -213,6 +213,8 @@ def _stage_part(stage: Stage, processes: int) -> dict[str, Any]:
         part["gather_across_devices"] = False
     part["effective_batch"] = stage.effective_batch(processes)
     part["arguments"] = determining_arguments(arguments)
+    # As they are in effect, so that a run does not go on under other defaults than those it began with.
+    part["losses"], part["cosine_dims"] = stage.weights(projection), stage.heads_of_cosine(projection)
     return part
 
 

@@ -99,7 +99,7 @@ MISTAKES = {
     "fraction of a step": ("steps: 10", "steps: 1.5", 20, "expected a whole number, got the number 1.5"),
     "negative steps": ("steps: 10", "steps: -3", 20, "stages[0].steps: must be at least 1, got -3"),
     "batch 0": ("batch: 8", "batch: 0", 21, "stages[0].batch: must be at least 1, got 0"),
-    "batch 1": ("batch: 8", "batch: 1", 21, "similarity and triplet compare the rows of a batch, so it must have at least 2"),
+    "batch 1": ("batch: 8", "batch: 1\n    losses: {similarity: 1, triplet: 1}", 21, "similarity and triplet compare the rows of a batch, so it must have at least 2"),
     "learning rate": ("batch: 8", "learning_rate: 0", 21, "learning_rate: must be above 0, got 0"),
     "negative weight": ("batch: 8", "losses: {cosine: -1}", 21, "losses.cosine: a weight must be at least 0, got -1"),
     "unknown loss": ("batch: 8", "losses: {cosin: 1}", 21, "losses.cosin: unknown loss; did you mean 'cosine'?"),
@@ -257,7 +257,7 @@ def test_all_mistakes_come_at_once_and_in_order(problems_of):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("    batch: 8", "    batch: 2", "always 0 in a batch of 2 rows"),
+        ("    batch: 8", "    batch: 2\n    losses: {triplet: 1}", "always 0 in a batch of 2 rows"),
         ("    batch: 8", "    batch: 8\n    mini_batch_size: 8", "saves no memory and costs a second forward pass"),
         ("    batch: 8", "    batch: 8\n    mini_batch_size: 4\n    length_parts: 2", "length_parts: has no effect beside mini_batch_size"),
         ("weight_decay: 0.01", "warmup_ratio: 0.1", "give warmup_steps the same number"),

@@ -12,6 +12,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 
 from st_distill.cli import main
 from st_distill.recipe import Recipe, check, dump_recipe, run
+from st_distill.recipe.schema import PAPER_LOSSES
 from st_distill.report import findings_report, report
 from st_distill.report.facts import task_rows
 from st_distill.report.run import read_run
@@ -48,8 +49,15 @@ def make_recipe(folder, tiny_bert):
             "texts": [{"path": str(folder / "texts.parquet")}],
             "projection": {"dims": [24, 8]},
             "stages": [
-                {"train": "projection", "steps": 4, "batch": 16, "arguments": FAST},
-                {"train": "all", "steps": 16, "batch": 16, "learning_rate": 1e-3, "arguments": FAST},
+                {"train": "projection", "steps": 4, "batch": 16, "losses": PAPER_LOSSES, "arguments": FAST},
+                {
+                    "train": "all",
+                    "steps": 16,
+                    "batch": 16,
+                    "losses": PAPER_LOSSES,
+                    "learning_rate": 1e-3,
+                    "arguments": FAST,
+                },
             ],
             "evaluation": {"texts": str(folder / "held-out.parquet")},
         }

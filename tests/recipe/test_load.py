@@ -106,7 +106,7 @@ def test_a_recipe_is_read(load):
 
 @pytest.mark.parametrize("preset", presets())
 def test_dumping_and_loading_gives_the_same_recipe(load, preset):
-    recipe = load_recipe(preset)
+    recipe = load_recipe(preset, ["student.model=some/student"])
     assert load(dump_recipe(recipe)) == recipe
 
 
@@ -179,7 +179,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (BOMB, None, f"has more than {MAX_VALUES:,} values, by its aliases"),
         ("output: &a [*a]\n", 1, "output[0]: holds itself, by its aliases; write the values out"),
         ("a: &a 3\noutput:\n  <<: *a\n", 3, "output: '<<' must name a mapping"),
-        ("preset: 3\n", 1, "preset: unknown preset '3'; it may be jasper, jina-2-hard-negatives or jina-2-pairs"),
+        ("preset: 3\n", 1, "preset: unknown preset '3'; it may be default, jasper, jina-2-hard-negatives or jina-2-pairs"),
         ("preset: jasper\nstages: {visoin: null}\n", 2, "stages.visoin: the preset has no stage 'visoin' to take out; did you"),
         ("preset: jasper\nstages: {visoin: {steps: 1}}\n", 2, "stages[4]: 'train' is missing"),
         ("preset: jasper\nstages: [3]\n", 2, "stages[4]: expected a mapping with name, train"),
@@ -214,7 +214,9 @@ def test_a_file_that_is_not_there(load, tmp_path):
         load_recipe("recipe.yml")
     with pytest.raises(RecipeError, match=r"the recipe 'jaspre' is no file; did you mean 'jasper'\?"):
         load_recipe("jaspre")
-    with pytest.raises(RecipeError, match=r"is a folder; give a YAML file or the name of a preset \(jasper, jina-2"):
+    with pytest.raises(
+        RecipeError, match=r"is a folder; give a YAML file or the name of a preset \(default, jasper, jina-2"
+    ):
         load_recipe(tmp_path)
 
 
@@ -241,6 +243,15 @@ def test_jasper_has_the_numbers_of_the_paper():
     assert recipe.images.vision == "google/siglip-so400m-patch14-384"
     assert recipe.projection.heads == "independent"
     assert recipe.projection.teacher_head
+
+
+def test_the_default_preset_has_all_but_what_is_the_users(load):
+    recipe = load("preset: default\nstudent: some/student\nteachers: [some/teacher]\ntexts: texts.parquet\n")
+    (stage,) = recipe.stages
+    assert stage.weights(recipe.projection) == {"cosine": 10.0}
+    assert stage.heads_of_cosine(recipe.projection) == recipe.projection.dims == [384, 256, 128, 64, 32]
+    assert recipe.projection.rotation == "learned"
+    assert recipe.student.layers is None
 
 
 def test_a_preset_is_laid_under_a_recipe(load):
@@ -270,7 +281,7 @@ stages:
 
 def test_no_preset_lets_code_of_a_model_run():
     for name in presets():
-        recipe = load_recipe(name)
+        recipe = load_recipe(name, ["student.model=some/student"])
         assert not any(part.trust_remote_code for part in (recipe.student, *recipe.teachers))
 
 

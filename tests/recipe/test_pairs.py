@@ -203,7 +203,7 @@ def test_the_presets_have_the_numbers_of_the_paper():
     assert pairs.student.pooling == "mean"
     for recipe in (pairs, hard):
         (stage,) = recipe.stages
-        assert stage.weights == {}
+        assert not stage.distils
         assert stage.also[0].options == BOTH
         assert stage.arguments["bf16"]
     assert hard.stages[0].arguments["activation_checkpointing"]

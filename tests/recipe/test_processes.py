@@ -21,7 +21,7 @@ from st_distill import cli
 from st_distill.errors import OtherProcessError
 from st_distill.recipe import checkpoints, dump_recipe, load_recipe, processes, runner, stages
 from st_distill.recipe.processes import Processes
-from st_distill.recipe.schema import Recipe
+from st_distill.recipe.schema import PAPER_LOSSES, Recipe
 from st_distill.recipe.stages import StageData
 from st_distill.recipe.state import stage_fields
 
@@ -119,7 +119,7 @@ def folder(tmp_path_factory, tiny_bert, images):
 def make_recipe(folder, tiny_bert, vision):
     def make(*, output: str, batch: int) -> Recipe:
         arguments = {"use_cpu": True, "disable_tqdm": True, "save_steps": 5}
-        common = {"steps": STEPS, "batch": batch, "arguments": arguments}
+        common = {"steps": STEPS, "batch": batch, "losses": PAPER_LOSSES, "arguments": arguments}
         ranking = {"loss": "MultipleNegativesRankingLoss", "texts": str(folder / "pairs.parquet")}
         return Recipe(
             output=str(folder / output),

@@ -18,6 +18,7 @@ import st_distill
 from st_distill.errors import RecipeError
 from st_distill.exporting import load_student
 from st_distill.recipe import Evaluation, Recipe, Stage, checkpoints, evaluate_model, frozen, runner, stages, start
+from st_distill.recipe.schema import PAPER_LOSSES
 
 FAST = {"use_cpu": True, "disable_tqdm": True}
 
@@ -53,7 +54,7 @@ def make_recipe(folder, tiny_bert, vision):
             "projection": {"dims": [24, 8]},
             "stages": [
                 {"train": "projection", "steps": 3, "batch": 8, "arguments": FAST},
-                {"train": {"last_layers": 1}, "steps": 3, "batch": 8, "arguments": FAST},
+                {"train": {"last_layers": 1}, "losses": PAPER_LOSSES, "steps": 3, "batch": 8, "arguments": FAST},
                 {"train": "all", "steps": 6, "batch": 8, "learning_rate": 1e-3, "arguments": FAST},
                 {"train": "vision", "steps": 3, "batch": 8, "learning_rate": 1e-3, "arguments": FAST},
             ],
@@ -186,7 +187,7 @@ def test_a_killed_run_ends_where_an_undisturbed_one_ends(
     part = {
         "stages": [
             {"train": "projection", "steps": 3, "batch": 8, "arguments": arguments},
-            {"train": "all", "steps": 6, "batch": 8, "arguments": arguments},
+            {"train": "all", "steps": 6, "batch": 8, "losses": PAPER_LOSSES, "arguments": arguments},
         ],
         "images": None,
         "evaluation": None,
@@ -566,7 +567,7 @@ def test_memory_for_a_part_of_the_batch_and_of_the_store(make_recipe, folder, ti
     student = {"model": str(folder / "student"), "max_seq_length": 16, "pooling": "mean"}
 
     def trained(name, **fields):
-        stages = [{"train": "all", "epochs": 2, "batch": 16, "arguments": FAST, **fields}]
+        stages = [{"train": "all", "epochs": 2, "batch": 16, "losses": PAPER_LOSSES, "arguments": FAST, **fields}]
         recipe = make_recipe(student=student, stages=stages, images=None, evaluation=None, output=str(folder / name))
         return SentenceTransformer(str(run(recipe).output), device="cpu").encode(sentences)
 

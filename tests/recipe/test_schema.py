@@ -87,8 +87,8 @@ def test_plain_data_and_back(mapping):
 def test_a_part_is_kept_as_it_is_and_defaults_are_not_shared(mapping):
     stage = Stage(train="all", steps=1)
     assert Recipe(**{**mapping, "stages": [stage]}).stages[0] is stage
-    stage.losses["cosine"] = 1.0
-    assert Stage(train="all", steps=1).losses == {"cosine": 10.0, "similarity": 200.0, "triplet": 20.0}
+    stage.arguments["weight_decay"] = 1.0
+    assert Stage(train="all", steps=1).arguments == {}
 
 
 def test_names_alone_are_short_for_parts(tmp_path):
@@ -201,7 +201,21 @@ def test_training_arguments():
 
 
 def test_weights_of_zero_are_left_out():
-    assert Stage(train="all", losses={"cosine": 1, "triplet": 0}).weights == {"cosine": 1.0}
+    assert Stage(train="all", losses={"cosine": 1, "triplet": 0}).weights(None) == {"cosine": 1.0}
+
+
+def test_losses_by_default_are_the_cosine_at_every_dimension_where_the_student_has_the_teachers_axes():
+    paper = {"cosine": 10.0, "similarity": 200.0, "triplet": 20.0}
+    nested, headed = Projection(dims=[64, 32]), Projection(dims=[64, 32], teacher_head=True)
+    text, vision = Stage(train="all", steps=1), Stage(train="vision", steps=1)
+    short = Stage(train="all", steps=1, dims=[32])
+    assert (text.weights(nested), text.heads_of_cosine(nested)) == ({"cosine": 10.0}, [64, 32])
+    assert (short.weights(nested), short.heads_of_cosine(nested)) == ({"cosine": 10.0}, [32])
+    assert Stage(train="all", steps=1, bits=True).weights(nested) == paper
+    assert (text.weights(headed), text.heads_of_cosine(headed)) == (paper, "full")
+    assert (vision.weights(headed), vision.heads_of_cosine(headed)) == (paper, [64, 32])
+    assert Stage(train="all", steps=1, cosine_dims="full").heads_of_cosine(nested) == "full"
+    assert not Stage(train="all", steps=1, losses={}).distils
 
 
 @pytest.mark.parametrize("part", PARTS)
