@@ -8,7 +8,7 @@ text, with random batches that the encoder takes in parts of like length (what t
 LengthGroupedBatchSampler, and with one that leaves a quarter of the batches random, from the same start, on the same texts, for
 as many of them. The loss on held-out texts is the mean over the same random batches of all lengths for every student, for its
 relations are those within a batch. Whether one way ends higher is judged by the difference from random batches with the same
-seed, beside its standard error over the seeds.
+seed, beside its standard error over the seeds. ``--terms cosine`` learns from the cosine alone, which knows no batch.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from st_distill import Teacher, TeacherStore, losses
 from st_distill.modules import MatryoshkaProjection
 from st_distill.modules.rotation import random_rotation
 from st_distill.recipe import Student
+from st_distill.recipe.schema import PAPER_LOSSES
 from st_distill.recipe.student import build_student
 from st_distill.sampler import LengthGroupedBatchSampler
 
@@ -87,7 +88,7 @@ def train(
             dataloader_pin_memory=torch.cuda.is_available(),
             **more,
         )
-        loss = losses.JasperDistill(student, teacher=store, dims=DIMS, length_parts=parts)
+        loss = build_loss(student, store, options.terms, length_parts=parts)
         trainer = SentenceTransformerTrainer(model=student, args=arguments, train_dataset=dataset, loss=loss)
         start = time.perf_counter()
         trainer.train()
@@ -96,11 +97,20 @@ def train(
     return options.passes * tokens / seconds, student
 
 
+def build_loss(student: SentenceTransformer, store: TeacherStore, terms: list[str], **more: Any) -> Any:
+    """The paper's loss, or some of its terms; the cosine alone is that of every dimension, as in a recipe by default."""
+    weights = {name: PAPER_LOSSES[name] for name in terms}
+    cosine_dims = DIMS if terms == ["cosine"] else None
+    return losses.JasperDistill(student, teacher=store, dims=DIMS, cosine_dims=cosine_dims, weights=weights, **more)
+
+
 @torch.no_grad()
-def held_out_terms(student: SentenceTransformer, store: TeacherStore, texts: list[str], batch: int) -> dict[str, float]:
+def held_out_terms(
+    student: SentenceTransformer, store: TeacherStore, texts: list[str], options: Any
+) -> dict[str, float]:
     """The terms of the loss, each the mean over batches of the texts as they come."""
     student.eval()
-    loss = losses.JasperDistill(student, teacher=store, dims=DIMS)
+    loss, batch = build_loss(student, store, options.terms), options.batch
     terms: dict[str, list[float]] = defaultdict(list)
     for start in range(0, len(texts), batch):
         part = texts[start : start + batch]
@@ -121,6 +131,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--held-out", type=int, default=16, help="batches of held-out texts")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--terms", nargs="+", choices=list(PAPER_LOSSES), default=list(PAPER_LOSSES))
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     options = parser.parse_args()
     if options.seeds < 2 or RANDOM not in options.ways:
@@ -138,7 +149,7 @@ def main() -> None:
             for way in options.ways:
                 rate, student = train(options.model, store, texts, options, way=way, seed=seed)
                 rates[way].append(rate)
-                terms[way].append(held_out_terms(student, store, held_out, options.batch))
+                terms[way].append(held_out_terms(student, store, held_out, options))
     for way in options.ways:
         parts = {name: statistics.fmean(found[name] for found in terms[way]) for name in terms[way][0]}
         rate, usual = statistics.median(rates[way]), statistics.median(rates[RANDOM])
