@@ -13,9 +13,9 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from st_distill import __version__
 from st_distill.errors import OtherProcessError, Problem, RecipeError, one_line
@@ -24,6 +24,7 @@ from st_distill.stopping import Stopped, raising
 if TYPE_CHECKING:
     from st_distill.recipe import Recipe
 
+_Number = TypeVar("_Number", int, float)
 _RECIPE_HELP = "a recipe's YAML file, or the name of a preset"
 
 
@@ -143,11 +144,16 @@ def _parser() -> argparse.ArgumentParser:
         _export,
         "export",
         "write a student as a standard model",
-        "export out/run/stages/3-all/model out/small --dim 128",
+        "export out/small-run/stages/3-all/model out/small-128 --dim 128",
     )
     command.add_argument("model", help="folder of a student in training")
     command.add_argument("path", help="folder to write")
     command.add_argument("--dim", type=int, help="export this dimension alone")
+    command.add_argument(
+        "--old-names",
+        action="store_true",
+        help="name the modules as before sentence-transformers 6; text-embeddings-inference knows these alone",
+    )
 
     command = _command(
         commands,
@@ -279,11 +285,18 @@ def _words(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(word) for word in _words(text)]
+    return _each(text, int, "whole numbers with commas between them, as in 384,128")
 
 
 def _rates(text: str) -> list[float]:
-    return [float(word) for word in _words(text)]
+    return _each(text, float, "numbers with commas between them, as in 2e-5,5e-5")
+
+
+def _each(text: str, kind: Callable[[str], _Number], wanted: str) -> list[_Number]:
+    try:
+        return [kind(word) for word in _words(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be {wanted}. Got '{text}' instead.") from None
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:
@@ -365,6 +378,8 @@ def _verify(options: argparse.Namespace) -> int:
     from st_distill.files import write_json
     from st_distill.verify import verify
 
+    if options.json != "-":
+        _require_folder("json", options.json)
     found = verify(options.path, repair=options.repair, recipe=options.recipe)
     if options.json is None:
         print(found.as_text())
@@ -439,6 +454,10 @@ def _eval_tasks(options: argparse.Namespace) -> int:
         "precisions": checked_precisions(options.precisions),
         "prompts": prompts,
     }
+    if options.mteb_results is not None and not names:
+        raise ValueError("The option --mteb-results is for tasks of MTEB, mteb:NAME, and none is given. Leave it out.")
+    if options.mteb_results is not None and Path(options.mteb_results).is_file():
+        raise NotADirectoryError(f"The --mteb-results must be a folder. Got the file {options.mteb_results} instead.")
     found = find_mteb_tasks(names) if names else []
     tasks = [task for spec in specs for task in read_task(spec, batch_size=options.batch_size)]
     model = load_model(options.model)
@@ -466,7 +485,7 @@ def _report(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from st_distill.exporting import export
 
-    export(options.model, options.path, options.dim)
+    export(options.model, options.path, options.dim, old_names=options.old_names)
     print(f"The model is in {options.path}.")
     return 0
 
@@ -548,5 +567,13 @@ def _glue(options: argparse.Namespace) -> int:
 
 
 def _require_folder(option: str, file: str | None) -> None:
-    if file and not Path(file).absolute().parent.is_dir():
+    """Whether a file can be written, looked at before the work whose result goes there."""
+    if not file:
+        return
+    folder = Path(file).absolute().parent
+    if not folder.is_dir():
         raise FileNotFoundError(f"The folder of --{option} {file} must exist. Make it first, or name another file.")
+    if Path(file).is_dir():
+        raise IsADirectoryError(f"The --{option} must be a file. Got the folder {file} instead: name a file in it.")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"The folder of --{option} {file} must be writable. Name a file in another one.")

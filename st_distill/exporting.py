@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from sentence_transformers.util import fullname
@@ -16,7 +18,8 @@ from torch import nn
 
 from st_distill.alignment import align_files, align_weights
 from st_distill.card import tell_usage
-from st_distill.files import differences, manifest, read_json, write_json
+from st_distill.errors import one_line
+from st_distill.files import differences, manifest, read_json, write_json, write_text
 from st_distill.modules import MatryoshkaProjection, Transformer
 
 #: What an exported folder says of itself, beside the files that sentence-transformers reads.
@@ -31,6 +34,7 @@ def export(
     dim: int | None = None,
     *,
     normalize: bool = True,
+    old_names: bool = False,
 ) -> SentenceTransformer:
     """Write ``model`` as a folder that plain ``SentenceTransformer(path)`` loads, without st-distill and without flags.
 
@@ -41,6 +45,8 @@ def export(
             largest (whose prefixes are the smaller ones, where they are nested).
         normalize: end the model in a Normalize module, so that its full vectors have unit length. A vector that is
             truncated afterwards has a shorter one, as with every sentence-transformers model.
+        old_names: name the modules as sentence-transformers did before version 6, ``sentence_transformers.models.Dense``. It
+            reads both; servers with a reader of their own, such as text-embeddings-inference, may know these alone.
 
     Returns:
         The exported model.
@@ -51,12 +57,16 @@ def export(
     """
     path = Path(path)
     _check_target(path)
+    noted = None
     if not isinstance(model, SentenceTransformer):
         if path.resolve() == Path(model).resolve():
             raise ValueError(f"The 'path' must be another folder than the model's own. Got {path} for both.")
+        noted = _noted_dims(Path(model))
         model = load_student(model)
     standard = to_standard(model, dim, normalize=normalize)
-    _write(standard, path, dims=_dims(model, dim))
+    # What is an export already has no projection that knows them.
+    dims = _dims(model, dim) if noted is None or dim is not None else noted
+    _write(standard, path, dims=dims, old_names=old_names)
     return standard
 
 
@@ -136,7 +146,7 @@ def _check_target(path: Path) -> None:
         )
 
 
-def _write(standard: SentenceTransformer, path: Path, *, dims: list[int]) -> None:
+def _write(standard: SentenceTransformer, path: Path, *, dims: list[int], old_names: bool = False) -> None:
     """Save a model of standard modules, with what an export says of itself, and put it where an earlier one was."""
     description = describe(standard, dims=dims)
     partial = path.with_name(path.name + ".partial")
@@ -144,10 +154,19 @@ def _write(standard: SentenceTransformer, path: Path, *, dims: list[int]) -> Non
     partial.mkdir(parents=True)
     standard.save(str(partial))
     align_files(partial)
+    if old_names:
+        _name_as_before(partial)
     # The card is for its readers to change.
     write_json(partial / DESCRIPTION, description | {CHECKED: manifest(partial, without=["README.md"])})
     tell_usage(partial, description, standard.prompts)
     _replace_folder(partial, path)
+
+
+def _name_as_before(folder: Path) -> None:
+    """The classes of a folder's modules by their names of before sentence-transformers 6."""
+    for path in sorted(folder.rglob("modules.json")) + sorted(folder.rglob("router_config.json")):
+        text = path.read_text(encoding="utf-8")
+        write_text(path, re.sub(r'"sentence_transformers\.[\w.]+\.(\w+)"', r'"sentence_transformers.models.\1"', text))
 
 
 def export_damage(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
@@ -219,10 +238,25 @@ def load_student(
         path: its folder.
         device: where to; by default the best there is.
         model_kwargs: further arguments for transformers' ``from_pretrained``, such as a ``quantization_config``.
+
+    Raises:
+        ValueError: for a folder that is no model's, or whose files are damaged.
     """
-    _check_folder(Path(path))
+    path = Path(path)
+    _check_folder(path)
     classes = {fullname(module): module for module in (MatryoshkaProjection, Transformer)}
-    model = SentenceTransformer._load_with_module_classes(str(path), classes, device=device, model_kwargs=model_kwargs)
+    try:
+        model = SentenceTransformer._load_with_module_classes(
+            str(path), classes, device=device, model_kwargs=model_kwargs
+        )
+    except Exception as error:  # whatever the libraries make of broken files
+        damage = export_damage(path)
+        if not damage and not isinstance(error, (OSError, ValueError, SafetensorError)):
+            raise
+        reason = "; ".join(f"{name}: {what}" for name, what in damage) or one_line(error)
+        raise ValueError(
+            f"The model {path} cannot be loaded: {reason}. To look at every file: st-distill verify {shlex.quote(str(path))}"
+        ) from error
     return align_weights(model)
 
 
@@ -249,14 +283,24 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """`describe` for a folder, with the dimensions that the export noted there."""
     path = Path(path)
     _check_folder(path)
-    noted = path / DESCRIPTION
-    dims = json.loads(noted.read_text(encoding="utf-8"))["dims"] if noted.is_file() else None
-    return describe(load_student(path, device="cpu"), dims=dims)
+    return describe(load_student(path, device="cpu"), dims=_noted_dims(path))
+
+
+def _noted_dims(path: Path) -> list[int] | None:
+    """The dimensions that an export noted in its folder; None in a folder that is none."""
+    if not (path / DESCRIPTION).is_file():
+        return None
+    noted = read_json(path / DESCRIPTION)
+    if not isinstance(noted, dict) or not noted.get("dims") or not isinstance(noted["dims"], list):
+        raise ValueError(f"The file {path / DESCRIPTION} must have the model's 'dims'. It does not: export it again.")
+    return noted["dims"]
 
 
 def _check_folder(path: Path) -> None:
     if not (path / "modules.json").is_file():
         raise ValueError(f"The 'path' must be a model's folder. Got {path} instead, which has no modules.json.")
+    if not read_json(path / "modules.json"):
+        raise ValueError(f"The file {path / 'modules.json'} must name the model's modules. It names none.")
 
 
 def _dims(model: SentenceTransformer, dim: int | None) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -79,6 +80,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     temporary = _temporary(path)
     try:
         with _new(temporary) as file:
+            _lock(file.fileno())  # so that who tidies up knows that somebody still writes
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -429,6 +431,20 @@ def _lock_on_windows(handle: int) -> bool:
     finally:
         os.lseek(handle, 0, os.SEEK_SET)
     return True
+
+
+def remove_abandoned(folder: str | os.PathLike[str], name: str = "*") -> list[Path]:
+    """Remove the unfinished files that killed writers left in a folder which nobody locks, and return their names.
+
+    Args:
+        folder: where.
+        name: of the finished file; every file of the folder by default.
+    """
+    pattern = name if name == "*" else glob.escape(name)
+    abandoned = [path for path in sorted(Path(folder).glob(f"{pattern}.*{TEMPORARY}")) if not is_locked(path)]
+    for path in abandoned:
+        path.unlink(missing_ok=True)
+    return abandoned
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:

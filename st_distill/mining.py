@@ -11,7 +11,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from st_distill.files import replacing
+from st_distill.files import remove_abandoned, replacing
 from st_distill.options import check_whole_number, is_number
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.models import load_model
@@ -94,6 +94,7 @@ def mine_negatives(
             f"At least one of the {wanted} pairs must have {negatives} negatives. Got none: ask for fewer, or take a smaller "
             "'margin' or 'skip'."
         )
+    remove_abandoned(target.absolute().parent, target.name)
     with replacing(target) as file:
         # The library's own writer puts a fingerprint into the file, which is another one every time.
         pq.write_table(mined.with_format("arrow")[:].replace_schema_metadata(None), file)

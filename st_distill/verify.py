@@ -256,7 +256,7 @@ def _run_state(folder: Path, repair: bool) -> tuple[RunState | None, list[Findin
     try:
         return RunState(folder), []
     except ValueError as error:
-        message = str(error)
+        message = str(error).partition(". ")[0]  # what else it says is the remedy
     remedy = _repairing(folder)
     path = folder / _RUN
     try:
@@ -333,7 +333,8 @@ def _of_model(folder: Path) -> Iterator[Finding]:
         tensors = model.state_dict()
         vector = np.asarray(model.encode(["a text"], show_progress_bar=False))[0]
     except Exception as error:  # whatever the libraries make of broken files
-        message = f"the model cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
+        cause = error.__cause__ or error
+        message = f"the model cannot be loaded: {type(cause).__name__}: {' '.join(str(cause).split())}"
         yield Finding(file="modules.json", message=message, remedy=remedy)
         return
     for name, tensor in tensors.items():

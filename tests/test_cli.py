@@ -112,17 +112,33 @@ def test_eval_on_tasks(tmp_path, make_student, capsys):
             "asks for 9 dimensions, but the model's vectors have 8",
         ),
         (["eval", "{model}", "{folder}/pairs.tsv", "--precisions", "int4"], "list of float32, int8, binary"),
+        (["eval", "{model}", "{folder}/pairs.tsv", "--json", "{folder}"], "--json must be a file. Got the folder"),
+        (["eval", "{model}", "{folder}/pairs.tsv", "--mteb-results", "x"], "--mteb-results is for tasks of MTEB"),
+        (["eval", "{model}", "sts:"], "must have its file, folder or data set after the kind"),
+        (["eval", "{model}", "stss:{folder}/pairs.tsv"], "The kind of a task must be one of classification, "),
+        (["eval", "{model}", "{folder}/tasks.yaml"], "must be a list with a task in it. Got an empty one"),
+        (["verify", "{model}", "--json", "{folder}/none/found.json"], "The folder of --json"),
     ],
 )
 def test_mistakes_are_a_sentence_and_exit_code_2(arguments, message, recipe, tmp_path, make_student, capsys):
     make_student(MatryoshkaProjection(32, [8])).save(str(tmp_path / "model"))
     (tmp_path / "pairs.tsv").write_text(PAIRS)
+    (tmp_path / "tasks.yaml").write_text("tasks: []")
     places = {"recipe": recipe, "folder": tmp_path, "model": tmp_path / "model"}
     capsys.readouterr()
     assert main([argument.format(**places) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_numbers_that_are_none(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["eval", "model", "data", "--dims", "a"])
+    error = capsys.readouterr().err
+    assert error.endswith(
+        "argument --dims: must be whole numbers with commas between them, as in 384,128. Got 'a' instead.\n"
+    )
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 
-from st_distill.exporting import describe, export, export_teacher, info, load_student
+from st_distill.exporting import describe, export, export_damage, export_teacher, info, load_student
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.modules.rotation import random_rotation
 
@@ -193,6 +193,33 @@ def test_a_student_in_training_loads_and_exports_from_its_folder(student, tmp_pa
     from_folder, from_memory = export(tmp_path / "student", tmp_path / "a"), export(student, tmp_path / "b")
     assert np.array_equal(from_folder.encode(sentences), from_memory.encode(sentences))
     assert describe(loaded)["unit_length"]["full"] is False
+
+
+def test_the_old_names_of_the_modules(student, tmp_path, sentences):
+    expected = export(student, tmp_path / "model").encode(sentences)
+    export(tmp_path / "model", tmp_path / "old", old_names=True)
+    names = [f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Dense", "Normalize")]
+    assert modules_of(tmp_path / "old") == names
+    assert export_damage(tmp_path / "old") == []
+    assert info(tmp_path / "old")["dims"] == [24, 8]
+    assert np.array_equal(SentenceTransformer(str(tmp_path / "old"), device="cpu").encode(sentences), expected)
+
+
+def test_a_damaged_model_is_told_with_its_file(student, tmp_path):
+    export(student, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(
+        ValueError, match="cannot be loaded: model.safetensors: there are 1000 bytes.*st-distill verify"
+    ):
+        info(tmp_path / "model")
+    (tmp_path / "model" / "st_distill.json").unlink()
+    with pytest.raises(ValueError, match="cannot be loaded: .*header.*st-distill verify"):
+        info(tmp_path / "model")
+    for content, message in (("[]", "must name the model's modules"), ("[{", "modules.json is not a JSON file")):
+        (tmp_path / "model" / "modules.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            info(tmp_path / "model")
 
 
 def test_an_older_model_is_replaced_whole(student, tmp_path, sentences):

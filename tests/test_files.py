@@ -148,6 +148,17 @@ def test_without_locks_there_is_a_warning(tmp_path, monkeypatch):
         pass
 
 
+def test_only_what_nobody_writes_any_more_is_abandoned(tmp_path):
+    for name in ("a[1].txt.7.tmp", "b.txt.7.tmp", "a[1].txt", "tmp"):
+        (tmp_path / name).write_text("half")
+    with files.replacing(tmp_path / "b.txt") as file:
+        file.write(b"new")
+        assert files.remove_abandoned(tmp_path, "a[1].txt") == [tmp_path / "a[1].txt.7.tmp"]
+        assert files.remove_abandoned(tmp_path) == [tmp_path / "b.txt.7.tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a[1].txt", "b.txt", "tmp"]
+    assert (tmp_path / "b.txt").read_text() == "new"
+
+
 def test_json_is_readable_text(tmp_path):
     files.write_json(tmp_path / "a.json", {"version": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"version": 1}

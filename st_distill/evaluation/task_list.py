@@ -48,8 +48,9 @@ def tasks_of_words(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[l
         if is_task_file(word):
             place = f" of {word}"
             entries = _mapping(Path(word))["tasks"]
-            if not isinstance(entries, list):
-                raise ValueError(f"The 'tasks'{place} must be a list. Got {type(entries).__name__} instead.")
+            if not isinstance(entries, list) or not entries:
+                found = "an empty one" if entries == [] else type(entries).__name__
+                raise ValueError(f"The 'tasks'{place} must be a list with a task in it. Got {found} instead.")
         more_specs, more_names = tasks_of_entries(entries, defaults, place=place)
         specs += more_specs
         names += more_names
@@ -109,7 +110,15 @@ def measure_entries(
 def _spec(word: str, defaults: Mapping[str, Any]) -> TaskSpec:
     kind, colon, source = word.partition(":")
     if colon and kind in KINDS:
+        if not source:
+            raise ValueError(f"A task must have its file, folder or data set after the kind. Got '{word}' alone.")
         return TaskSpec(**{**defaults, "source": source, "kind": kind})
+    if colon and Path(source).exists() and not Path(word).exists():
+        raise ValueError(f"The kind of a task must be one of {', '.join(KINDS)}. Got '{kind}' in '{word}' instead.")
+    if (Path(word) / "run.json").is_file():
+        raise ValueError(
+            f"{word} is the work folder of a run, where a task is expected: its recipe is {word}/recipe.yaml."
+        )
     if (Path(word) / "modules.json").is_file():
         raise ValueError(
             f"{word} is a model, where a task is expected: st-distill eval MODEL TASK takes the model first."

@@ -121,6 +121,18 @@ class TaskSpec:
     experiments: int = 10
 
     def __post_init__(self) -> None:
+        if not isinstance(self.source, str) or not self.source:
+            raise ValueError(
+                f"The 'source' of a task must be a file, a folder or the name of a data set. Got {self.source!r} instead."
+            )
+        if self.columns is not None and not (
+            isinstance(self.columns, Mapping)
+            and all(isinstance(name, str) for pair in self.columns.items() for name in pair)
+        ):
+            raise ValueError(
+                "The 'columns' of a task must be a mapping of names, such as {text: utterance, label: intent}. Got "
+                f"{self.columns!r} instead."
+            )
         if self.kind is not None and self.kind not in KINDS:
             raise ValueError(f"The 'kind' of a task must be one of {', '.join(KINDS)}. Got {self.kind!r} instead.")
         for field in ("limit", "samples_per_label", "experiments"):
@@ -236,7 +248,8 @@ def _kind(spec: TaskSpec, table: Table, parts: Mapping[str, Part]) -> Kind:
     if "clustering" in complete and "first" not in {ours for ours, theirs in found["sts"].items() if theirs}:
         texts = str(found["clustering"]["text"])
         return "clustering" if table.holds(texts, "list") or spec.train_split not in parts else "classification"
-    if "retrieval" in complete:
+    # Pairs with scores that are no numbers are no queries with their documents.
+    if "retrieval" in complete and "sts" not in complete:
         return "retrieval"
     raise ValueError(
         f"{spec.source} has the columns {', '.join(table.columns)}, which tell no kind of task. Say the kind, and with "
@@ -402,6 +415,11 @@ def _retrieval(
 
 def _collection(spec: TaskSpec, name: str, parts: Mapping[str, Part], options: dict[str, Any]) -> Task:
     judged = {part.removeprefix("qrels").lstrip("_-"): part for part in parts if part not in ("corpus", "queries")}
+    if not judged:
+        raise ValueError(
+            f"{spec.source} has a corpus and queries, and no judgements of which belong together. Put them into its folder "
+            "qrels, as test.tsv with the columns query-id, corpus-id and score."
+        )
     part = parts[judged[_split(spec, {split: parts[part] for split, part in judged.items()})]].load()
     corpus, queries = parts["corpus"].load(), parts["queries"].load()
     texts = _found(corpus, _CORPUS)

@@ -80,7 +80,11 @@ def _metadata(
     if emissions := [stage["metrics"]["emissions"] for stage in stages if stage.get("metrics", {}).get("emissions")]:
         fields["co2_eq_emissions"] = {
             **emissions[-1],
-            **{key: sum(entry[key] for entry in emissions) for key in ("emissions", "energy_consumed")},
+            **{
+                key: sum(entry[key] for entry in emissions)
+                for key in ("emissions", "energy_consumed", "hours_used")
+                if all(key in entry for entry in emissions)
+            },
         }
     return fields
 

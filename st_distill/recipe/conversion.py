@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from functools import cache
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from st_distill.errors import Problem, RecipeError
 from st_distill.recipe.words import FieldPath, Found, any_of, describe, listed, nearest, show_path, suggest
@@ -24,6 +24,18 @@ class Part:
 
     #: The field that a part is when only a name is given: ``student: some/model``.
     short_for: ClassVar[str | None] = None
+
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        # A dataclass's own error says neither which field was meant nor which there are.
+        names = [option.name for option in fields(cls)]  # type: ignore[arg-type]
+        if unknown := [name for name in given if name not in names]:
+            raise RecipeError(
+                [
+                    Problem(path=f"{cls.__name__}.{name}", message=f"unknown field{suggest(name, names, always=True)}")
+                    for name in unknown
+                ]
+            )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         found: list[Found] = []

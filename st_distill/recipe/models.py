@@ -261,9 +261,10 @@ def load_model(name: str) -> SentenceTransformer:
     file = Path(name) / "config.json"
     if file.is_file() and is_published_alibi(found := _read_json(name, file.name, None) or {}):
         raise ValueError(explain_other_model(found, name))
+    if (Path(name) / "modules.json").is_file():
+        return load_student(name)  # a student in training has modules that only st-distill knows
     try:
-        # A student in training has modules that only st-distill knows.
-        return load_student(name) if (Path(name) / "modules.json").is_file() else SentenceTransformer(name)
+        return SentenceTransformer(name)
     except (OSError, ValueError) as error:
         # The library's message is a paragraph on files of the hub; ours knows what is in the place of the model.
         try:

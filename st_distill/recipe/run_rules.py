@@ -63,14 +63,17 @@ class RunRules(Findings):
             self.error((name,), "is a file; name a folder")
         if files:
             return
+        # What a recipe reads is no folder to write to, whatever else there is to say of it.
+        models = {Path(model).resolve(): model for model in read if model is not None}
+        for place, path in ((("output",), output), (where, work)):
+            if path in models:
+                self.error(place, f"'{models[path]}' is a model that the recipe reads; name another folder")
         for target in (output, *others):
-            if not may_be_replaced(target):
+            if target not in models and not may_be_replaced(target):
                 self.error(("output",), f"'{target}' holds other files than an export's; name a new folder")
-        if work.is_dir() and any(work.iterdir()) and not any((work / name).exists() for name in of_a_run):
+        is_foreign = work.is_dir() and any(work.iterdir()) and not any((work / name).exists() for name in of_a_run)
+        if is_foreign and work not in models:
             self.error(where, f"'{self.recipe.work_folder}' holds other files than a run's; name a new folder")
-        for model in read:
-            if model is not None and Path(model).resolve() in (output, work):
-                self.error(("output",), f"'{model}' is a model that the recipe reads; name another folder")
 
     # --- training arguments ------------------------------------------------------------------------------------------
 

@@ -197,7 +197,8 @@ class _Run:
 
     def run(self, *, resume: bool, from_stage: int | None) -> RunResult:
         if from_stage is not None and not 1 <= from_stage <= len(self.recipe.stages):
-            raise ValueError(f"The 'from_stage' must be from 1 to {len(self.recipe.stages)}. Got {from_stage} instead.")
+            stages = ", ".join(f"{number} {stage.name}" for number, stage in enumerate(self.recipe.stages, start=1))
+            raise ValueError(f"The 'from_stage' must be the number of a stage ({stages}). Got {from_stage} instead.")
         with locked(self.folder, self.processes):
             state = self.processes.by_main(lambda: self._planned(resume, from_stage)) or RunState(self.folder)
             if all(stage["done"] for stage in state.stages):

@@ -16,7 +16,7 @@ from st_distill import __version__
 from st_distill.environment import environment
 from st_distill.errors import MissingExtraError, one_line
 from st_distill.exporting import load_student
-from st_distill.files import write_bytes, write_text
+from st_distill.files import remove_abandoned, write_bytes, write_text
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.runner import measure, texts_and_vectors
 from st_distill.recipe.schema import Recipe, Texts
@@ -35,7 +35,7 @@ from st_distill.report.pictures import (
 )
 from st_distill.report.run import Run, read_run
 from st_distill.report.samples import Difference, Retrieved, differences, gallery, similarity_pairs
-from st_distill.report.speed import Speed, measure_speed
+from st_distill.report.speed import Speed, measure_speed, missing_backends
 from st_distill.store import TeacherStore
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ _BEFORE = "before training"
 
 @dataclass
 class _Found:
-    """What the page shows beyond the run's own figures. ``absent``: what is not there, and why."""
+    """What the page shows beyond the run's own figures. ``absent``: what is not there, and why; ``untried``: what the speed
+    was not measured with."""
 
     before: Mapping[str, Any] = field(default_factory=dict)
     pairs: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class _Found:
     right: list[Retrieved] = field(default_factory=list)
     wrong: list[Retrieved] = field(default_factory=list)
     speeds: list[Speed] = field(default_factory=list)
+    untried: list[str] = field(default_factory=list)
     compared: int = 0
     absent: list[tuple[str, str]] = field(default_factory=list)
 
@@ -81,6 +83,7 @@ def write_page(
 
     Raises:
         ValueError: for a folder that holds no run.
+        OSError: where the report cannot be written.
         MissingExtraError: where matplotlib or jinja2 are not installed.
     """
     try:
@@ -89,13 +92,19 @@ def write_page(
         raise MissingExtraError("jinja2", extra="report", purpose="The report") from None
     found_run = read_run(run)
     target = Path(folder) if folder is not None else found_run.folder / "report"
+    if any(path.exists() and not path.is_dir() for path in (target, target / "pictures")):
+        raise NotADirectoryError(
+            f"The 'folder' must be a folder to write the report to. Got the file {target} instead."
+        )
+    (target / "pictures").mkdir(parents=True, exist_ok=True)  # where nothing can be written, before the long part
+    for written in (target, target / "pictures"):
+        remove_abandoned(written)
     training = _training_pictures(found_run)  # before the long part, because it is here that matplotlib may be missing
     found = _collect(found_run, speed=speed)
     quality = _quality_pictures(found_run.results, found.before)
     scatter = _scatter(found_run.results, found)
     speeds = _speed_picture(found_run.results, found.speeds)
     pictures = [*quality, *training, *([scatter] if scatter else []), *([speeds] if speeds else [])]
-    (target / "pictures").mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         write_bytes(target / "pictures" / f"{picture.name}.png", picture.png)
     if found.right or found.wrong:
@@ -218,6 +227,10 @@ def _speed_picture(results: Mapping[str, Any], speeds: Sequence[Speed]) -> Pictu
 def _collect(run: Run, *, speed: bool) -> _Found:
     found = _Found()
     recipe = run.recipe
+    if run.recipe_changed:
+        found.absent.append(
+            ("the recipe as the run had it", "recipe.yaml has changed since; what is shown is what it says now")
+        )
     if recipe is None:
         reason = "the recipe held Python objects, so that the run's folder has no recipe.yaml"
         found.absent.append(("comparisons with the teachers, pictures and speed", reason))
@@ -305,7 +318,8 @@ def _measure_speed(recipe: Recipe, student: SentenceTransformer, run: Run, found
                 "trust_remote_code": teacher.trust_remote_code,
                 "model_kwargs": None if teacher.dtype is None else {"dtype": teacher.dtype},
             }
-    found.speeds = measure_speed(models, _speed_texts(recipe), onnx=["student"])
+    found.speeds = measure_speed(models, _speed_texts(recipe), exported=["student"])
+    found.untried = missing_backends()
 
 
 def _speed_texts(recipe: Recipe) -> list[str]:

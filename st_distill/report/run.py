@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from st_distill.files import read_json
+from st_distill.files import mending, read_json, sha256
 from st_distill.recipe.diagnose import all_findings
 from st_distill.recipe.load import load_recipe
 from st_distill.recipe.schema import Recipe
@@ -49,6 +49,7 @@ class Run:
         results: what ``st_distill.evaluation.evaluate`` found; empty before the end of the run.
         environment: label to value, as of the end of the run; empty before.
         findings: what looked wrong, see `st_distill.recipe.diagnose.all_findings`.
+        recipe_changed: whether recipe.yaml is another one than the run wrote.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Run:
     results: Mapping[str, Any]
     environment: Mapping[str, str]
     findings: Sequence[Mapping[str, str]] = ()
+    recipe_changed: bool = False
 
     def stage_model(self, index: int) -> Path:
         """Where stage ``index`` (from 0) left the student; the start is stage -1."""
@@ -87,6 +89,10 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         )
     recipe_path, results_path = folder / "recipe.yaml", folder / "results.json"
     stored = read_json(results_path) if results_path.is_file() else {}
+    if not isinstance(stored, dict) or not all(
+        isinstance(stored.get(key, {}), dict) for key in ("results", "environment")
+    ):
+        raise ValueError(f"The file {results_path} must hold a run's results. It does not: {mending(folder)}.")
     stages = []
     for stage in state.stages:
         metrics = dict(stage.get("metrics", {}))
@@ -100,4 +106,5 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         results=stored.get("results", {}),
         environment=stored.get("environment", {}),
         findings=all_findings(folder, state.stages),
+        recipe_changed=recipe_path.is_file() and state.recipe is not None and sha256(recipe_path) != state.recipe,
     )

@@ -18,12 +18,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Speed", "measure_speed"]
+__all__ = ["Speed", "measure_speed", "missing_backends"]
 
 _BATCH = 32
 #: Passes over the texts; the median counts.
 _PASSES = 3
-_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+#: What each backend besides torch needs, and the line that installs it. ONNX and OpenVINO are sentence-transformers' own.
+_BACKENDS = {
+    "onnxruntime": (("onnx", "onnxruntime", "onnxscript"), "st-distill[onnx]"),
+    "ONNX": (("onnxruntime", "optimum.onnxruntime"), "sentence-transformers[onnx]"),
+    "OpenVINO": (("openvino", "optimum.intel"), "sentence-transformers[openvino]"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Speed:
 
     Attributes:
         model: its name.
-        backend: "torch" or "onnxruntime".
+        backend: "torch"; "onnxruntime", of the whole model by torch's exporter; "ONNX" or "OpenVINO", as
+            sentence-transformers runs an encoder with them.
         texts_per_second: tokenising included, in batches of 32, median of three passes; None where it failed.
         memory: 10**6 bytes that the process took on top of the libraries, at most, for weights and work; None where the
             system does not tell.
@@ -48,22 +54,39 @@ class Speed:
     error: str | None = None
 
 
+def missing_backends() -> list[str]:
+    """A sentence for each backend that cannot be measured here, with the line that installs it."""
+    sentences = []
+    for backend, (packages, extra) in _BACKENDS.items():
+        if lacking := [package for package in packages if not _is_installed(package)]:
+            what = f"{', '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed"
+            sentences.append(f"The speed with {backend} needs {what}. Run: pip install '{extra}'")
+    return sentences
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the package that it is a part of
+        return False
+
+
 def measure_speed(
-    models: Mapping[str, Mapping[str, Any]], texts: Sequence[str], *, onnx: Sequence[str] = ()
+    models: Mapping[str, Mapping[str, Any]], texts: Sequence[str], *, exported: Sequence[str] = ()
 ) -> list[Speed]:
     """Measure each model by itself, in a fresh process.
 
     Args:
         models: name to the arguments of ``SentenceTransformer``, as JSON can hold them.
         texts: to embed, at least one.
-        onnx: models to measure with onnxruntime too, on the CPU, where onnx, onnxscript and onnxruntime are installed.
+        exported: models to measure on the CPU with the other backends too, those that are installed.
     """
-    installed = all(importlib.util.find_spec(package) is not None for package in _ONNX_PACKAGES)
     jobs: list[dict[str, Any]] = [
         {"model": name, "backend": "torch", "arguments": dict(arguments)} for name, arguments in models.items()
     ]
-    if installed:
-        jobs += [{"model": name, "backend": "onnxruntime", "arguments": dict(models[name])} for name in onnx]
+    for backend, (packages, _) in _BACKENDS.items():
+        if all(_is_installed(package) for package in packages):
+            jobs += [{"model": name, "backend": backend, "arguments": dict(models[name])} for name in exported]
     task = json.dumps({"jobs": jobs, "texts": list(texts)})
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "st_distill.report.speed"],
@@ -87,13 +110,17 @@ def _measured(job: Mapping[str, Any], texts: list[str]) -> Speed:
     name, backend = job["model"], job["backend"]
     try:
         before = _resident()
-        if backend == "torch":
-            model = SentenceTransformer(**job["arguments"])
-            device = str(model.device)
-            rate = _rate(lambda batch: model.encode(batch, batch_size=_BATCH, show_progress_bar=False), texts)
-        else:
+        if backend == "onnxruntime":
             device = "cpu"
             rate, before = _onnx_rate(SentenceTransformer(**{**job["arguments"], "device": "cpu"}), texts), None
+        else:
+            arguments = dict(job["arguments"])
+            if backend != "torch":
+                arguments |= {"backend": backend.lower(), "device": "cpu", "model_kwargs": {"export": True}}
+            model = SentenceTransformer(**arguments)
+            device = str(model.device)
+            rate = _rate(lambda batch: model.encode(batch, batch_size=_BATCH, show_progress_bar=False), texts)
+            before = before if backend == "torch" else None  # the conversion's memory is not the model's
         peak = _peak_resident()
         memory = None if before is None or peak is None else max(0.0, (peak - before) / 1e6)
         return Speed(name, backend, rate, memory, device)
@@ -113,41 +140,19 @@ def _rate(encode: Callable[[list[str]], Any], texts: list[str]) -> float:
 
 def _onnx_rate(model: Any, texts: list[str]) -> float:
     import onnxruntime
-    import torch
 
-    class Encoder(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
+    from st_distill.modules.onnx import export_onnx
 
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            features = {"input_ids": input_ids, "attention_mask": attention_mask}
-            embedding: torch.Tensor = self.model(features)["sentence_embedding"]
-            return embedding
-
-    names = ["input_ids", "attention_mask"]
-    features = model.preprocess(texts[:3] if len(texts) > 2 else texts * 3)
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    length = torch.export.Dim("length", min=2, max=max(3, model.max_seq_length or 512))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            Encoder().eval(),
-            tuple(features[name] for name in names),
-            str(path),
-            input_names=names,
-            output_names=["sentence_embedding"],
-            dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length}),
-            dynamo=True,
-            verbose=False,
-        )
+        export_onnx(model, path)
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def encode(inputs: list[str]) -> None:
         ordered = sorted(inputs, key=len)  # as encode does, so that a batch needs little padding
         for start in range(0, len(ordered), _BATCH):
             tokens = model.preprocess(ordered[start : start + _BATCH])
-            session.run(None, {name: tokens[name].numpy() for name in names})
+            session.run(None, {name: tokens[name].numpy() for name in ("input_ids", "attention_mask")})
 
     return _rate(encode, texts)
 

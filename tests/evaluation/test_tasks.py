@@ -179,6 +179,7 @@ def test_pictures_both_ways(stored, images, tmp_path):
         ([{"text": "a"}], {"kind": "sts"}, "no column for 'first'"),
         ([{"text": "a", "label": 1}], {"kind": "sts", "columns": {"text": "text"}}, "Got 'text' instead"),
         ([{"sentence1": "a", "sentence2": None, "score": 1}], {}, "Row 0 of .* a text in column 'sentence2'. Got None"),
+        ([{"sentence1": "a", "sentence2": "b", "score": "high"}], {}, "sentence2, score, which tell no kind of task"),
         ([{"sentence1": "a", "sentence2": "b", "score": "x"}], {"kind": "sts"}, "a number in column 'score'. Got 'x'"),
         (
             [{"sentence1": "a", "sentence2": "b", "label": 2}],
@@ -198,6 +199,17 @@ def test_spec_checks_its_fields():
         TaskSpec(source="x", kind="STS")
     with pytest.raises(ValueError, match="'limit' of a task must be a whole number from 1, or None. Got 0"):
         TaskSpec(source="x", limit=0)
+    with pytest.raises(ValueError, match="'source' of a task must be a file, .* Got 3 instead"):
+        TaskSpec(source=3)
+    with pytest.raises(ValueError, match="'columns' of a task must be a mapping of names.* Got .'a'. instead"):
+        TaskSpec(source="x", columns=["a"])
+
+
+def test_a_collection_without_judgements(tmp_path):
+    for name in ("corpus", "queries"):
+        write(tmp_path / f"{name}.jsonl", [{"_id": "1", "text": "a"}])
+    with pytest.raises(ValueError, match="no judgements of which belong together. Put them into its folder qrels"):
+        read_task(str(tmp_path))
 
 
 def test_results_as_a_table_and_as_csv(tmp_path):

@@ -165,8 +165,8 @@ def test_every_mistake_of_a_part_comes_at_once(mapping):
     assert str(caught.value).count("\n") == 3
 
 
-def test_an_unknown_argument_is_pythons_own_error():
-    with pytest.raises(TypeError, match="lerning_rate"):
+def test_an_unknown_argument_says_which_one_was_meant():
+    with pytest.raises(RecipeError, match=r"Stage\.lerning_rate: unknown field; did you mean 'learning_rate'\?"):
         Stage(train="all", lerning_rate=1)
 
 

@@ -183,6 +183,27 @@ def test_a_run_that_is_not_finished(finished_run, tmp_path, monkeypatch, capsys)
     assert not (tmp_path / "page" / "pictures" / "gallery.png").exists()
 
 
+def test_what_lies_where_the_report_goes(finished_run, tmp_path):
+    for name in ("run.json", "recipe.yaml"):
+        shutil.copy(finished_run / name, tmp_path)
+    with (tmp_path / "recipe.yaml").open("a") as file:
+        file.write("# changed\n")
+    pictures = tmp_path / "page" / "pictures"
+    pictures.mkdir(parents=True)
+    (pictures / "stage-1.png.7.tmp").write_text("what a killed report left")
+    elements = Elements(write_page(tmp_path, tmp_path / "page", speed=False))
+    assert "recipe.yaml has changed since" in elements.text
+    assert [path.name for path in pictures.iterdir() if path.suffix == ".tmp"] == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(
+        NotADirectoryError, match="must be a folder to write the report to. Got the file .*file instead"
+    ):
+        write_page(tmp_path, tmp_path / "file")
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match="results.json must hold a run's results"):
+        write_page(tmp_path)
+
+
 def test_what_is_no_run(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "must be the work folder of a run, with a run.json" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import torch
 
 from st_distill.errors import MissingExtraError
 from st_distill.modules import AlibiBertModel
-from st_distill.modules.alibi_onnx import export_onnx
+from st_distill.modules.onnx import export_onnx
 
 
 @pytest.mark.filterwarnings(
