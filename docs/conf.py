@@ -35,6 +35,8 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"st-distill {version}"
 html_copy_source = html_show_sourcelink = False
 html_show_sphinx = False

@@ -131,6 +131,7 @@ def write_page(
         scatter=scatter,
         found=found,
         shorter=_shorter,
+        begun=lambda sentence: sentence[:1].upper() + sentence[1:],
         sizes=size_rows(found_run.results, found.speeds),
         speeds=speeds,
         storage=storage_rows(found_run),
