@@ -255,7 +255,8 @@ def test_words_of_a_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ("tasks: {}", "must be a list. Got dict"),
+        ("tasks: {}", "must be a list with a task in it. Got dict"),
+        ("tasks: []", "must be a list with a task in it. Got "),
         ("tasks: [{kind: sts}]", "must have a 'source'"),
         ("tasks: [{source: x, dims: [1]}]", "Got 'dims' instead"),
         ("tasks: [3]", "a word or a mapping of fields. Got int"),
