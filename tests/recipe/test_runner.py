@@ -303,7 +303,7 @@ class TestContinuing:
         )
         run(self.changed(make_recipe, learning_rate=0.5), resume=True, from_stage=2)
         assert trained == ["last-1-layers"]
-        with pytest.raises(ValueError, match="from 1 to 2. Got 3"):
+        with pytest.raises(ValueError, match=r"\(1 projection, 2 last-1-layers\). Got 3"):
             run(done, resume=True, from_stage=3)
 
     def test_more_stages_may_follow(self, done, make_recipe, monkeypatch):
