@@ -178,7 +178,7 @@ def test_code_runs_by_the_word_true_alone(field, value):
 
 @pytest.mark.parametrize("preset", presets())
 def test_no_preset_runs_code(preset):
-    recipe = load_recipe(preset)
+    recipe = load_recipe(preset, ["student.model=some/student"])
     assert not recipe.student.trust_remote_code
     assert not any(teacher.trust_remote_code for teacher in recipe.teachers)
 

@@ -279,12 +279,6 @@ stages:
     assert recipe.stages[3].steps == 3500
 
 
-def test_no_preset_lets_code_of_a_model_run():
-    for name in presets():
-        recipe = load_recipe(name, ["student.model=some/student"])
-        assert not any(part.trust_remote_code for part in (recipe.student, *recipe.teachers))
-
-
 def test_stages_of_a_preset_can_be_named_and_taken_out(load):
     recipe = load(
         "preset: jasper\nstages: {vision: null, last-layers: {train: {last_layers: 2}}, end: {train: all, steps: 1}}"
