@@ -32,7 +32,6 @@ from sentence_transformers.util import batch_to_device
 
 from st_distill import Teacher, TeacherStore, losses
 from st_distill.modules import MatryoshkaProjection
-from st_distill.modules.rotation import random_rotation
 from st_distill.recipe import Student
 from st_distill.recipe.schema import PAPER_LOSSES
 from st_distill.recipe.student import build_student
@@ -72,7 +71,8 @@ def train(
     torch.manual_seed(seed)
     parts, more = WAYS[way]
     student = build_student(Student(model=teacher, layers=[0, 2, 5], max_seq_length=TOKENS))
-    student.append(MatryoshkaProjection(384, DIMS, rotation=random_rotation(store.dimension, 384)).to(student.device))
+    # As after a recipe's start: half of its teacher's layers give vectors that are near the teacher's already.
+    student.append(MatryoshkaProjection(384, DIMS).to(student.device))
     student[-1].start_identity()
     dataset = store.add_labels(Dataset.from_dict({"text": texts}), ["text"])
     with tempfile.TemporaryDirectory() as folder:
