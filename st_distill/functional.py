@@ -39,7 +39,7 @@ def cosine_distill(student: Tensor, teacher: Tensor) -> Tensor:
     tensor(1.)
     """
     _check(student, teacher)
-    return cosine_term(student, normalize(teacher))
+    return cosine_term(student, normalize(teacher.detach()))
 
 
 def similarity_distill(student: Tensor, teacher: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def similarity_distill(student: Tensor, teacher: Tensor) -> Tensor:
     tensor(0.5000)
     """
     _check(student, teacher)
-    return similarity_term(similarities(student), similarities(teacher))
+    return similarity_term(similarities(student), similarities(teacher.detach()))
 
 
 def triplet_distill(student: Tensor, teacher: Tensor, margin: float = 0.015) -> Tensor:
@@ -481,9 +481,14 @@ def _first_equal_row(rows: Tensor) -> Tensor:
 
 def _check(student: Tensor, teacher: Tensor) -> None:
     for name, value in (("student", student), ("teacher", teacher)):
-        if value.ndim != 2:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"The '{name}' vectors must be a torch.Tensor. Got {type(value).__name__} instead; torch.as_tensor makes one."
+            )
+        if value.ndim != 2 or value.shape[1] == 0:
             raise ValueError(
-                f"The '{name}' vectors must have the shape (batch, dim). Got {tuple(value.shape)} instead."
+                f"The '{name}' vectors must have the shape (batch, dim), with one dimension at least. Got "
+                f"{tuple(value.shape)} instead."
             )
         if not value.is_floating_point():
             raise TypeError(f"The '{name}' vectors must be floating point. Got {value.dtype} instead.")

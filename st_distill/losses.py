@@ -117,9 +117,15 @@ class _DistillLoss(nn.Module, CachedLossMixin):
             labels: vectors or row numbers, see the module's description.
 
         Raises:
-            ValueError: for labels that are missing, of the wrong shape, not finite, or no rows of the store.
+            TypeError: for labels that are no tensor.
+            ValueError: for labels that are missing, of the wrong shape, not finite, or no rows of the store; for no column.
         """
         features = list(sentence_features)
+        if not features:
+            raise ValueError(
+                f"{type(self).__name__} needs a column of texts or images at least. Got none instead: the dataset has a label "
+                "column alone."
+            )
         labels = self._check_labels(labels, len(features))
         projection = find_projection(self.model)
         if self.is_wrapped and projection is not None and len(projection.linears) > 1:
@@ -191,8 +197,13 @@ class _DistillLoss(nn.Module, CachedLossMixin):
                 f"{name} needs a 'label' column with the teacher's vectors or row numbers of a TeacherStore. Got none instead. "
                 "TeacherStore.add_labels adds one."
             )
+        if not isinstance(labels, Tensor):
+            raise TypeError(
+                f"The labels of {name} must be a tensor, as the trainer's collator makes it. Got {type(labels).__name__} "
+                "instead; torch.tensor makes one."
+            )
         if labels.is_floating_point():
-            if labels.ndim not in (2, 3) or (labels.ndim == 3 and labels.shape[1] != columns):
+            if labels.ndim not in (2, 3) or (labels.ndim == 3 and labels.shape[1] != columns) or not labels.shape[-1]:
                 raise ValueError(
                     f"Vectors as labels must have the shape (batch, dim) or (batch, {columns}, dim) for {columns} columns. "
                     f"Got {tuple(labels.shape)} instead."
@@ -383,7 +394,7 @@ class JasperDistill(_DistillLoss):
         weights = dict(PAPER_WEIGHTS if weights is None else weights)
         if unknown := set(weights) - set(PAPER_WEIGHTS):
             raise ValueError(
-                f"The 'weights' must be of {', '.join(PAPER_WEIGHTS)}. Got {', '.join(sorted(unknown))} instead."
+                f"The 'weights' must be of {', '.join(PAPER_WEIGHTS)}. Got {', '.join(sorted(map(str, unknown)))} instead."
             )
         if not all(is_number(weight, 0.0) and weight < math.inf for weight in weights.values()) or not any(
             weights.values()

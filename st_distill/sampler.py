@@ -100,7 +100,7 @@ class StoreOrderBatchSampler(DefaultBatchSampler):
 
     Raises:
         TypeError: ``store`` is none, or the labels are no whole numbers.
-        ValueError: there is no column of row numbers, or ``window_shards`` is no number of shards.
+        ValueError: there is no row or no column of row numbers, or ``window_shards`` is no number of shards.
     """
 
     def __init__(
@@ -120,6 +120,10 @@ class StoreOrderBatchSampler(DefaultBatchSampler):
                 "instead; TeacherStore.add_labels adds one."
             )
         labels = dataset.select_columns(names[:1]).with_format("numpy")[:][names[0]]
+        if len(dataset) == 0:
+            raise ValueError(
+                "Batches in the store's order need a dataset with at least one row. Got an empty one instead."
+            )
         shards = store.shards(np.asarray(labels).reshape(len(dataset), -1)[:, 0])
         order = np.argsort(shards, kind="stable")
         self.window_shards = window_shards

@@ -186,6 +186,7 @@ class TestTripletIsExact:
     def test_gradient_agrees_with_differences(self):
         student, teacher = random_batch(9, 4).requires_grad_(), random_batch(9, 7, seed=1)
         assert torch.autograd.gradcheck(lambda s: functional.triplet_distill(s, teacher, 0.1), (student,))
+        assert torch.autograd.gradgradcheck(lambda s: functional.triplet_distill(s, teacher, 0.1), (student,))
 
     def test_second_backward_is_an_error(self):
         student = random_batch(6, 4).requires_grad_()
@@ -241,6 +242,13 @@ class TestProperties:
         assert torch.equal(matrix, torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
 
     @pytest.mark.parametrize("objective", OBJECTIVES)
+    def test_the_teacher_is_a_constant(self, objective):
+        student, teacher = random_batch(6, 4).requires_grad_(), random_batch(6, 4, seed=1).requires_grad_()
+        objective(student, teacher).backward()
+        assert student.grad.any()
+        assert teacher.grad is None
+
+    @pytest.mark.parametrize("objective", OBJECTIVES)
     def test_a_batch_of_one(self, objective):
         student = torch.tensor([[1.0, 0.0]], requires_grad=True)
         loss = objective(student, torch.tensor([[2.0, 0.0]]))
@@ -271,6 +279,13 @@ class TestErrors:
             (torch.ones(3, 2), torch.ones(4, 2), ValueError, "same batch. Got 3 and 4 rows"),
             (torch.ones(0, 2), torch.ones(0, 2), ValueError, "at least one row"),
             (torch.ones(2), torch.ones(2, 2), ValueError, r"'student' vectors must have the shape \(batch, dim\)"),
+            (torch.ones(2, 0), torch.ones(2, 2), ValueError, r"one dimension at least. Got \(2, 0\)"),
+            (
+                torch.ones(2, 2).numpy(),
+                torch.ones(2, 2),
+                TypeError,
+                "'student' vectors must be a torch.Tensor. Got ndarray",
+            ),
             (torch.ones(2, 2), torch.ones(2, 2, 2), ValueError, r"'teacher' vectors must have the shape"),
             (
                 torch.ones(2, 2),

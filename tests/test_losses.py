@@ -482,6 +482,8 @@ class TestErrors:
             (torch.zeros(4, 2, dtype=torch.long), ValueError, r"shape \(batch,\) or \(batch, 1\) for 1 columns"),
             (torch.zeros(4), ValueError, r"shape \(batch, dim\) or \(batch, 1, dim\) for 1 columns. Got \(4,\)"),
             (torch.zeros(4, 2, 8), ValueError, r"Got \(4, 2, 8\)"),
+            (torch.zeros(4, 0), ValueError, r"for 1 columns. Got \(4, 0\)"),
+            ([0, 1, 2, 3], TypeError, "labels of CosineDistill must be a tensor.* Got list"),
             (torch.zeros(3, dtype=torch.long), ValueError, "Got 3 labels and 4 rows"),
             (torch.full((4, TEACHER_WIDTH), torch.nan), ValueError, "4 of 4 rows.*first being row 0"),
             (torch.ones(4, 7), ValueError, "rotation is for teacher vectors of 48 dimensions. Got 7"),
@@ -490,6 +492,10 @@ class TestErrors:
     def test_labels(self, labels, error, message, student, rows, sentences):
         with pytest.raises(error, match=message):
             losses.CosineDistill(student, teacher=rows)(features(student, sentences[:4]), labels)
+
+    def test_a_dataset_of_labels_alone(self, student, rows):
+        with pytest.raises(ValueError, match="needs a column of texts or images at least. Got none"):
+            losses.CosineDistill(student, teacher=rows)([], torch.arange(4))
 
     def test_row_numbers_without_a_store(self, student, sentences):
         with pytest.raises(ValueError, match="can only be row numbers of a TeacherStore, but it has none"):
@@ -508,6 +514,7 @@ class TestErrors:
             ({"dims": [8, 8]}, ValueError, "distinct positive dimensions"),
             ({"cosine_dims": [0]}, ValueError, "'cosine_dims' must be distinct positive"),
             ({"weights": {"cosin": 1}}, ValueError, "must be of cosine, similarity, triplet. Got cosin"),
+            ({"weights": {"cosin": 1, 2: 1}}, ValueError, "must be of cosine, similarity, triplet. Got 2, cosin"),
             ({"weights": {"cosine": -1}}, ValueError, "at least 0"),
             ({"weights": {}}, ValueError, "one above it"),
             ({"margin": -1}, ValueError, "'margin' must be"),

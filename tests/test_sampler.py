@@ -122,6 +122,8 @@ def test_labels_decide_and_not_places(store):
 def test_a_store_order_that_cannot_be(store):
     with pytest.raises(ValueError, match=r"need a label column of row numbers. Got the columns \['text'\]"):
         StoreOrderBatchSampler(Dataset.from_dict({"text": ["a"]}), 2, False, ["label"], store=store)
+    with pytest.raises(ValueError, match="at least one row. Got an empty one"):
+        in_store_order(store, labels=[])
     with pytest.raises(ValueError, match="'window_shards' .* from 1. Got 0"):
         in_store_order(store, window_shards=0)
 

@@ -430,6 +430,12 @@ def test_row_numbers_must_be_whole_numbers(tmp_path, ids):
         store.gather(ids)
 
 
+def test_row_numbers_of_several_lengths(tmp_path):
+    store = create(tmp_path / "s", TEXTS[:2], Counting())
+    with pytest.raises(ValueError, match="Got rows of several lengths"):
+        store.gather([[0, 1], [0]])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -437,6 +443,7 @@ def test_row_numbers_must_be_whole_numbers(tmp_path, ids):
         ({"teachers": []}, "distinct names"),
         ({"teachers": ["first", "first"]}, "distinct names"),
         ({"weights": [1]}, "one number for each of the teachers"),
+        ({"weights": 1}, r"one number for each of the teachers .* Got \[1\]"),
         ({"weights": [1, -1]}, "none negative"),
         ({"weights": [0, 0]}, "one at least above 0"),
         ({"weights": [1, math.inf]}, "none negative or infinite"),

@@ -144,6 +144,8 @@ def test_names_that_are_no_folder(name):
         ({"max_seq_length": 8}, ValueError, "'max_seq_length' .* a function: leave it out"),
         ({"device": "cpu"}, ValueError, "'device' .* a function: leave it out"),
         ({"dtype": "int8"}, ValueError, "'dtype' .* Got 'int8'"),
+        ({"device": "gpu"}, ValueError, "'device' .* as torch names it.* Got 'gpu'"),
+        ({"device": 3}, ValueError, "'device' .* Got 3"),
         ({"prompts": {"query": 3}}, TypeError, "'prompts' .* mapping of roles to strings"),
         ({"prompts": ["query"]}, TypeError, "'prompts' .* mapping of roles to strings"),
     ],
@@ -210,6 +212,11 @@ def test_lazy_model_is_loaded_once_and_released(model_folder, sentences, make_st
     teacher.release()
     assert teacher._source._model is None
     assert np.array_equal(teacher.encode(sentences), vectors)
+
+
+def test_a_device_that_the_machine_has_not(model_folder):
+    with pytest.raises(ValueError, match="device must be one of this machine's, .* Got 'cuda:99'"):
+        Teacher(str(model_folder), device="cuda:99").encode(["a cat"])
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path):

@@ -104,6 +104,8 @@ class AdapterRules(RunRules):
         return options
 
     def _lora_layers(self, where: FieldPath, options: dict[str, Any]) -> None:
+        if options.get("target_modules") in ([], ""):
+            self.error((*where, "target_modules"), "must not be empty; leave it out for peft's own choice")
         chosen = options.get("layers_to_transform")
         if chosen == []:
             self.error((*where, "layers_to_transform"), "must not be empty; leave it out for all layers")

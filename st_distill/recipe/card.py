@@ -18,10 +18,12 @@ from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, Tex
 
 __all__ = ["evaluation_results", "write_run_card"]
 
-_ABOUT_LOSSES = """\
-The student learns to give a text the teachers' vector (`cosine`), a batch the teachers' matrix of similarities
-(`similarity`), and pairs of texts the teachers' order (`triplet`, by a margin), as in Jasper and Stella
-([arXiv 2412.19048](https://arxiv.org/abs/2412.19048))."""
+#: What the student learns to give, by each term of the distillation loss.
+_TERMS = {
+    "cosine": "a text the teachers' vector (`cosine`)",
+    "similarity": "a batch the teachers' matrix of similarities (`similarity`)",
+    "triplet": "pairs of texts the teachers' order (`triplet`, by a margin)",
+}
 
 
 def write_run_card(
@@ -228,8 +230,13 @@ def _training(recipe: Recipe, stages: Sequence[Mapping[str, Any]], environment: 
     parts = [
         f"By st-distill {__version__}, in {len(rows)} stage{'' if len(rows) == 1 else 's'}.",
         markdown_table(header, rows),
-        _ABOUT_LOSSES,
     ]
+    terms = {term for stage in recipe.stages for term in stage.weights(recipe.projection)}
+    if terms:
+        *first, last = [phrase for term, phrase in _TERMS.items() if term in terms]
+        phrases = f"{', '.join(first)} and {last}" if first else last
+        paper = "Jasper and Stella ([arXiv 2412.19048](https://arxiv.org/abs/2412.19048))"
+        parts.append(f"The student learns to give {phrases}, as in {paper}.")
     if recipe.teachers:
         teachers = [
             [

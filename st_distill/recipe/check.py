@@ -169,6 +169,7 @@ class _Rules(StageRules, ImageRules):
             width = self.vectors(path, teacher)
         else:
             self.unused(path, teacher, "a model", ("column", "text_column", "texts"))
+            self.device((*path, "device"), teacher.device)
             model = self.model(path, teacher.model, teacher.revision, teacher.trust_remote_code)
             width = None if model is None else model.width
         if width is not None and teacher.truncate_dim is not None:
@@ -176,6 +177,17 @@ class _Rules(StageRules, ImageRules):
                 self.error((*path, "truncate_dim"), f"the teacher has {width} dimensions, got {teacher.truncate_dim}")
             return min(width, teacher.truncate_dim)
         return width
+
+    def device(self, path: FieldPath, device: str | None) -> None:
+        if device is None or not self.sound(path):
+            return
+        try:
+            wanted = torch.device(device)
+        except RuntimeError:
+            self.error(path, f"must be a device as torch names it, such as cpu or cuda:1, got '{device}'")
+            return
+        if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+            self.warn(path, f"this machine has {torch.cuda.device_count()} devices of kind cuda, got '{device}'")
 
     def python_teacher(self, path: FieldPath, teacher: TeacherSpec) -> None:
         given = teacher.teacher
@@ -311,7 +323,7 @@ class _Rules(StageRules, ImageRules):
         elif any(self.compares(stage, widest) for stage in distils):
             self.error(
                 where,
-                f"{too_wide}, which the cosine term needs; leave it out, set teacher_head: true, or leave the term out",
+                f"{too_wide}, which the cosine term needs; leave it out, set teacher_head: true, or give losses without it",
             )
 
     def teacher_space(self) -> None:

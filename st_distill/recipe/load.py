@@ -7,7 +7,7 @@ The YAML is the safe subset (mappings, lists, texts, numbers, true and false, nu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -66,7 +66,7 @@ def load_recipe(path_or_preset: str | Path, overrides: Sequence[str] = ()) -> Re
 
     A recipe may say ``preset: jasper``: its fields are then laid over the preset's. Mappings are merged field by field,
     and stages by name, either as a list or as a mapping from names to fields; ``null`` takes a field, or a stage, out.
-    Any other list replaces the preset's.
+    Any other list replaces the preset's. Of a stage's ``steps`` and ``epochs`` the one that is given replaces either.
 
     Raises:
         RecipeError: a ValueError with every syntax error, unknown field, wrong type and value out of range, each with its
@@ -262,6 +262,8 @@ def _merge(base: _Entry, over: _Entry, path: FieldPath) -> _Entry:
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
     merged = dict(base.value)
+    if path == ("stages", 0):
+        _choose_duration(merged, over.value)
     for key, entry in over.value.items():
         if entry.value is None:
             merged.pop(key, None)
@@ -271,6 +273,13 @@ def _merge(base: _Entry, over: _Entry, path: FieldPath) -> _Entry:
         else:
             merged[key] = _merge(merged[key], entry, (*path, key)) if key in merged else entry
     return _Entry(merged, over.place)
+
+
+def _choose_duration(stage: dict[str, _Entry], given: Mapping[str, _Entry]) -> None:
+    """Steps and epochs exclude each other, so that what is laid over a stage takes the place of both."""
+    for key, other in (("steps", "epochs"), ("epochs", "steps")):
+        if key in given and given[key].value is not None and other not in given:
+            stage.pop(other, None)
 
 
 def _merge_stages(base: _Entry, over: _Entry) -> _Entry:
@@ -528,6 +537,8 @@ def _apply(root: _Entry, override: str, kind: Kind) -> None:
         if last and value.value is None:
             current.value.pop(key, None)
         elif last:
+            if path[:1] == ("stages",) and len(path) == 3:
+                _choose_duration(current.value, {key: value})
             current.value[key] = value
         else:
             current = current.value.setdefault(key, _Entry({}, place))

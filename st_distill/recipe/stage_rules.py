@@ -67,6 +67,7 @@ class StageRules(AdapterRules):
             self.error(
                 (*path, "losses"), "the stage has nothing to learn from: give a loss a weight above 0, or 'also'"
             )
+        self.terms(path, stage)
         self.batch(path, stage)
         self.arguments(path, stage)
 
@@ -129,6 +130,25 @@ class StageRules(AdapterRules):
                     shown = ", ".join(map(str, self.recipe.projection.dims))
                     self.error((*path, field, index), f"{dim} is not among the projection's dims ({shown})")
 
+    def terms(self, path: FieldPath, stage: Stage) -> None:
+        """Fields that are about a term which the stage does not have."""
+        if not stage.distils or not self.sound((*path, "losses")):
+            return
+        terms = stage.weights(self.recipe.projection)
+        relations = "similarity" in terms or "triplet" in terms
+        idle = {
+            "margin": ("triplet", stage.margin != Stage.margin and "triplet" not in terms),
+            "bits": ("similarity or triplet", stage.bits and not relations),
+            "cosine_dims": ("cosine", stage.cosine_dims is not None and "cosine" not in terms),
+            "dims": ("similarity or triplet", None not in (stage.dims, stage.cosine_dims) and not relations),
+        }
+        for field, (term, is_idle) in idle.items():
+            if is_idle and self.sound((*path, field)):
+                given = ", ".join(f"{name}: {weight:g}" for name, weight in terms.items())
+                self.warn(
+                    (*path, field), f"has no effect where losses are {{{given}}}; add {term} to them, or leave it out"
+                )
+
     def batch(self, path: FieldPath, stage: Stage) -> None:
         if not self.sound((*path, "batch"), (*path, "arguments"), (*path, "losses")):
             return
@@ -151,6 +171,16 @@ class StageRules(AdapterRules):
             self.warn(
                 (*path, "mini_batch_size"),
                 f"is not below the batch of {batch} rows, so it saves no memory and costs a second forward pass; leave it out",
+            )
+        elif (
+            stage.mini_batch_size is not None
+            and list(stage.weights(self.recipe.projection)) == ["cosine"]
+            and not stage.also
+        ):
+            self.warn(
+                (*path, "mini_batch_size"),
+                "costs a second forward pass, which the cosine alone does not need, as it looks at each text by itself; take "
+                "a smaller batch with arguments: {gradient_accumulation_steps: ...}, whose gradient is the same",
             )
         if stage.length_parts is not None and stage.mini_batch_size is not None:
             self.warn(

@@ -384,7 +384,7 @@ class TeacherStore:
                 raise ValueError(f"The 'weights' must be for teachers among {names}. Got {strangers} too.")
             values = [weights.get(name, 1.0) for name in names]
         else:
-            values = list(weights)
+            values = list(weights) if isinstance(weights, Iterable) else [weights]
         if (
             len(values) != len(names)
             or not all(is_number(value, 0) and value < math.inf for value in values)
@@ -415,7 +415,13 @@ class TeacherStore:
         return result.reshape(*shape, result.shape[1])
 
     def _row_numbers(self, ids: Any) -> tuple[tuple[int, ...], np.ndarray]:
-        rows = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
+        try:
+            rows = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
+        except ValueError:
+            raise ValueError(
+                "Row numbers of a store must be whole numbers, each row of them as long as the others. Got rows of several "
+                "lengths instead; gather them one after another."
+            ) from None
         if rows.size and rows.dtype.kind not in "iu":
             raise TypeError(
                 f"Row numbers of a store must be whole numbers. Got {rows.dtype} instead; labels that are vectors need no "

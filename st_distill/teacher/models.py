@@ -224,6 +224,12 @@ class LazyModel(_Model):
             if options["device"] is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
                 # Else all processes of torchrun would load it on the machine's first GPU.
                 options["device"] = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+            wanted = torch.device(options["device"] or "cpu")
+            if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+                raise ValueError(
+                    f"The teacher's device must be one of this machine's, which has {torch.cuda.device_count()} of kind cuda. "
+                    f"Got '{options['device']}' instead; leave it out for the best there is."
+                )
             try:
                 self._model = SentenceTransformer(self.model_name, revision=revision, **options)
             except (OSError, ValueError) as error:

@@ -84,6 +84,7 @@ class Teacher:
         trust_remote_code: bool = False,
     ) -> None:
         dtype = _dtype_name(dtype)
+        _check_device(device)
         check_whole_number("'batch_tokens' parameter of Teacher", batch_tokens, optional=True)
         check_whole_number("'max_seq_length' parameter of Teacher", max_seq_length, optional=True)
         check_whole_number("'truncate_dim' parameter of Teacher", truncate_dim, optional=True)
@@ -368,6 +369,18 @@ def _dtype_name(dtype: str | torch.dtype | None) -> str | None:
             f"Got {dtype!r} instead."
         )
     return name
+
+
+def _check_device(device: Any) -> None:
+    if device is None or isinstance(device, torch.device):
+        return
+    try:
+        torch.device(device if isinstance(device, str) else "")
+    except RuntimeError:
+        raise ValueError(
+            "The 'device' parameter of Teacher must be a device as torch names it, such as 'cpu' or 'cuda:1', or None for the "
+            f"best there is. Got {device!r} instead."
+        ) from None
 
 
 def _is_sentence_transformer(model: Any) -> bool:

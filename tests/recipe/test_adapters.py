@@ -43,6 +43,7 @@ def problems_of(tmp_path, tiny_bert, sentences, request):
         ({"target_modules": "query"}, "target_modules", "'query' is none of a module, such as .*; write \\[query\\]"),
         ({"target_modules": ".*quary"}, "target_modules", "'.*quary' is none of a module, .* give a list of dense"),
         ({"target_modules": ".*(query"}, "target_modules", "no regular expression: missing \\)"),
+        ({"target_modules": []}, "target_modules", "must not be empty; leave it out"),
         ({"target_modules": ["quary"]}, "target_modules[0]", "the encoder has no 'quary'; did you mean 'query'?"),
         ({"target_modules": ["LayerNorm"]}, "target_modules", "is a LayerNorm, and only linear, embedding and"),
         ({"target_modules": "encoder.*"}, "target_modules", "'encoder' is a BertEncoder, and only linear"),

@@ -279,6 +279,15 @@ stages:
     assert recipe.stages[3].steps == 3500
 
 
+def test_steps_and_epochs_replace_each_other(load):
+    text = "preset: default\nstudent: some/student\nteachers: [some/teacher]\ntexts: texts.parquet\n"
+    for changed in (load(text + "stages: {all: {steps: 3}}\n"), load(text, ["stages.all.steps=3"])):
+        assert (changed.stages[0].steps, changed.stages[0].epochs) == (3, None)
+    assert load("preset: jasper\nstages: {projection: {epochs: 2}}\n").stages[0].steps is None
+    both = load(text + "stages: {all: {steps: 3, epochs: 2}}\n").stages[0]  # which the check refuses
+    assert (both.steps, both.epochs) == (3, 2)
+
+
 def test_stages_of_a_preset_can_be_named_and_taken_out(load):
     recipe = load(
         "preset: jasper\nstages: {vision: null, last-layers: {train: {last_layers: 2}}, end: {train: all, steps: 1}}"

@@ -113,6 +113,9 @@ def test_sections(card, tmp_path):
     assert "| 24 | 91.0 | 62.5 | 50.0 | 75.0 | 80.0 |" in text
     assert "| 8 | 70.0 | 50.0 | 25.0 | - | - |" in text
     assert "| projection | projection | cosine 10, similarity 200 | 40 | 8 | 0.0001 | 1.5 |" in text
+    # The second stage has the default, the cosine alone.
+    assert "learns to give a text the teachers' vector (`cosine`) and a batch the teachers' matrix" in text
+    assert "`triplet`" not in text
     assert "CoSENTLoss" in text
     assert "first\\|teacher, a teacher: cc-by-nc-4.0" in text
     assert "[someone/texts](https://huggingface.co/datasets/someone/texts), data: not known here" in text
