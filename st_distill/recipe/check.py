@@ -129,6 +129,11 @@ class _Rules(StageRules, ImageRules):
         kernel = student.attn_implementation
         if kernel == "blockwise" and model.config is not None and model.config.model_type != "alibi_bert":
             self.error((*path, "attn_implementation"), "blockwise is the ALiBi encoder's; leave it out, or set sdpa")
+        if kernel == "flex_attention" and not torch.accelerator.is_available():
+            self.warn(
+                (*path, "attn_implementation"),
+                "flex_attention has no backward pass on a CPU, and this machine has no accelerator; set sdpa to train here",
+            )
         if model.depth is not None and self.sound((*path, "layers")):
             for index, layer in enumerate(student.layers or []):
                 if layer >= model.depth:

@@ -233,7 +233,8 @@ def run_stage(
     if processes.on_cpu:
         arguments["use_cpu"] = True
     args = SentenceTransformerTrainingArguments(output_dir=str(checkpoints), **{"seed": seed, **arguments})
-    _check_rows(data, args.train_batch_size, processes.count)
+    _check_rows(data, args.train_batch_size, processes.count, drop_last=args.dataloader_drop_last)
+    _check_kernel(model, stage, args.device)
     if stage.lora is not None:
         add_adapters(model, stage, base)
     with training_only(model, _trained(model, stage)), dropout_of(model, stage.dropout):
@@ -309,14 +310,30 @@ def _as_in(
     return {f"{len(model) - 1}.{name.partition('.')[2]}": value for name, value in weights.items()}
 
 
-def _check_rows(data: StageData, batch: int, processes: int) -> None:
+def _check_rows(data: StageData, batch: int, processes: int, *, drop_last: bool) -> None:
     """Several processes train on full batches alone, so that none of them waits for rows that there are not."""
     for name, dataset in data.datasets.items():
+        if drop_last and processes == 1 and len(dataset) < batch:
+            raise ValueError(
+                f"The stage's data must be at least {batch} rows, a batch, because dataloader_drop_last leaves out smaller "
+                f"ones. Got {len(dataset)} rows of '{name}' instead: take a smaller batch, or leave dataloader_drop_last out."
+            )
         if processes > 1 and len(dataset) < batch * processes:
             raise ValueError(
                 f"The stage's data must be at least {batch * processes} rows, the joint batch of {processes} processes with "
                 f"{batch} each. Got {len(dataset)} rows of '{name}' instead: take a smaller batch, or fewer processes."
             )
+
+
+def _check_kernel(model: SentenceTransformer, stage: Stage, device: torch.device) -> None:
+    config = getattr(model.transformers_model, "config", None)
+    if device.type != "cpu" or getattr(config, "_attn_implementation", None) != "flex_attention":
+        return
+    if any(name.startswith("0.") for name in _trained(model, stage)):
+        raise ValueError(
+            "The student's attn_implementation must have a backward pass where its encoder is trained. Got flex_attention on a "
+            "CPU, which has none there: leave it out, or set sdpa."
+        )
 
 
 def save_model(model: SentenceTransformer, folder: Path) -> None:

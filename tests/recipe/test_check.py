@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import Dataset
 from PIL import Image
 
@@ -261,6 +262,7 @@ def test_all_mistakes_come_at_once_and_in_order(problems_of):
         ("    batch: 8", "    batch: 2\n    losses: {triplet: 1}", "always 0 in a batch of 2 rows"),
         ("    batch: 8", "    batch: 8\n    mini_batch_size: 8", "saves no memory and costs a second forward pass"),
         ("    batch: 8", "    batch: 8\n    mini_batch_size: 4\n    length_parts: 2", "length_parts: has no effect beside mini_batch_size"),
+        ("  max_seq_length: 32", "  attn_implementation: flex_attention", "no backward pass on a CPU, and this machine has no"),
         ("    batch: 8", "    batch: 8\n    margin: 0.3", "margin: has no effect where losses are {cosine: 10}; add triplet"),
         ("    batch: 8", "    batch: 8\n    bits: true\n    losses: {cosine: 2}", "bits: has no effect where losses are {cosine: 2}"),
         ("    batch: 8", "    batch: 8\n    dims: full\n    cosine_dims: [16]", "dims: has no effect where losses are {cosine: 10}"),
@@ -276,6 +278,7 @@ def test_all_mistakes_come_at_once_and_in_order(problems_of):
 )  # fmt: skip
 def test_what_may_be_right_elsewhere_is_a_warning(problems_of, old, new, message, monkeypatch):
     monkeypatch.setattr(run_rules, "is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     problems = problems_of(BASE.replace(old, new, 1))
     assert {problem.level for problem in problems} == {"warning"}
     assert message in format_problems(problems)

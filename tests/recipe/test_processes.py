@@ -173,7 +173,7 @@ def test_two_processes_killed_and_resumed_equal_one_with_the_joint_batch(folder,
         np.testing.assert_allclose(found.encode(inputs), expected.encode(inputs), atol=1e-4)
     start = SentenceTransformer(str(folder / "student"), device="cpu")
     assert not np.allclose(found.encode(texts(folder))[:, :8], start.encode(texts(folder))[:, :8], atol=1e-2)
-    for name in ("last-1-layers", "all", "vision"):
+    for name in ("projection", "last-1-layers", "all", "vision"):
         # Of each process's own weights, before it read what the main one wrote.
         np.testing.assert_array_equal(np.load(folder / f"{name}-0.npy"), np.load(folder / f"{name}-1.npy"))
 
@@ -198,9 +198,11 @@ class TestEffectiveBatch:
 
 def test_fewer_rows_than_the_joint_batch_are_refused():
     data = StageData({"texts": Dataset.from_dict({"text": ["a", "b", "c"]})}, {}, {})
-    stages._check_rows(data, 4, 1)
+    stages._check_rows(data, 4, 1, drop_last=False)
     with pytest.raises(ValueError, match=r"at least 4 rows, the joint batch of 2 processes with 2 each. Got 3 rows"):
-        stages._check_rows(data, 2, 2)
+        stages._check_rows(data, 2, 2, drop_last=False)
+    with pytest.raises(ValueError, match="at least 4 rows, a batch, because dataloader_drop_last .* Got 3 rows"):
+        stages._check_rows(data, 4, 1, drop_last=True)
 
 
 if __name__ == "__main__":
