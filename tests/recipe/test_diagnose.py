@@ -182,7 +182,7 @@ def test_what_is_knowable_before_work_is_a_warning_of_check(make_recipe, folder,
         student={**vars(make_recipe("never").student), "max_seq_length": 8},
         teachers=[{"model": str(tmp_path / "teacher")}, {"vectors": str(folder / "shuffled.parquet"), "name": "api"}],
         texts=[{"path": str(tmp_path / "texts.parquet")}],
-        stages=[{"train": "all", "steps": 4, "batch": 8, "dims": [8], "cosine_dims": [8]}],
+        stages=[{"train": "all", "steps": 4, "batch": 8, "dims": [8]}],
         evaluation={"texts": str(tmp_path / "held-out.parquet")},
     )
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
