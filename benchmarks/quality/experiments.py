@@ -31,7 +31,7 @@ from transformers import TrainerCallback
 
 from st_distill import functional
 from st_distill.losses import JasperDistill
-from st_distill.recipe import runner, stages
+from st_distill.recipe import stages
 from st_distill.recipe.schema import Stage
 from st_distill.recipe.trainer import StageTrainer
 
@@ -145,14 +145,15 @@ class _Average(TrainerCallback):
 @contextmanager
 def applied(experiment: Experiment) -> Iterator[None]:
     """Within this, a recipe's run is changed as the experiment says."""
-    changes = []
+    changes, used = [], list[str | None]()
     if experiment.changes_loss:
-        original = runner.distill_loss
+        original = stages.distill_loss
 
         def changed(
             stage: Stage, projection: Any, model: SentenceTransformer, teacher: Any, *, match_dims: bool
         ) -> JasperDistill:
             plain = original(stage, projection, model, teacher, match_dims=match_dims)
+            used.append(stage.name)
             return _Changed(
                 model,
                 teacher=teacher,
@@ -164,7 +165,7 @@ def applied(experiment: Experiment) -> Iterator[None]:
                 steps=stage.steps or 0,
             )
 
-        changes.append(mock.patch.object(runner, "distill_loss", changed))
+        changes.append(mock.patch.object(stages, "distill_loss", changed))
     if experiment.average:
         trainer = partial(StageTrainer, callbacks=[_Average(experiment.average)])
         changes.append(mock.patch.object(stages, "StageTrainer", trainer))
@@ -175,3 +176,5 @@ def applied(experiment: Experiment) -> Iterator[None]:
     finally:
         for change in changes:
             change.stop()
+    if experiment.changes_loss and not used:
+        raise RuntimeError("The recipe did not use the changed loss: the figures would be those of the plain one.")
