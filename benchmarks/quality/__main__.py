@@ -34,7 +34,6 @@ def main() -> None:
     run.add_argument("--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m != "published-random"])
     run.add_argument("--students", nargs="+", choices=list(RATES), default=["3-layer"])
     run.add_argument("--seeds", nargs="+", type=int, default=[0])
-    run.add_argument("--splits", nargs="+", choices=["dev", "test"], default=["test"])
     run.add_argument("--rate", type=float, help="peak learning rate of the encoder; by default that of the student")
 
     trial = commands.add_parser(
@@ -46,11 +45,13 @@ def main() -> None:
     trial.add_argument("--seeds", nargs="+", type=int, default=[0])
     trial.add_argument("--rate", type=float)
 
-    for command, steps in ((run, 600), (trial, 150)):
+    for command, steps, split in ((run, 600, "test"), (trial, 150, "dev")):
         command.add_argument("--data", type=Path, required=True, help="folder of the data")
         command.add_argument("--teacher", required=True, help="name or folder of all-MiniLM-L6-v2")
         command.add_argument("--rows", type=int, default=40_000, help="pairs of training texts")
         command.add_argument("--steps", type=int, default=steps)
+        command.add_argument("--splits", nargs="+", choices=["dev", "test"], default=[split])
+        command.add_argument("--bf16", action="store_true", help="train in bfloat16 (autocast)")
         command.add_argument(
             "--dropout", type=_dropout, default=0.0, help="share that training drops; 'model': the model's own"
         )
@@ -74,18 +75,23 @@ def main() -> None:
         draw(read(results), options.split, options.out)
         return
     shop = Workshop(options.out, options.data, options.teacher, rows=options.rows)
+    for split in options.splits:
+        run_teachers(shop, split)
     if options.command == "run":
-        for split in options.splits:
-            run_teachers(shop, split)
         for seed in options.seeds:
             for student in options.students:
                 for method in options.methods:
                     settings = Settings(
-                        method, student, seed, options.steps, rate=options.rate, dropout=options.dropout
+                        method,
+                        student,
+                        seed,
+                        options.steps,
+                        rate=options.rate,
+                        dropout=options.dropout,
+                        bf16=options.bf16,
                     )
                     run_method(shop, method, settings, options.splits)
         return
-    run_teachers(shop, "dev")
     names = list(TRIALS) if options.names == ["all"] else options.names
     if unknown := [name for name in names if name not in TRIALS and not options.overrides]:
         parser.error(f"unknown trial {', '.join(unknown)}: give --set, or one of {', '.join(TRIALS)}")
@@ -95,10 +101,10 @@ def main() -> None:
             overrides = (*changes.pop("overrides", ()), *options.overrides)
             settings = Settings(
                 **{"method": "st-distill", "student": options.student, "seed": seed, "steps": options.steps}
-                | {"rate": options.rate, "dropout": options.dropout, "overrides": overrides}
+                | {"rate": options.rate, "dropout": options.dropout, "bf16": options.bf16, "overrides": overrides}
                 | changes
             )
-            run_method(shop, name, settings, ["dev"])
+            run_method(shop, name, settings, options.splits)
 
 
 if __name__ == "__main__":

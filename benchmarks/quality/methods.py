@@ -62,6 +62,8 @@ class Settings:
     layers: tuple[int, ...] | None = None
     #: Share of the activations that training drops; None: the library's way, the model's own share.
     dropout: float | None = 0.0
+    #: Whether training computes in bfloat16 (autocast); measuring never does.
+    bf16: bool = False
     #: Of st-distill alone: the stages and each one's share of the steps.
     stages: tuple[tuple[str, float], ...] = (("all", 1.0),)
     #: Of st-distill alone: the form of its texts, a lexical teacher's weight, what `experiments` change.
@@ -124,6 +126,7 @@ def train(settings: Settings, shop: Workshop, folder: Path) -> Trained:
         report_to="none",
         logging_steps=50,
         use_cpu=True,
+        bf16=settings.bf16,
         dataloader_pin_memory=False,
     )
     trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=shop.pairs, loss=loss)
@@ -177,7 +180,8 @@ def recipe(settings: Settings, shop: Workshop, folder: Path) -> dict[str, Any]:
         teachers.append({"model": shop.lexical_teacher(), "name": "lexical", "weight": settings.lexical})
     # A batch holds as many texts, whatever the columns are.
     rows = settings.batch // 2 if settings.texts == "neighbours" else settings.batch
-    shared = {"batch": rows, "group_by_length": True, "arguments": {"warmup_steps": 0.1, "use_cpu": True}}
+    arguments = {"warmup_steps": 0.1, "use_cpu": True, "bf16": settings.bf16}
+    shared = {"batch": rows, "group_by_length": True, "arguments": arguments}
     kinds: dict[str, tuple[Any, float]] = {
         "projection": ("projection", 1e-4),
         "last-layer": ({"last_layers": 1}, 2e-4),

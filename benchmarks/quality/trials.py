@@ -42,7 +42,8 @@ TRIALS: dict[str, dict[str, Any]] = {
     "neighbours-10": {"experiment": Experiment(neighbours=10.0)},
     "centred": {"experiment": Experiment(centred=True), **_relations(_PAPER)},
     "own-teacher": {"experiment": Experiment(own_teacher=True), **_relations(_PAPER)},
-    "prefix-power-0.5": {"experiment": Experiment(prefix_power=0.5)},
+    "short-first": {"experiment": Experiment(prefix_power=0.5)},
+    "long-first": {"experiment": Experiment(prefix_power=-1.0)},
     "spread": {"experiment": Experiment(spread=5.0)},
     "teacher-head": {"overrides": ("projection.teacher_head=true",)},
     # vectors as bits
