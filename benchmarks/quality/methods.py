@@ -8,6 +8,7 @@
 | untrained | the student as it starts |
 | teacher | the teacher, truncated |
 | teacher-random, teacher-pca, teacher-learned | the same on random, principal (of its training vectors), learned axes |
+| teacher-whitened | the same on its principal axes, each divided by its spread: no rotation, the similarities are others |
 | st-distill | this package's default recipe (`recipe`) |
 
 None of them drops anything in training; `--dropout model` gives each the dropout of the model itself.
@@ -169,7 +170,7 @@ LOSSES: dict[str, Callable[[SentenceTransformer, TeacherRows], nn.Module]] = {
 }
 #: Methods that train, and those that do not.
 METHODS = [*LOSSES, "untrained", "st-distill"]
-TEACHERS = ["teacher", "teacher-random", "teacher-pca", "teacher-learned"]
+TEACHERS = ["teacher", "teacher-random", "teacher-pca", "teacher-learned", "teacher-whitened"]
 
 
 def recipe(settings: Settings, shop: Workshop, folder: Path) -> dict[str, Any]:
@@ -240,6 +241,8 @@ def teacher_axes(name: str, shop: Workshop) -> Tensor | None:
     principal = principal_rotation(torch.split(vectors, 8192), DIMS[0])
     if name == "teacher-pca":
         return principal
+    if name == "teacher-whitened":
+        return principal / (vectors @ principal).square().mean(0).sqrt()
     generator = torch.Generator().manual_seed(0)
     batches = (vectors[torch.randperm(len(vectors), generator=generator)[:512]] for _ in itertools.count())
     return learned_rotation(batches, principal, DIMS)

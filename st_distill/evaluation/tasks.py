@@ -22,7 +22,7 @@ from st_distill.evaluation.kinds import (
     SummarizationEvaluator,
 )
 from st_distill.evaluation.pairs import collection_of_pairs, similarity_evaluator
-from st_distill.modules.image import load_image
+from st_distill.modules.image_loading import load_image
 from st_distill.options import check_whole_number
 
 __all__ = ["KINDS", "Kind", "Task", "TaskSpec", "read_task"]

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from st_distill.errors import one_line
 from st_distill.files import read_json, sha256
-from st_distill.modules.image import load_image
+from st_distill.modules.image_loading import load_image
 from st_distill.recipe.schema import ImageSource, Texts
 from st_distill.recipe.words import suggest
 from st_distill.tables import FORMATS, text_rows

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from st_distill.modules.image import load_image
+from st_distill.modules.image_loading import load_image
 from st_distill.recipe import Images
 from st_distill.recipe.data import fingerprint, read_images
 

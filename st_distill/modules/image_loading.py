@@ -1,0 +1,117 @@
+"""Reading pictures, whatever they come as, without trusting them."""
+
+from __future__ import annotations
+
+import io
+import os
+import urllib.request
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+__all__ = ["load_image"]
+
+#: What a picture may come as. Pillow opens more, some by programs of the system: PostScript by Ghostscript.
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+_MAX_BYTES = 256 * 2**20  # of a file
+
+
+def load_image(source: Any, *, row: int | str | None = None, timeout: float = 30.0) -> Image.Image:
+    """An image as RGB, whatever it comes as; transparency becomes white, and an EXIF orientation is applied.
+
+    Nothing is fetched but for an ``http(s)`` URL.
+
+    Args:
+        source: a PIL image, a path, an http(s) URL, the bytes of a file, or the ``{"bytes": ..., "path": ...}`` mapping
+            of a datasets Image column.
+        row: what a message calls the place of the image: a row number, or any name.
+        timeout: seconds to wait for a URL.
+
+    Returns:
+        (width, height) of the image itself, mode RGB. 16-bit grey becomes 8-bit by its high byte.
+
+    Raises:
+        ValueError: in one sentence that names the row, for what is missing, not an image, damaged, or has more pixels
+            than ``PIL.Image.MAX_IMAGE_PIXELS``.
+    """
+    place = "" if row is None else f" of row {row}"
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns of up to twice its limit; a row of a data set should not take the machine's memory.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = source if isinstance(source, Image.Image) else _open(source, timeout)
+            return _to_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"The image{place} is too large: it has more pixels than PIL.Image.MAX_IMAGE_PIXELS "
+            f"({Image.MAX_IMAGE_PIXELS}). Shrink it, or raise that limit if you trust the file."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"The image{place} cannot be read from {_shown(source)}: Pillow knows no such format."
+        ) from error
+    except Exception as error:  # Pillow's decoders raise whatever their format's code raises
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split()).rstrip(".") or type(error).__name__
+        raise ValueError(f"The image{place} cannot be read from {_shown(source)}: {reason}.") from error
+
+
+def _open(source: Any, timeout: float) -> Image.Image:
+    if isinstance(source, Mapping):
+        if source.get("bytes") is not None:
+            source = source["bytes"]
+        elif source.get("path") is not None:
+            source = source["path"]
+        else:
+            raise ValueError('it has neither "bytes" nor "path"')
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decoded(bytes(source))
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        with urllib.request.urlopen(source, timeout=timeout) as answer:
+            return _decoded(answer.read(_MAX_BYTES + 1))
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if path.exists() and not path.is_file():  # a device or a pipe has no end
+            raise ValueError("it is no file")
+        with path.open("rb") as file:
+            return _decoded(file.read(_MAX_BYTES + 1))
+    raise TypeError(
+        'it must be a PIL image, a path, an http(s) URL, bytes, or a mapping with "bytes" or "path", '
+        f"not {type(source).__name__}"
+    )
+
+
+def _decoded(content: bytes) -> Image.Image:
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"it has more than {_MAX_BYTES // 2**20} MiB")
+    Image.init()
+    return Image.open(io.BytesIO(content), formats=[name for name in _FORMATS if name in Image.OPEN])
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise Image.DecompressionBombError
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        # convert("RGB") would clip 16-bit grey to white; some versions of Pillow open it as "I", which may hold 8 bits too.
+        grey = image.convert("I")
+        wide = image.mode != "I" or np.asarray(grey).max() > 255
+        image = (grey.point(lambda value: value * (1 / 257)) if wide else grey).convert("L")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")
+
+
+def _shown(source: Any) -> str:
+    if isinstance(source, Mapping):
+        return _shown(source["path"]) if source.get("path") is not None else "a mapping"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"{len(source)} bytes"
+    if isinstance(source, (str, os.PathLike)):
+        return repr(os.fspath(source))
+    return f"a {type(source).__name__}"
