@@ -58,6 +58,8 @@ TRIALS: dict[str, dict[str, Any]] = {
     "projection-rate": {"overrides": ("stages.all.arguments.learning_rate_mapping={linears: 3e-3}",)},
     "average": {"experiment": Experiment(average=0.3)},
     "batch-32": {"batch": 32, "steps": 300},
+    "batch-16": {"batch": 16, "steps": 600},
+    "batch-32-long-first": {"batch": 32, "steps": 300, "experiment": Experiment(prefix_power=-1.0)},
     # the texts and the batches
     "random-batches": {"overrides": ("stages.all.group_by_length=false",)},
     "texts-strangers": {"texts": "strangers"},
