@@ -50,6 +50,7 @@ def main() -> None:
         command.add_argument("--teacher", required=True, help="name or folder of all-MiniLM-L6-v2")
         command.add_argument("--rows", type=int, default=40_000, help="pairs of training texts")
         command.add_argument("--steps", type=int, default=steps)
+        command.add_argument("--batch", type=int, default=64, help="pairs of a step")
         command.add_argument("--splits", nargs="+", choices=["dev", "test"], default=[split])
         command.add_argument("--bf16", action="store_true", help="train in bfloat16 (autocast)")
         command.add_argument(
@@ -86,6 +87,7 @@ def main() -> None:
                         student,
                         seed,
                         options.steps,
+                        batch=options.batch,
                         rate=options.rate,
                         dropout=options.dropout,
                         bf16=options.bf16,
@@ -101,7 +103,13 @@ def main() -> None:
             overrides = (*changes.pop("overrides", ()), *options.overrides)
             settings = Settings(
                 **{"method": "st-distill", "student": options.student, "seed": seed, "steps": options.steps}
-                | {"rate": options.rate, "dropout": options.dropout, "bf16": options.bf16, "overrides": overrides}
+                | {
+                    "batch": options.batch,
+                    "rate": options.rate,
+                    "dropout": options.dropout,
+                    "bf16": options.bf16,
+                    "overrides": overrides,
+                }
                 | changes
             )
             run_method(shop, name, settings, options.splits)
