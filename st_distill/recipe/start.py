@@ -31,6 +31,9 @@ _CHUNK = 1024
 #: which a rotation is learned.
 _PRINCIPAL_ROWS = 20_000
 _LEARNED_ROWS = 512
+#: Texts that the ridge start is solved from, or as many as 24 times the student's width. For MiniLM's three layers the cosine
+#: to the teacher on other texts is 0.801 of 8,000 and 0.804 of 12,000: less than a few steps of training bring.
+_RIDGE_ROWS = 8_000
 #: Texts of each source whose length is looked at.
 _LOOKED_AT = 1000
 
@@ -118,7 +121,7 @@ def _ridge_batches(
     """Pooled vectors and teacher vectors: of all texts where the former are there, else of a seeded sample that is large
     enough for the regression to be well determined.
     """
-    wanted = max(20_000, 64 * student.get_embedding_dimension())
+    wanted = max(_RIDGE_ROWS, 24 * student.get_embedding_dimension())
     rows = sum(len(dataset) * (len(dataset.column_names) - 1) for dataset, _ in labelled)
     share = 1.0 if pooled is not None else min(1.0, wanted / rows)
     generator = np.random.default_rng(seed)
