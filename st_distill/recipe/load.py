@@ -1,13 +1,12 @@
 """Recipes from YAML and back.
 
-The YAML is the safe subset (mappings, lists, texts, numbers, true and false, null), read by the rules of YAML 1.2:
-``1e-4`` is a number, and ``yes``, ``no``, ``on`` and ``off`` are words. Every value remembers the line it stands in.
+A file lies over the preset that it names, and ``--set`` over both.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -18,6 +17,7 @@ from st_distill.errors import Problem, RecipeError
 from st_distill.recipe.conversion import Part, as_mapping, build, hints
 from st_distill.recipe.schema import Recipe, Stage, TeacherSpec
 from st_distill.recipe.words import FieldPath, Found, show_path, suggest
+from st_distill.recipe.yaml_tree import MAX_BYTES, Dumper, Entry, Place, parse, problem_at
 
 __all__ = [
     "DISTILLATION",
@@ -30,11 +30,6 @@ __all__ = [
     "presets",
     "read_document",
 ]
-
-#: A recipe is written by hand: anything beyond these is a mistake or an attack (aliases that multiply, say).
-MAX_BYTES = 1_000_000
-MAX_VALUES = 100_000
-MAX_DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ def dump_recipe(recipe: Part) -> str:
         TypeError: for a recipe that holds Python objects (a Dataset, a callable teacher).
     """
     try:
-        return yaml.dump(as_mapping(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+        return yaml.dump(as_mapping(recipe), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
     except yaml.representer.RepresenterError as error:
         raise TypeError(
             f"A recipe with Python objects cannot be written as YAML. Got a {type(error.args[-1]).__name__}. Save the data "
@@ -99,41 +94,11 @@ def presets(kind: Kind = DISTILLATION) -> dict[str, Path]:
     return {path.stem: path for path in sorted(kind.presets.glob("*.yaml"))}
 
 
-@dataclass(frozen=True)
-class _Place:
-    source: str | None
-    line: int | None
-
-
-@dataclass
-class _Entry:
-    """A value of the YAML file with its place; lists and mappings hold entries."""
-
-    value: Any
-    place: _Place
-
-    def plain(self) -> Any:
-        if isinstance(self.value, dict):
-            return {key: entry.plain() for key, entry in self.value.items()}
-        if isinstance(self.value, list):
-            return [entry.plain() for entry in self.value]
-        return self.value
-
-    def places(self, path: FieldPath = ()) -> Iterator[tuple[FieldPath, _Place]]:
-        yield path, self.place
-        if isinstance(self.value, dict):
-            for key, entry in self.value.items():
-                yield from entry.places((*path, key))
-        elif isinstance(self.value, list):
-            for index, entry in enumerate(self.value):
-                yield from entry.places((*path, index))
-
-
 class Document:
     """A recipe before it is a `Recipe`, or what its kind says: plain data, and where each value stands."""
 
     def __init__(
-        self, data: dict[str, Any], places: dict[FieldPath, _Place] | None = None, *, kind: Kind = DISTILLATION
+        self, data: dict[str, Any], places: dict[FieldPath, Place] | None = None, *, kind: Kind = DISTILLATION
     ) -> None:
         self.data = data
         self.kind = kind
@@ -154,7 +119,7 @@ class Document:
     def problem(self, path: FieldPath, message: str, *, warning: bool = False) -> Problem:
         """A problem at a field; its line is that of the field or of the nearest one around it."""
         around = next((path[:end] for end in range(len(path), -1, -1) if path[:end] in self._places), None)
-        place = _Place(None, None) if around is None else self._places[around]
+        place = Place(None, None) if around is None else self._places[around]
         return Problem(
             path=show_path(path),
             message=message,
@@ -190,7 +155,7 @@ def read_document(path_or_preset: str | Path, overrides: Sequence[str] = (), *, 
 # --- files and presets -------------------------------------------------------------------------------------------------
 
 
-def _read_root(path_or_preset: str | Path, kind: Kind) -> _Entry:
+def _read_root(path_or_preset: str | Path, kind: Kind) -> Entry:
     path, known = Path(path_or_preset), presets(kind)
     if str(path_or_preset) in known and not path.is_file():
         return _read_yaml(known[str(path_or_preset)], f"preset {path_or_preset}", kind)
@@ -203,49 +168,47 @@ def _read_root(path_or_preset: str | Path, kind: Kind) -> _Entry:
     return _read_yaml(path, str(path_or_preset), kind)
 
 
-def _over_preset(root: _Entry, kind: Kind) -> _Entry:
+def _over_preset(root: Entry, kind: Kind) -> Entry:
     """The recipe laid over the preset that it names, which may name another one."""
     if "preset" not in root.value:
         return root
     chosen, known = root.value.pop("preset"), presets(kind)
     if not isinstance(chosen.value, str) or chosen.value not in known:
         message = f"unknown preset '{chosen.plain()}'{suggest(str(chosen.plain()), known, always=True)}"
-        raise RecipeError([_at(chosen.place, "preset", message)])
+        raise RecipeError([problem_at(chosen.place, "preset", message)])
     return _merge(_read_yaml(known[chosen.value], f"preset {chosen.value}", kind), root, ())
 
 
-def _at(place: _Place, path: str, message: str) -> Problem:
-    return Problem(path=path, message=message, line=place.line, source=place.source)
-
-
-def _read_yaml(path: Path, source: str, kind: Kind) -> _Entry:
-    top = _Place(source, None)
+def _read_yaml(path: Path, source: str, kind: Kind) -> Entry:
+    top = Place(source, None)
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise RecipeError([_at(top, "", f"is larger than {MAX_BYTES // 1_000_000} MB, which no recipe needs to be")])
+        raise RecipeError(
+            [problem_at(top, "", f"is larger than {MAX_BYTES // 1_000_000} MB, which no recipe needs to be")]
+        )
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise RecipeError([_at(_Place(source, line), "", "is not UTF-8 text; save the file as UTF-8")]) from None
-    root = _parse(text, lambda line: _Place(source, line))
+        raise RecipeError([problem_at(Place(source, line), "", "is not UTF-8 text; save the file as UTF-8")]) from None
+    root = parse(text, lambda line: Place(source, line))
     if root.value is None:
-        raise RecipeError([_at(top, "", f"is empty; a recipe has at least {kind.required}")])
+        raise RecipeError([problem_at(top, "", f"is empty; a recipe has at least {kind.required}")])
     if not isinstance(root.value, dict):
-        raise RecipeError([_at(root.place, "", "must be a mapping of fields (output: ..., student: ...)")])
+        raise RecipeError([problem_at(root.place, "", "must be a mapping of fields (output: ..., student: ...)")])
     _unify(root, kind)
     return _over_preset(root, kind)
 
 
-def _unify(root: _Entry, kind: Kind) -> None:
+def _unify(root: Entry, kind: Kind) -> None:
     """Put the list around a single text source or teacher, so that it has one path everywhere."""
     for name, hint in hints(kind.recipe).items():  # type: ignore[arg-type]
         entry = root.value.get(name)
         part = _part_in(hint)
         is_list = get_origin(hint) is list and part is not None and part.short_for is not None
         if is_list and entry is not None and isinstance(entry.value, (dict, str)):
-            root.value[name] = _Entry([entry], entry.place)
+            root.value[name] = Entry([entry], entry.place)
 
 
 def _part_in(hint: Any) -> type[Part] | None:
@@ -255,7 +218,7 @@ def _part_in(hint: Any) -> type[Part] | None:
     return next((part for inner in get_args(hint) if (part := _part_in(inner)) is not None), None)
 
 
-def _merge(base: _Entry, over: _Entry, path: FieldPath) -> _Entry:
+def _merge(base: Entry, over: Entry, path: FieldPath) -> Entry:
     """``over`` laid on ``base``; see `load_recipe`."""
     if path == ("stages",) and isinstance(base.value, list):
         return _merge_stages(base, over)
@@ -272,17 +235,17 @@ def _merge(base: _Entry, over: _Entry, path: FieldPath) -> _Entry:
             merged[key] = entry
         else:
             merged[key] = _merge(merged[key], entry, (*path, key)) if key in merged else entry
-    return _Entry(merged, over.place)
+    return Entry(merged, over.place)
 
 
-def _choose_duration(stage: dict[str, _Entry], given: Mapping[str, _Entry]) -> None:
+def _choose_duration(stage: dict[str, Entry], given: Mapping[str, Entry]) -> None:
     """Steps and epochs exclude each other, so that what is laid over a stage takes the place of both."""
     for key, other in (("steps", "epochs"), ("epochs", "steps")):
         if key in given and given[key].value is not None and other not in given:
             stage.pop(other, None)
 
 
-def _merge_stages(base: _Entry, over: _Entry) -> _Entry:
+def _merge_stages(base: Entry, over: Entry) -> Entry:
     if isinstance(over.value, dict):
         changes = [(name, entry) for name, entry in over.value.items()]
     elif isinstance(over.value, list):
@@ -296,185 +259,28 @@ def _merge_stages(base: _Entry, over: _Entry) -> _Entry:
                 message = (
                     f"the preset has no stage '{name}' to take out{suggest(str(name), map(str, stages), always=True)}"
                 )
-                raise RecipeError([_at(entry.place, f"stages.{name}", message)])
+                raise RecipeError([problem_at(entry.place, f"stages.{name}", message)])
             del stages[name]
         elif name in stages:
             stages[name] = _merge(stages[name], entry, ("stages", 0))
         else:
             if isinstance(over.value, dict) and isinstance(entry.value, dict):
-                entry = _Entry({"name": _Entry(name, entry.place), **entry.value}, entry.place)
+                entry = Entry({"name": Entry(name, entry.place), **entry.value}, entry.place)
             stages[name] = entry
-    return _Entry(list(stages.values()), over.place)
+    return Entry(list(stages.values()), over.place)
 
 
-def _name_of(entry: _Entry, cls: type[Stage] | type[TeacherSpec]) -> str | None:
+def _name_of(entry: Entry, cls: type[Stage] | type[TeacherSpec]) -> str | None:
     part = build(cls, entry.plain(), [])
     return part.name
-
-
-# --- YAML --------------------------------------------------------------------------------------------------------------
-
-
-#: The plain words of YAML 1.2's core schema, with the underscores in numbers that Python has too.
-_RESOLVERS: list[tuple[str, str, str]] = [
-    ("tag:yaml.org,2002:null", r"^(?:~|null|Null|NULL|)$", "~nN\0"),
-    ("tag:yaml.org,2002:bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    ("tag:yaml.org,2002:int", r"^[-+]?[0-9]+(?:_[0-9]+)*$", "-+0123456789"),
-    (
-        "tag:yaml.org,2002:float",
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
-        "-+.0123456789",
-    ),
-    ("tag:yaml.org,2002:merge", r"^<<$", "<"),
-]
-_SCALARS: dict[str, Callable[[str], Any]] = {
-    "tag:yaml.org,2002:null": lambda text: None,
-    "tag:yaml.org,2002:bool": lambda text: text.lower() == "true",
-    "tag:yaml.org,2002:int": int,
-    "tag:yaml.org,2002:float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
-    "tag:yaml.org,2002:str": str,
-    "tag:yaml.org,2002:merge": str,
-}
-
-
-def _resolvers() -> dict[str | None, list[tuple[str, re.Pattern[str]]]]:
-    table: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}
-    for tag, pattern, first_letters in _RESOLVERS:
-        for letter in first_letters:
-            table.setdefault("" if letter == "\0" else letter, []).append((tag, re.compile(pattern)))
-    return table
-
-
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = _resolvers()
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.depth >= MAX_DEPTH:
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem=f"is nested more than {MAX_DEPTH} deep", problem_mark=mark)
-        self.depth += 1
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self.depth -= 1
-
-
-class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers = _resolvers()
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-# Short lists on one line, as people write them.
-_Dumper.add_representer(
-    list,
-    lambda dumper, data: dumper.represent_sequence(
-        "tag:yaml.org,2002:seq", data, flow_style=not any(isinstance(entry, (dict, list)) for entry in data)
-    ),
-)
-
-
-def _parse(text: str, place: Callable[[int], _Place]) -> _Entry:
-    """The one document of a YAML text, every value with its place."""
-    try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = 1 if mark is None else mark.line + 1
-        parts = [error.context, error.problem] if error.problem_mark is None else [error.problem, error.context]
-        message = "; ".join(part for part in parts if part)
-        raise RecipeError([_at(place(line), "", f"is not valid YAML: {message}")]) from None
-    except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
-        message = f"has a character that YAML does not allow, {text[error.position]!r}"
-        raise RecipeError([_at(place(line), "", message)]) from None
-    if node is None:
-        return _Entry(None, place(1))
-    reader = _NodeReader(place)
-    entry = reader.read(node, node.start_mark.line + 1, ())
-    if reader.problems:
-        raise RecipeError(reader.problems)
-    return entry
-
-
-class _NodeReader:
-    """Turns YAML nodes into entries, counting every value, aliases included, against the limit."""
-
-    def __init__(self, place: Callable[[int], _Place]) -> None:
-        self.place = place
-        self.count = 0
-        self.open: list[yaml.Node] = []
-        self.problems: list[Problem] = []
-
-    def read(self, node: yaml.Node, line: int, path: FieldPath) -> _Entry:
-        self.count += 1
-        if self.count > MAX_VALUES or any(node is outer for outer in self.open):
-            what = "holds itself" if self.count <= MAX_VALUES else f"has more than {MAX_VALUES:,} values"
-            raise RecipeError([_at(self.place(line), show_path(path), f"{what}, by its aliases; write the values out")])
-        self.open.append(node)
-        try:
-            return _Entry(self._value(node, line, path), self.place(line))
-        finally:
-            self.open.pop()
-
-    def _value(self, node: yaml.Node, line: int, path: FieldPath) -> Any:
-        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
-            return self._mapping(node, path)
-        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-            return [
-                self.read(entry, entry.start_mark.line + 1, (*path, index)) for index, entry in enumerate(node.value)
-            ]
-        if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
-            try:
-                return _SCALARS[node.tag](node.value)
-            except ValueError:
-                pass
-        message = f"the tag {node.tag} is not allowed here; a recipe has plain texts, numbers, lists and mappings"
-        self.problems.append(_at(self.place(line), show_path(path), message))
-        return None
-
-    def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, _Entry]:
-        merged: dict[str, _Entry] = {}
-        values: dict[str, _Entry] = {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                for entry in self._merged(value_node, line, path):
-                    merged = {**entry, **merged}
-                continue
-            if not isinstance(key_node, yaml.ScalarNode):
-                self.problems.append(_at(self.place(line), show_path(path), "the name of a field must be text"))
-                continue
-            # Names are kept as they are written: a column may be called 1 or true.
-            key = key_node.value
-            if key in values:
-                first = values[key].place.line
-                message = f"is there twice, first in line {first}; remove one"
-                self.problems.append(_at(self.place(line), show_path((*path, key)), message))
-            values[key] = self.read(value_node, line, (*path, key))
-        return {**merged, **values}
-
-    def _merged(self, node: yaml.Node, line: int, path: FieldPath) -> list[dict[str, _Entry]]:
-        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        entries = [self.read(entry, line, path).value for entry in nodes]
-        if not all(isinstance(entry, dict) for entry in entries):
-            self.problems.append(_at(self.place(line), show_path(path), "'<<' must name a mapping"))
-            return []
-        return entries
 
 
 # --- overrides ---------------------------------------------------------------------------------------------------------
 
 
-def _placed(source: str) -> Callable[[int], _Place]:
+def _placed(source: str) -> Callable[[int], Place]:
     """The place of every line of an override."""
-    return lambda line: _Place(source, None)
+    return lambda line: Place(source, None)
 
 
 def assignments(words: Sequence[str]) -> dict[str, Any]:
@@ -491,7 +297,7 @@ def assignments(words: Sequence[str]) -> dict[str, Any]:
                 f"The option --set must be of the form field=value, such as bf16=true. Got '{word}' instead."
             )
         try:
-            found[name.strip()] = _parse(text, _placed(f"--set {word}")).plain()
+            found[name.strip()] = parse(text, _placed(f"--set {word}")).plain()
         except RecipeError as error:
             raise ValueError(f"The value of --set {word} {error.problems[0].message}.") from None
     return found
@@ -505,7 +311,7 @@ class _Misfit(Exception):
     """An override that does not fit the recipe."""
 
 
-def _apply(root: _Entry, override: str, kind: Kind) -> None:
+def _apply(root: Entry, override: str, kind: Kind) -> None:
     target, equals, text = override.partition("=")
     keys = target.strip().split(".")
     if not equals or not all(keys):
@@ -513,7 +319,7 @@ def _apply(root: _Entry, override: str, kind: Kind) -> None:
     placed = _placed(f"--set {override}")
     place = placed(1)
     try:
-        value = _parse(text, placed)
+        value = parse(text, placed)
     except RecipeError as error:
         raise _Misfit(f"the value {error.problems[0].message}") from None
     current, path = root, _NOWHERE
@@ -530,7 +336,7 @@ def _apply(root: _Entry, override: str, kind: Kind) -> None:
             path = (*path, index)
             continue
         if isinstance(current.value, str) and (short := _short_for(path, kind)) is not None:
-            current.value = {short: _Entry(current.value, current.place)}
+            current.value = {short: Entry(current.value, current.place)}
         if not isinstance(current.value, dict):
             raise _Misfit(f"'{show_path(path)}' has no fields, it is {current.plain()!r}")
         path = (*path, key)
@@ -541,7 +347,7 @@ def _apply(root: _Entry, override: str, kind: Kind) -> None:
                 _choose_duration(current.value, {key: value})
             current.value[key] = value
         else:
-            current = current.value.setdefault(key, _Entry({}, place))
+            current = current.value.setdefault(key, Entry({}, place))
             if current.value is None:
                 current.value = {}
     _unify(root, kind)
@@ -556,7 +362,7 @@ def _short_for(path: FieldPath, kind: Kind) -> str | None:
     return None if part is None else part.short_for
 
 
-def _index(entry: _Entry, key: str, path: FieldPath) -> int:
+def _index(entry: Entry, key: str, path: FieldPath) -> int:
     """The position in a list that a number or, for stages and teachers, a name says."""
     count = len(entry.value)
     if re.fullmatch(r"\d+", key):

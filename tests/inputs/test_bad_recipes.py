@@ -13,7 +13,8 @@ from st_distill.cli import main
 from st_distill.errors import RecipeError
 from st_distill.recipe import load_recipe
 from st_distill.recipe.check import check
-from st_distill.recipe.load import MAX_BYTES, dump_recipe, presets
+from st_distill.recipe.load import dump_recipe, presets
+from st_distill.recipe.yaml_tree import MAX_BYTES
 
 GOOD = {
     "output": "out/small",

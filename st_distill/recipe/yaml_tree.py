@@ -1,0 +1,216 @@
+"""YAML as a tree of values that remember the line they stand in.
+
+The safe subset (mappings, lists, texts, numbers, true and false, null), by the rules of YAML 1.2: ``1e-4`` is a number, and
+``yes``, ``no``, ``on`` and ``off`` are words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from st_distill.errors import Problem, RecipeError
+from st_distill.recipe.words import FieldPath, show_path
+
+__all__ = ["Dumper", "Entry", "Place", "parse", "problem_at"]
+
+#: A recipe is written by hand: anything beyond these is a mistake or an attack (aliases that multiply, say).
+MAX_BYTES = 1_000_000
+MAX_VALUES = 100_000
+MAX_DEPTH = 32
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a value was read from, and its line; None for a line of the command line."""
+
+    source: str | None
+    line: int | None
+
+
+@dataclass
+class Entry:
+    """A value of the YAML file with its place; lists and mappings hold entries."""
+
+    value: Any
+    place: Place
+
+    def plain(self) -> Any:
+        if isinstance(self.value, dict):
+            return {key: entry.plain() for key, entry in self.value.items()}
+        if isinstance(self.value, list):
+            return [entry.plain() for entry in self.value]
+        return self.value
+
+    def places(self, path: FieldPath = ()) -> Iterator[tuple[FieldPath, Place]]:
+        yield path, self.place
+        if isinstance(self.value, dict):
+            for key, entry in self.value.items():
+                yield from entry.places((*path, key))
+        elif isinstance(self.value, list):
+            for index, entry in enumerate(self.value):
+                yield from entry.places((*path, index))
+
+
+def problem_at(place: Place, path: str, message: str) -> Problem:
+    return Problem(path=path, message=message, line=place.line, source=place.source)
+
+
+#: The plain words of YAML 1.2's core schema, with the underscores in numbers that Python has too.
+_RESOLVERS: list[tuple[str, str, str]] = [
+    ("tag:yaml.org,2002:null", r"^(?:~|null|Null|NULL|)$", "~nN\0"),
+    ("tag:yaml.org,2002:bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("tag:yaml.org,2002:int", r"^[-+]?[0-9]+(?:_[0-9]+)*$", "-+0123456789"),
+    (
+        "tag:yaml.org,2002:float",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        "-+.0123456789",
+    ),
+    ("tag:yaml.org,2002:merge", r"^<<$", "<"),
+]
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    "tag:yaml.org,2002:null": lambda text: None,
+    "tag:yaml.org,2002:bool": lambda text: text.lower() == "true",
+    "tag:yaml.org,2002:int": int,
+    "tag:yaml.org,2002:float": lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+    "tag:yaml.org,2002:str": str,
+    "tag:yaml.org,2002:merge": str,
+}
+
+
+def _resolvers() -> dict[str | None, list[tuple[str, re.Pattern[str]]]]:
+    table: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}
+    for tag, pattern, first_letters in _RESOLVERS:
+        for letter in first_letters:
+            table.setdefault("" if letter == "\0" else letter, []).append((tag, re.compile(pattern)))
+    return table
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = _resolvers()
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.depth >= MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem=f"is nested more than {MAX_DEPTH} deep", problem_mark=mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+class Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers = _resolvers()
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+# Short lists on one line, as people write them.
+Dumper.add_representer(
+    list,
+    lambda dumper, data: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", data, flow_style=not any(isinstance(entry, (dict, list)) for entry in data)
+    ),
+)
+
+
+def parse(text: str, place: Callable[[int], Place]) -> Entry:
+    """The one document of a YAML text, every value with its place."""
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = 1 if mark is None else mark.line + 1
+        parts = [error.context, error.problem] if error.problem_mark is None else [error.problem, error.context]
+        message = "; ".join(part for part in parts if part)
+        raise RecipeError([problem_at(place(line), "", f"is not valid YAML: {message}")]) from None
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        message = f"has a character that YAML does not allow, {text[error.position]!r}"
+        raise RecipeError([problem_at(place(line), "", message)]) from None
+    if node is None:
+        return Entry(None, place(1))
+    reader = _NodeReader(place)
+    entry = reader.read(node, node.start_mark.line + 1, ())
+    if reader.problems:
+        raise RecipeError(reader.problems)
+    return entry
+
+
+class _NodeReader:
+    """Turns YAML nodes into entries, counting every value, aliases included, against the limit."""
+
+    def __init__(self, place: Callable[[int], Place]) -> None:
+        self.place = place
+        self.count = 0
+        self.open: list[yaml.Node] = []
+        self.problems: list[Problem] = []
+
+    def read(self, node: yaml.Node, line: int, path: FieldPath) -> Entry:
+        self.count += 1
+        if self.count > MAX_VALUES or any(node is outer for outer in self.open):
+            what = "holds itself" if self.count <= MAX_VALUES else f"has more than {MAX_VALUES:,} values"
+            raise RecipeError(
+                [problem_at(self.place(line), show_path(path), f"{what}, by its aliases; write the values out")]
+            )
+        self.open.append(node)
+        try:
+            return Entry(self._value(node, line, path), self.place(line))
+        finally:
+            self.open.pop()
+
+    def _value(self, node: yaml.Node, line: int, path: FieldPath) -> Any:
+        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+            return [
+                self.read(entry, entry.start_mark.line + 1, (*path, index)) for index, entry in enumerate(node.value)
+            ]
+        if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
+            try:
+                return _SCALARS[node.tag](node.value)
+            except ValueError:
+                pass
+        message = f"the tag {node.tag} is not allowed here; a recipe has plain texts, numbers, lists and mappings"
+        self.problems.append(problem_at(self.place(line), show_path(path), message))
+        return None
+
+    def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Entry]:
+        merged: dict[str, Entry] = {}
+        values: dict[str, Entry] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                for entry in self._merged(value_node, line, path):
+                    merged = {**entry, **merged}
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append(problem_at(self.place(line), show_path(path), "the name of a field must be text"))
+                continue
+            # Names are kept as they are written: a column may be called 1 or true.
+            key = key_node.value
+            if key in values:
+                first = values[key].place.line
+                message = f"is there twice, first in line {first}; remove one"
+                self.problems.append(problem_at(self.place(line), show_path((*path, key)), message))
+            values[key] = self.read(value_node, line, (*path, key))
+        return {**merged, **values}
+
+    def _merged(self, node: yaml.Node, line: int, path: FieldPath) -> list[dict[str, Entry]]:
+        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        entries = [self.read(entry, line, path).value for entry in nodes]
+        if not all(isinstance(entry, dict) for entry in entries):
+            self.problems.append(problem_at(self.place(line), show_path(path), "'<<' must name a mapping"))
+            return []
+        return entries
