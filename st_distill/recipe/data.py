@@ -8,10 +8,10 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from st_distill.errors import one_line
 from st_distill.files import read_json, sha256
 from st_distill.modules.image_loading import load_image
+from st_distill.recipe.columns import Kind, kind_of_values, kinds_of_features, names_of, table_of
 from st_distill.recipe.schema import ImageSource, Texts
 from st_distill.recipe.words import suggest
 from st_distill.tables import FORMATS, text_rows
@@ -40,9 +41,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-#: What a column holds, as far as a recipe cares.
-Kind = Literal["text", "number", "image", "other"]
 
 _PAIR_KINDS: tuple[Kind, ...] = ("text", "text", "number")
 #: Rows that the columns of a text format are judged by.
@@ -75,7 +73,7 @@ def load_texts(source: Texts, *, labels: bool = False) -> datasets.Dataset:
             without rows, and a row whose text is missing (null), which it names.
     """
     dataset = _read(source)
-    kinds = _kinds_of_features(dataset.features)
+    kinds = kinds_of_features(dataset.features)
     default = [name for name, kind in kinds.items() if kind == "text" or (labels and name in LABEL_COLUMNS)]
     names = _choose(source, kinds, default, "a column of texts")
     for name in names:
@@ -163,7 +161,7 @@ def load_scored_pairs(source: Texts) -> tuple[list[str], list[str], list[float]]
         ValueError: as `load_texts`, and for a number of columns other than three, or a score that is missing or no number.
     """
     dataset = _read(source)
-    kinds = _kinds_of_features(dataset.features)
+    kinds = kinds_of_features(dataset.features)
     texts = [name for name, kind in kinds.items() if kind == "text"][:2]
     numbers = [name for name, kind in kinds.items() if kind == "number"][:1]
     names = _choose(source, kinds, [*texts, *numbers], "columns")
@@ -194,7 +192,7 @@ def read_images(source: ImageSource) -> LoadedImages:
     """
     dataset = _read(source)
     image = _image_column(source, list(dataset.features))
-    kinds = _kinds_of_features(dataset.features)
+    kinds = kinds_of_features(dataset.features)
     if kinds.get(image) != "text":
         _require(source, kinds, image, "image")
     _require(source, kinds, source.caption, "text")
@@ -254,18 +252,18 @@ def columns_of(source: Texts | ImageSource) -> dict[str, Kind] | None:
         ValueError: where the file or folder is absent or is of no format that is known here.
     """
     if source.data is not None:
-        return {"text": "text"} if isinstance(source.data, list) else _kinds_of_features(source.data.features)
+        return {"text": "text"} if isinstance(source.data, list) else kinds_of_features(source.data.features)
     if source.path is None:
         return None
     path = existing_path(source.path)
     if _is_saved(path):
         info = _saved_split(path, source) / "dataset_info.json"
-        return _kinds_of_features(_reading(info, lambda: datasets.Features.from_dict(read_json(info)["features"])))
+        return kinds_of_features(_reading(info, lambda: datasets.Features.from_dict(read_json(info)["features"])))
     first = _files(path, source)[0]
     if first.suffix == ".parquet":
-        return _kinds_of_features(_reading(first, lambda: datasets.Features.from_arrow_schema(pq.read_schema(first))))
+        return kinds_of_features(_reading(first, lambda: datasets.Features.from_arrow_schema(pq.read_schema(first))))
     rows = list(itertools.islice(text_rows(first), _SAMPLE))
-    return {name: _kind_of_values([row.get(name) for row in rows]) for name in _names_of(rows)}
+    return {name: kind_of_values([row.get(name) for row in rows]) for name in names_of(rows)}
 
 
 def rows_of(source: Texts | ImageSource) -> int | None:
@@ -355,52 +353,13 @@ def _read_path(path: Path, source: Texts | ImageSource) -> datasets.Dataset:
     rows: Iterator[dict[str, Any]] = itertools.chain.from_iterable(text_rows(file) for file in files)
     if source.limit is not None:
         rows = itertools.islice(rows, source.limit)
-    return datasets.Dataset(_table(rows, kinds, path))
+    return datasets.Dataset(table_of(rows, kinds, path))
 
 
 def _row_count(file: Path) -> int:
     if file.suffix == ".parquet":
         return int(_reading(file, lambda: pq.read_metadata(file).num_rows))
     return sum(1 for _ in text_rows(file))
-
-
-def _table(rows: Iterable[dict[str, Any]], kinds: dict[str, Kind], path: Path) -> pa.Table:
-    """Rows of a text format as a table, in chunks; columns that are neither texts nor numbers are left out."""
-    types = {name: {"text": pa.large_string(), "number": pa.float64()}.get(kind) for name, kind in kinds.items()}
-    schema = pa.schema([(name, type) for name, type in types.items() if type is not None])
-    chunks, rows, start = [], iter(rows), 0
-    while chunk := list(itertools.islice(rows, 10_000)):
-        columns = []
-        for field in schema:
-            values = [row.get(field.name) for row in chunk]
-            try:
-                columns.append(pa.array([_typed(value, field.type) for value in values], field.type))
-            except (ValueError, TypeError, OverflowError, pa.ArrowInvalid):
-                row = next(index for index, value in enumerate(values) if not _fits(value, field.type))
-                wanted = "text" if field.type == pa.large_string() else "a number"
-                raise ValueError(
-                    f"Row {start + row} of {path} must hold {wanted} in column '{field.name}', as the rows before it do. "
-                    f"Got {values[row]!r} instead."
-                ) from None
-        chunks.append(pa.record_batch(columns, schema=schema))
-        start += len(chunk)
-    return pa.Table.from_batches(chunks, schema=schema)
-
-
-def _typed(value: Any, type: pa.DataType) -> Any:
-    if value is None or type == pa.large_string():
-        return value
-    if value == "":  # an empty field of a csv file
-        return None
-    return float(value)
-
-
-def _fits(value: Any, type: pa.DataType) -> bool:
-    try:
-        pa.array([_typed(value, type)], type)
-    except (ValueError, TypeError, OverflowError, pa.ArrowInvalid):
-        return False
-    return True
 
 
 def existing_path(name: str) -> Path:
@@ -472,47 +431,6 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
 
 
 # --- columns -----------------------------------------------------------------------------------------------------------
-
-
-def _kinds_of_features(features: datasets.Features) -> dict[str, Kind]:
-    return {name: _kind_of_feature(feature) for name, feature in features.items()}
-
-
-def _kind_of_feature(feature: Any) -> Kind:
-    if isinstance(feature, datasets.Image):
-        return "image"
-    if isinstance(feature, dict) and {"bytes", "path"} <= set(feature):
-        return "image"
-    dtype = getattr(feature, "dtype", "")
-    if isinstance(feature, datasets.Value) and dtype in ("string", "large_string", "string_view"):
-        return "text"
-    if isinstance(feature, datasets.Value) and dtype in ("binary", "large_binary", "binary_view"):
-        return "image"
-    is_number = isinstance(feature, datasets.ClassLabel) or dtype.startswith(("int", "uint", "float", "decimal"))
-    return "number" if is_number else "other"
-
-
-def _kind_of_values(values: list[Any]) -> Kind:
-    """What a column of a text format holds, judged by its first rows."""
-    present = [value for value in values if value is not None]
-    if all(isinstance(value, str) for value in present):
-        filled = [value for value in present if value]
-        # A csv file has no types: a column of digits is one of numbers.
-        return "number" if filled and all(_is_number(value) for value in filled) else "text"
-    is_number = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in present)
-    return "number" if is_number else "other"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _names_of(rows: list[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _choose(source: Texts, kinds: dict[str, Kind], default: list[str], what: str) -> list[str]:
