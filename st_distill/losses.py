@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from numbers import Integral
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -35,6 +35,8 @@ __all__ = ["CosineDistill", "JasperDistill", "SimilarityDistill", "TripletDistil
 PAPER_WEIGHTS = {"cosine": 10.0, "similarity": 200.0, "triplet": 20.0}
 #: Margin of the relative-similarity term in arXiv 2412.19048, section 3.
 PAPER_MARGIN = 0.015
+#: How the dimensions of a cosine term are averaged.
+CosineWeights = Literal["equal", "proportional"]
 
 
 class TeacherRows(Protocol):
@@ -277,6 +279,7 @@ class CosineDistill(_DistillLoss):
         teacher: the store (or a view of it) whose row numbers the labels are; not needed where the labels are vectors.
         dims: compare the student's prefixes (or heads) of these dimensions, each with as many of the teacher's axes, and
             average; default: the full width.
+        cosine_weights: of the dimensions in that average: "equal", or "proportional" to the dimension.
         match_dims: compare with the teacher's vector of the same head instead, unrotated: for a teacher that is the
             student itself (stage 4).
         mini_batch_size: texts embedded at a time, with GradCache, so that memory does not grow with the batch.
@@ -286,8 +289,35 @@ class CosineDistill(_DistillLoss):
         gather_across_devices: take the loss over the joint batch of all processes.
     """
 
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        teacher: TeacherRows | None = None,
+        dims: Sequence[int] | None = None,
+        cosine_weights: CosineWeights = "equal",
+        match_dims: bool = False,
+        mini_batch_size: int | None = None,
+        length_parts: int | None = None,
+        gather_across_devices: bool = False,
+    ) -> None:
+        super().__init__(
+            model,
+            teacher=teacher,
+            dims=dims,
+            match_dims=match_dims,
+            mini_batch_size=mini_batch_size,
+            length_parts=length_parts,
+            gather_across_devices=gather_across_devices,
+        )
+        self.cosine_weights = _check_cosine_weights(cosine_weights)
+
     def _terms(self, batch: _Batch) -> dict[str, Tensor]:
-        return {"cosine": batch.cosine(self.dims)}
+        return {"cosine": batch.cosine(self.dims, self.cosine_weights)}
+
+    def get_config_dict(self) -> dict[str, Any]:
+        config = super().get_config_dict()
+        return config if self.cosine_weights == "equal" else {**config, "cosine_weights": self.cosine_weights}
 
 
 class SimilarityDistill(_DistillLoss):
@@ -349,6 +379,7 @@ class JasperDistill(_DistillLoss):
         teacher: the store (or a view of it) whose row numbers the labels are; not needed where the labels are vectors.
         dims: Matryoshka dimensions: similarity and triplet are averaged over them. Default: the full width.
         cosine_dims: dimensions of the cosine term. Default: the full width, or ``dims`` with ``match_dims``.
+        cosine_weights: of these dimensions in the cosine term's average: "equal", or "proportional" to the dimension.
         weights: weight of each term, at least 0; a term that is left out is not computed.
         margin: of the triplet term, at least 0.
         bits: average similarity and triplet over the signs of each head's vectors as well, for embeddings that are to be
@@ -372,6 +403,7 @@ class JasperDistill(_DistillLoss):
         teacher: TeacherRows | None = None,
         dims: Sequence[int] | None = None,
         cosine_dims: Sequence[int] | None = None,
+        cosine_weights: CosineWeights = "equal",
         weights: Mapping[str, float] | None = None,
         margin: float = PAPER_MARGIN,
         bits: bool = False,
@@ -404,6 +436,7 @@ class JasperDistill(_DistillLoss):
         self.weights = {name: float(weights[name]) for name in PAPER_WEIGHTS if weights.get(name)}
         self.margin = margin
         self.bits = bits
+        self.cosine_weights = _check_cosine_weights(cosine_weights)
         self.cosine_dims = self._check_dims("cosine_dims", cosine_dims)
         if self.cosine_dims is None and match_dims:
             self.cosine_dims = self.dims
@@ -432,7 +465,7 @@ class JasperDistill(_DistillLoss):
 
     def _terms(self, batch: _Batch) -> dict[str, Tensor]:
         compute = {
-            "cosine": lambda: batch.cosine(self.cosine_dims),
+            "cosine": lambda: batch.cosine(self.cosine_dims, self.cosine_weights),
             "similarity": lambda: batch.similarity(self.dims, bits=self.bits),
             "triplet": lambda: batch.triplet(self.dims, self.margin, bits=self.bits),
         }
@@ -442,7 +475,15 @@ class JasperDistill(_DistillLoss):
         config = {"weights": self.weights, "margin": self.margin, **super().get_config_dict()}
         if self.bits:
             config["bits"] = True
+        if self.cosine_weights != "equal":
+            config["cosine_weights"] = self.cosine_weights
         return config if self.cosine_dims is None else {**config, "cosine_dims": self.cosine_dims}
+
+
+def _check_cosine_weights(weights: Any) -> CosineWeights:
+    if weights not in get_args(CosineWeights):
+        raise ValueError(f"The 'cosine_weights' must be equal or proportional. Got {weights!r} instead.")
+    return weights
 
 
 def find_projection(model: nn.Module) -> MatryoshkaProjection | None:
@@ -489,10 +530,12 @@ class _Batch:
         self._teacher_heads: dict[int | None, _Relations] = {}
         self._student_similarities: dict[tuple[int | None, bool], Tensor] = {}
 
-    def cosine(self, dims: list[int] | None) -> Tensor:
+    def cosine(self, dims: list[int] | None, weights: CosineWeights) -> Tensor:
         heads = [None] if dims is None else dims
         terms = [functional.cosine_term(self._cut(self.embedding, head), self._coordinates(head)) for head in heads]
-        return torch.stack(terms).mean()
+        if dims is None or weights == "equal":
+            return torch.stack(terms).mean()
+        return torch.stack([dim * term for dim, term in zip(dims, terms)]).sum() / sum(dims)
 
     def similarity(self, dims: list[int] | None, *, bits: bool = False) -> Tensor:
         terms = [

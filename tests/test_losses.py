@@ -239,6 +239,21 @@ class TestHeads:
         for term in loss(features(student, sentences[:6]), own).values():
             assert term.item() == pytest.approx(0, abs=1e-5)
 
+    @pytest.mark.parametrize("loss_class", [losses.CosineDistill, losses.JasperDistill])
+    def test_the_dimensions_of_the_cosine_weigh_alike_or_as_themselves(self, loss_class, student, rows, sentences):
+        batch, ids = features(student, sentences[:6]), torch.arange(6)
+
+        def cosine(dims, **options):
+            name = "dims" if loss_class is losses.CosineDistill else "cosine_dims"
+            term = loss_class(student, teacher=rows, **{name: dims}, **options)(batch, ids)
+            return (term if loss_class is losses.CosineDistill else term["cosine"]).item()
+
+        wide, narrow = cosine([24]), cosine([8])
+        assert cosine([24, 8]) == pytest.approx((wide + narrow) / 2, rel=1e-5)
+        # 24 and 8 of 32
+        assert cosine([8, 24], cosine_weights="proportional") == pytest.approx(0.75 * wide + 0.25 * narrow, rel=1e-5)
+        assert cosine(None, cosine_weights="proportional") == pytest.approx(wide, rel=1e-5)
+
     def test_independent_heads_refuse_matryoshka_loss(self, several, rows, sentences):
         wrapped = MatryoshkaLoss(several, losses.CosineDistill(several, teacher=rows), [24, 8])
         with pytest.raises(TypeError, match="cannot be wrapped in MatryoshkaLoss where the projection has independent"):
@@ -513,6 +528,11 @@ class TestErrors:
             ({"dims": []}, ValueError, "distinct positive dimensions"),
             ({"dims": [8, 8]}, ValueError, "distinct positive dimensions"),
             ({"cosine_dims": [0]}, ValueError, "'cosine_dims' must be distinct positive"),
+            (
+                {"cosine_weights": [3, 1]},
+                ValueError,
+                "'cosine_weights' must be equal or proportional. Got .3, 1. instead",
+            ),
             ({"weights": {"cosin": 1}}, ValueError, "must be of cosine, similarity, triplet. Got cosin"),
             ({"weights": {"cosin": 1, 2: 1}}, ValueError, "must be of cosine, similarity, triplet. Got 2, cosin"),
             ({"weights": {"cosine": -1}}, ValueError, "at least 0"),

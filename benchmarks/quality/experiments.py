@@ -9,7 +9,7 @@ Options of `Experiment`, each alone or together with others:
 - neighbours: weight of the Kullback-Leibler divergence of each text's softmax over the others' similarities, at
   ``temperature``; averaged over the prefixes like the other relations;
 - own_teacher: the prefixes' relations follow those of the student's own full vector, the full vector's the teacher's;
-- prefix_power: all terms of dimension d weigh (d / 384)^-power instead of equally;
+- prefix_power: all terms of dimension d weigh (d / 384)^-power, instead of the cosine as d and the relations equally;
 - relations_after: share of each stage's steps that is trained on the cosine term alone;
 - average: share of each stage's last steps whose weights are averaged in the end.
 """
@@ -45,7 +45,7 @@ class Experiment:
     neighbours: float = 0.0
     temperature: float = 0.05
     own_teacher: bool = False
-    prefix_power: float = 0.0
+    prefix_power: float | None = None
     relations_after: float = 0.0
     average: float = 0.0
 
@@ -70,8 +70,9 @@ class _Changed(JasperDistill):
         terms = {}
         if "cosine" in self.weights:
             heads = self.cosine_dims or [batch.embedding.shape[-1]]
-            cosines = torch.stack([batch.cosine([dim]) for dim in heads])
-            terms["cosine"] = self.weights["cosine"] * (cosines * self._shares(heads)).sum()
+            cosines = torch.stack([batch.cosine([dim], "equal") for dim in heads])
+            power = -1.0 if self.cosine_weights == "proportional" else 0.0
+            terms["cosine"] = self.weights["cosine"] * (cosines * self._shares(heads, power)).sum()
         if self.step < experiment.relations_after * self.steps:
             return terms
         heads = self.dims or [batch.embedding.shape[-1]]
@@ -82,11 +83,13 @@ class _Changed(JasperDistill):
             for name, value in self._relations(batch.embedding[:, :dim], target).items():
                 totals.setdefault(name, []).append(value)
         for name, values in totals.items():
-            terms[name] = (torch.stack(values) * self._shares(heads)).sum()
+            terms[name] = (torch.stack(values) * self._shares(heads, 0.0)).sum()
         return terms
 
-    def _shares(self, heads: list[int]) -> Tensor:
-        shares = torch.tensor([(dim / max(heads)) ** -self.experiment.prefix_power for dim in heads])
+    def _shares(self, heads: list[int], power: float) -> Tensor:
+        """The weights of the dimensions, (dim / widest)^-power where the experiment says no other power."""
+        power = power if self.experiment.prefix_power is None else self.experiment.prefix_power
+        shares = torch.tensor([(dim / max(heads)) ** -power for dim in heads])
         return shares / shares.sum()
 
     def _relations(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
@@ -159,6 +162,7 @@ def applied(experiment: Experiment) -> Iterator[None]:
                 teacher=teacher,
                 dims=plain.dims,
                 cosine_dims=plain.cosine_dims,
+                cosine_weights=plain.cosine_weights,
                 weights=plain.weights,
                 margin=plain.margin,
                 experiment=experiment,

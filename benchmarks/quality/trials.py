@@ -43,7 +43,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "centred": {"experiment": Experiment(centred=True), **_relations(_PAPER)},
     "own-teacher": {"experiment": Experiment(own_teacher=True), **_relations(_PAPER)},
     "short-first": {"experiment": Experiment(prefix_power=0.5)},
-    "long-first": {"experiment": Experiment(prefix_power=-1.0)},
+    "equal-weights": _relations("cosine_weights=equal"),
     "spread": {"experiment": Experiment(spread=5.0)},
     "teacher-head": {"overrides": ("projection.teacher_head=true",)},
     # vectors as bits
@@ -59,7 +59,6 @@ TRIALS: dict[str, dict[str, Any]] = {
     "average": {"experiment": Experiment(average=0.3)},
     "batch-32": {"batch": 32, "steps": 300},
     "batch-16": {"batch": 16, "steps": 600},
-    "batch-32-long-first": {"batch": 32, "steps": 300, "experiment": Experiment(prefix_power=-1.0)},
     # the texts and the batches
     "random-batches": {"overrides": ("stages.all.group_by_length=false",)},
     "texts-strangers": {"texts": "strangers"},

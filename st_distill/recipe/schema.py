@@ -380,6 +380,13 @@ class Stage(Part):
             numbers_list(1),
         ),
     )
+    cosine_weights: Literal["equal", "proportional"] | None = field(
+        default=None,
+        metadata=about(
+            "weights of these dimensions in the cosine term's average; proportional: to the dimension, which is the default "
+            "but where vision is trained"
+        ),
+    )
     bits: bool = field(
         default=False,
         metadata=about(
@@ -467,6 +474,10 @@ class Stage(Part):
         if projection is None or (projection.teacher_head and not self.trains_vision):
             return "full"
         return projection.dims if self.trains_vision else self.dims or projection.dims
+
+    def weights_of_cosine(self) -> Literal["equal", "proportional"]:
+        """How the dimensions of the cosine term are averaged."""
+        return self.cosine_weights or ("equal" if self.trains_vision else "proportional")
 
     def effective_batch(self, processes: int = 1) -> int:
         """Rows that an optimiser step sees: rows a device, times accumulation, times processes."""

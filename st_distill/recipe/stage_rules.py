@@ -141,6 +141,7 @@ class StageRules(AdapterRules):
             "margin": ("triplet", stage.margin != Stage.margin and "triplet" not in terms),
             "bits": ("similarity or triplet", stage.bits and not relations),
             "cosine_dims": ("cosine", stage.cosine_dims is not None and "cosine" not in terms),
+            "cosine_weights": ("cosine", stage.cosine_weights is not None and "cosine" not in terms),
             "dims": ("similarity or triplet", None not in (stage.dims, stage.cosine_dims) and not relations),
         }
         for field, (term, is_idle) in idle.items():

@@ -74,6 +74,7 @@ def distill_loss(
         teacher=teacher,
         dims=None if dims == "full" else dims,
         cosine_dims=None if cosine_dims == "full" else cosine_dims,
+        cosine_weights=stage.weights_of_cosine(),
         weights=stage.weights(projection),
         margin=stage.margin,
         bits=stage.bits,

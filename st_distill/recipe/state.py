@@ -215,6 +215,7 @@ def _stage_part(stage: Stage, projection: Projection | None, processes: int) -> 
     part["arguments"] = determining_arguments(arguments)
     # As they are in effect, so that a run does not go on under other defaults than those it began with.
     part["losses"], part["cosine_dims"] = stage.weights(projection), stage.heads_of_cosine(projection)
+    part["cosine_weights"] = stage.weights_of_cosine()
     return part
 
 

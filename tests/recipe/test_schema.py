@@ -266,3 +266,9 @@ def test_a_missing_extra_says_how_to_install_it():
 
 def test_the_public_names_exist():
     assert all(hasattr(schema, name) for name in schema.__all__)
+
+
+def test_dimensions_weigh_as_themselves_in_the_cosine_term_but_for_vision():
+    assert Stage(train="all").weights_of_cosine() == "proportional"
+    assert Stage(train="all", cosine_weights="equal").weights_of_cosine() == "equal"
+    assert Stage(train="vision").weights_of_cosine() == "equal"
