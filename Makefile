@@ -15,10 +15,10 @@ NEWEST_TORCH ?= torch
 LOWEST := "sentence-transformers[train]==6.0.0" "transformers==5.0.0"
 NEWEST := --upgrade "sentence-transformers[train]" transformers
 # What a version of a library can break: its modules, the trainer, saved files.
-COMPATIBILITY_TESTS ?= tests/compatibility tests/test_functional.py tests/test_losses.py tests/test_store.py \
+COMPATIBILITY_TESTS ?= tests/compatibility tests/test_functional.py tests/test_losses.py tests/store \
 	tests/test_exporting.py tests/modules tests/recipe/test_runner.py
 # For each module the tests of it, and how many of its mutants are tried, where not all are.
-STORE_TESTS := test_store.py,test_store_dtypes.py,test_store_processes.py,test_verify.py
+STORE_TESTS := store,test_verify.py
 MUTATED := functional.py:test_functional.py: losses.py:test_losses.py: $(foreach part,build damage format processes store \
 	shards texts,store/$(part).py:$(STORE_TESTS):40)
 

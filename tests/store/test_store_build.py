@@ -1,0 +1,370 @@
+"""What a build asks of whom, what survives its end, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from store_material import TEXTS, Counting, cosines_with, create, teacher_of
+
+from st_distill import Teacher, TeacherStore
+from st_distill.files import FolderLock
+
+# --- what is asked
+
+
+def test_equal_texts_are_asked_once_and_share_a_row(tmp_path):
+    function = Counting()
+    store = create(tmp_path / "s", ["a", "bb", "a", "ccc", "bb"], function)
+    assert sorted(function.asked) == ["a", "bb", "ccc"]
+    assert len(store) == 3
+    assert store.ids(["a", "bb", "a", "ccc", "bb"]).tolist() == [0, 1, 0, 2, 1]
+    assert cosines_with(store, "first", ["a", "bb", "ccc"], function) == pytest.approx(1, abs=1e-5)
+
+
+def test_texts_are_asked_longest_first_within_a_shard(tmp_path):
+    function = Counting()
+    create(tmp_path / "s", ["a", "ccc", "bb", "eeeee", "d", "ffffff"], function, shard_rows=3)
+    assert function.asked == ["ccc", "bb", "a", "ffffff", "eeeee", "d"]
+
+
+def test_more_texts_and_more_teachers_ask_for_what_is_missing(tmp_path):
+    first, second = Counting(), Counting()
+    create(tmp_path / "s", TEXTS[:6], first)
+    create(tmp_path / "s", TEXTS, first)
+    assert sorted(first.asked) == TEXTS
+    store = create(tmp_path / "s", iter(TEXTS), first, second)
+    assert sorted(first.asked) == sorted(second.asked) == TEXTS
+    assert store.teachers == ["first", "second"]
+    assert store.ids(TEXTS).tolist() == list(range(10))
+    create(tmp_path / "s", TEXTS, first, second)
+    assert len(first.asked) == len(second.asked) == 10
+
+
+def test_a_stored_corpus_loads_no_model_and_writes_nothing(tmp_path, tiny_bert, sentences, monkeypatch):
+    import sentence_transformers
+
+    options = {"name": "tiny", "device": "cpu", "prompts": "the "}
+    TeacherStore.create(tmp_path / "s", sentences, Teacher(tiny_bert, **options), show_progress=False)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*") if path.name != "lock"}
+
+    def fail(self, *args, **options):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(sentence_transformers.SentenceTransformer, "__init__", fail)
+    TeacherStore.create(tmp_path / "s", sentences, Teacher(tiny_bert, **options), show_progress=False)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*") if path.name != "lock"} == before
+
+
+def test_roles_with_one_prompt_share_their_vectors(tmp_path):
+    function = Counting()
+    teacher = teacher_of(function, prompts={"query": "q: ", "question": "q: "})
+    pairs = [("a", "query"), ("a", "question"), ("a", None), "a", ("a", "document"), ["b", "query"]]
+    store = TeacherStore.create(tmp_path / "s", pairs, teacher, show_progress=False)
+    assert sorted(function.asked) == ["a", "q: a", "q: b"]
+    assert store.roles == ["query", "question", None, "document"]
+    assert len(store) == 5
+    query, question, none, document = (
+        store.ids(["a"], role=role)[0] for role in ("query", "question", None, "document")
+    )
+    assert len({query, question, none, document}) == 4
+    vectors = store.gather([query, question, none, document])
+    assert torch.equal(vectors[0], vectors[1])
+    assert torch.equal(vectors[2], vectors[3])
+    assert vectors[0].numpy() @ function.unit("q: a") == pytest.approx(1, abs=1e-5)
+    assert vectors[2].numpy() @ function.unit("a") == pytest.approx(1, abs=1e-5)
+
+
+def test_one_role_for_all_texts(tmp_path):
+    function = Counting()
+    store = TeacherStore.create(
+        tmp_path / "s", ["a"], teacher_of(function, prompts={"query": "q: "}), roles="query", show_progress=False
+    )
+    assert function.asked == ["q: a"]
+    assert store.ids(["a"], role="query").tolist() == [0]
+
+
+def test_several_models_are_in_memory_one_after_another(tmp_path):
+    log = []
+
+    def make(name):
+        def function(texts):
+            log.extend([name] * len(texts))
+            return np.ones((len(texts), 2))
+
+        return function
+
+    create(tmp_path / "list", TEXTS[:4], make("first"), make("second"), shard_rows=2)
+    assert log == ["first"] * 4 + ["second"] * 4
+    log.clear()
+    create(tmp_path / "generator", iter(TEXTS[:4]), make("first"), make("second"), shard_rows=4)
+    assert log == ["first"] * 4 + ["second"] * 4
+    log.clear()
+    # A generator cannot be gone through twice, whatever its length: all teachers see each shard's worth of it.
+    teachers = [teacher_of(make(name), name, batch_size=1024) for name in ("first", "second")]
+    numbers = (str(number) for number in range(8192))
+    TeacherStore.create(tmp_path / "long", numbers, teachers, shard_rows=4096, show_progress=False)
+    assert log == (["first"] * 4096 + ["second"] * 4096) * 2
+
+
+def test_strange_texts(tmp_path):
+    texts = ["", " ", "\0", "a\0b", "\ud800", "\udc00 a", "é", "e\u0301", "x" * 100_000, "\u2028", "🙂"]
+    store = create(tmp_path / "s", texts, Counting())
+    assert store.ids(texts).tolist() == list(range(len(texts)))
+
+
+# --- what is given
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        ("a text", TypeError, "in a list or any other iterable. Got str instead"),
+        ({"a": 1}, TypeError, "Got dict instead"),
+        (3, TypeError, "Got int instead"),
+        (["a", None], TypeError, "pair of strings. Got 'None' of type NoneType at position 1"),
+        (["a", 3], TypeError, "int at position 1"),
+        ([("a", "b", "c")], TypeError, "tuple at position 0"),
+        ([("a", 3)], TypeError, "tuple at position 0"),
+        ([{"text": "a"}], TypeError, "dict at position 0"),
+        ([], ValueError, "must be one at least"),
+        (iter([]), ValueError, "must be one at least"),
+    ],
+)
+def test_texts_that_cannot_be(tmp_path, texts, error, message):
+    with pytest.raises(error, match=message):
+        create(tmp_path / "s", texts, Counting())
+
+
+def test_arguments_that_cannot_be(tmp_path):
+    teacher = teacher_of(Counting())
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "precious.txt").touch()
+    for options, error, message in [
+        ({"teachers": []}, ValueError, "must be one at least"),
+        ({"teachers": [teacher, teacher_of(Counting(), "FIRST")]}, ValueError, "distinct names"),
+        ({"teachers": Counting()}, TypeError, r"Teacher objects: Teacher\(model\)"),
+        ({"teachers": [Counting()]}, TypeError, "Teacher objects"),
+        ({"roles": ["query"]}, TypeError, "name of a role for all texts"),
+        ({"roles": "query", "texts": [("a", "query")]}, TypeError, "must be a string. Got"),
+        ({"dtype": "int4"}, ValueError, "'dtype' .* float32, float16, bfloat16, int8. Got 'int4'"),
+        ({"shard_rows": 0}, ValueError, "'shard_rows' .* from 1. Got 0"),
+        ({"path": tmp_path / "file"}, ValueError, "is a file: choose another name"),
+        ({"path": tmp_path / "folder"}, ValueError, "it has other files"),
+    ]:
+        with pytest.raises(error, match=message):
+            TeacherStore.create(**({"path": tmp_path / "s", "texts": ["a"], "teachers": [teacher]} | options))
+    assert os.listdir(tmp_path / "folder") == ["precious.txt"]
+
+
+# --- vectors that exist
+
+
+def test_vectors_on_disk_are_taken_over(tmp_path):
+    texts = [f"{number}" for number in range(2500)]
+    vectors = np.random.default_rng(0).standard_normal((2500, 6)).astype(np.float32)
+    np.save(tmp_path / "bought.npy", vectors)
+    path = tmp_path / "s"
+
+    def bought(count):
+        np.save(tmp_path / "bought.npy", vectors[:count])
+        return Teacher.from_vectors(tmp_path / "bought.npy", texts=texts[:count])
+
+    wanted = texts[5:1500:3] + texts[5:9:3]
+    store = TeacherStore.create(path, wanted, bought(2000), shard_rows=200, show_progress=False)
+    assert len(store) == len(set(wanted)) == 499
+    cosine = (store.gather(store.ids(wanted)).numpy() * vectors[[int(text) for text in wanted]]).sum(axis=1)
+    assert cosine == pytest.approx(np.linalg.norm(vectors[[int(text) for text in wanted]], axis=1), rel=1e-3)
+    # More rows were bought, and more texts are wanted, one of them in a role: the vectors are the same in every role.
+    pairs = [(text, None) for text in texts[1900:]] + [("5", "query")]
+    store = TeacherStore.create(path, pairs, bought(2500), show_progress=False)
+    assert store.describe()["teachers"]["bought"]["vectors"] == 499 + 600
+    assert torch.equal(store.gather(store.ids(["5"])), store.gather(store.ids(["5"], role="query")))
+    with pytest.raises(
+        ValueError, match=r"The vectors of bought.npy .* Got none for 2 of the texts, such as 'unheard'"
+    ):
+        TeacherStore.create(path, ["7", "unheard", "of"], bought(2500), show_progress=False)
+    with pytest.raises(ValueError, match=r"Got none for 1 of the texts, such as 'text number \d+'"):
+        TeacherStore.create(path, iter(["something else"]), bought(2500), show_progress=False)
+
+
+def test_the_first_of_equal_texts_gives_its_vector(tmp_path):
+    teacher = Teacher.from_vectors(np.eye(3), texts=["a", "b", "a"], name="bought")
+    store = TeacherStore.create(tmp_path / "s", ["a", "b"], teacher, show_progress=False)
+    assert store.gather(store.ids(["a", "b"])).tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
+# --- identity
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"revision": "2"}, "must have the revision '1', .* Got '2' instead; give it another name"),
+        ({"truncate_dim": 2}, r"must have the settings \{\}, .* Got \{'truncate_dim': 2\}"),
+        ({"prompts": "q: "}, "must have the prompt for texts without a role '', .* Got 'q: '"),
+    ],
+)
+def test_another_teacher_of_the_same_name(tmp_path, options, message):
+    create(tmp_path / "s", ["a"], Counting())
+    with pytest.raises(ValueError, match=message):
+        TeacherStore.create(tmp_path / "s", ["b"], teacher_of(Counting(), **options), show_progress=False)
+    store = TeacherStore.create(tmp_path / "s", ["a"], teacher_of(Counting(), "other", **options), show_progress=False)
+    assert store.teachers == ["first", "other"]
+
+
+def test_another_dtype_or_dimension(tmp_path):
+    create(tmp_path / "s", ["a"], Counting())
+    with pytest.raises(ValueError, match="must have the dtype 'float16', .* Got 'float32'"):
+        create(tmp_path / "s", ["b"], Counting(), dtype="float32")
+    with pytest.raises(ValueError, match="must have the dimension 4, .* Got 1"):
+        create(tmp_path / "s", ["b"], Counting({"b": [1.0]}))
+    with pytest.raises(ValueError, match="differ from 'first' in the store .* upper and lower case"):
+        TeacherStore.create(tmp_path / "s", ["b"], teacher_of(Counting(), "First"), show_progress=False)
+
+
+def test_a_teacher_without_vectors_can_be_replaced(tmp_path):
+    path = tmp_path / "s"
+    with pytest.raises(RuntimeError):
+        create(path, TEXTS, Counting(fail_at=0))
+    with pytest.raises(ValueError, match=r"'first' has no vectors in the store .* yet. Run TeacherStore.create again"):
+        _ = TeacherStore.open(path).dimension
+    store = TeacherStore.create(path, TEXTS, teacher_of(Counting(), revision="2"), show_progress=False)
+    assert store.describe()["teachers"]["first"]["revision"] == "2"
+
+
+def test_a_teacher_that_failed_at_once_is_forgotten(tmp_path):
+    path = tmp_path / "s"
+    with pytest.raises(RuntimeError):
+        create(path, TEXTS, Counting(fail_at=0))
+    store = TeacherStore.create(path, TEXTS, teacher_of(Counting(), "second"), show_progress=False)
+    assert store.teachers == ["second"]
+
+
+def test_teachers_keep_the_order_in_which_they_were_given(tmp_path):
+    # The first has its vectors last: stored ones are read when all texts are known.
+    bought = Teacher.from_vectors(np.eye(2), texts=["a", "b"], name="bought")
+    store = TeacherStore.create(tmp_path / "s", iter(["a", "b"]), [bought, teacher_of(Counting())], show_progress=False)
+    assert store.teachers == ["bought", "first"]
+    assert store.dimensions == {"bought": 2, "first": 4}
+
+
+# --- crashes
+
+
+def test_a_failing_teacher_loses_its_batch_alone(tmp_path):
+    path = tmp_path / "s"
+    with pytest.raises(RuntimeError, match="the teacher is gone"):
+        create(path, TEXTS, Counting(fail_at=7), shard_rows=4)
+    assert len(TeacherStore.open(path)) == 10  # the rows are known, though some have no vector yet
+    with pytest.raises(ValueError, match=r"vector of teacher 'first' .* Got 3 of 10 without, the first row 7"):
+        TeacherStore.open(path).gather(range(10))
+    again = Counting()
+    store = create(path, TEXTS, again, shard_rows=4)
+    assert sorted(again.asked) == TEXTS[7:]
+    assert cosines_with(store, "first", TEXTS, again) == pytest.approx(1, abs=1e-5)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from st_distill import Teacher, TeacherStore
+
+asked = 0
+
+def function(texts):
+    global asked
+    asked += len(texts)
+    if asked > int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return np.array([[len(text), number] for number, text in enumerate(texts, 1)])
+
+teacher = Teacher(function, name="first", revision="1", batch_size=1)
+TeacherStore.create(sys.argv[1], [f"text {n}" for n in range(10)], teacher, shard_rows=4, show_progress=False)
+"""
+
+
+def test_a_killed_build_loses_its_open_shard_alone(tmp_path):
+    path = tmp_path / "s"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path), "7"], check=False)
+    assert killed.returncode == -9
+    leftovers = [found.name for found in (path / "teachers" / "first").glob("*.tmp")]
+    assert len(leftovers) == 2  # vectors and text numbers
+    half = TeacherStore.open(path)
+    assert half.gather(half.ids(TEXTS[:4])).shape == (4, 2)
+    again = Counting({text: [3.0, 4.0] for text in TEXTS})
+    store = create(path, TEXTS, again, shard_rows=4)
+    assert sorted(again.asked) == TEXTS[4:]
+    assert store.gather(store.ids(TEXTS)).shape == (10, 2)
+    assert not list(path.rglob("*.tmp"))
+
+
+def test_a_kill_before_the_description_leaves_no_trace_in_the_store(tmp_path, monkeypatch):
+    from st_distill import files
+
+    path = tmp_path / "s"
+    create(path, TEXTS[:4], Counting(), shard_rows=4)
+    before = (path / "store.json").read_bytes()
+
+    def killed(target, value):
+        raise SystemExit  # what is on disk now is what a kill between the files and the description leaves
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_json", killed)
+        with pytest.raises(SystemExit):
+            create(path, TEXTS, Counting(), shard_rows=4)
+    assert (path / "store.json").read_bytes() == before
+    assert (path / "teachers" / "first" / "00001.npy").exists()
+    assert len(TeacherStore.open(path)) == 4
+    again = Counting()
+    store = create(path, TEXTS, again)
+    assert sorted(again.asked) == TEXTS[4:]
+    assert cosines_with(store, "first", TEXTS, again) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
+    from st_distill import files
+
+    path = tmp_path / "s"
+    append = files.ArrayWriter.append
+    written = []
+
+    def full(self, block):
+        if len(written) == 13:  # of two for each vector, and two for the index
+            self._broken = True
+            raise OSError(28, "No space left on device")
+        written.append(len(block))
+        append(self, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.ArrayWriter, "append", full)
+        with pytest.raises(OSError, match="No space left"):
+            create(path, TEXTS, Counting(), shard_rows=4)
+    assert not list(path.rglob("*.tmp"))
+    again = Counting()
+    create(path, TEXTS, again, shard_rows=4)
+    assert sorted(again.asked) == TEXTS[4:]
+
+
+def test_a_shard_is_closed_when_its_time_is_up(tmp_path):
+    store = create(tmp_path / "s", TEXTS, Counting(), shard_seconds=0)
+    assert len(list((tmp_path / "s" / "teachers" / "first").glob("?????.npy"))) == 10
+    assert store.gather(range(10)).shape == (10, 4)
+
+
+def test_a_second_build_is_refused(tmp_path):
+    path = tmp_path / "s"
+
+    def function(texts):
+        with pytest.raises(BlockingIOError, match=r"is locked by process \d+ \(a store is being written\)"):
+            create(path, TEXTS, Counting())
+        return np.ones((len(texts), 2))
+
+    create(path, ["a"], function)
+    with FolderLock(path):
+        assert len(TeacherStore.open(path)) == 1  # reading needs no lock
