@@ -12,11 +12,10 @@ Several columns make one batch: the relations are those of all its texts, so a q
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
 from numbers import Integral
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -25,7 +24,8 @@ from sentence_transformers.util.distributed import all_gather, all_gather_with_g
 from torch import Tensor, nn
 
 from st_distill import functional
-from st_distill.modules.matryoshka import MatryoshkaProjection
+from st_distill.batch import Batch, CosineWeights
+from st_distill.modules.matryoshka import find_projection, unwrap
 from st_distill.options import check_whole_number, is_number
 from st_distill.padding import embed_by_length
 
@@ -35,8 +35,6 @@ __all__ = ["CosineDistill", "JasperDistill", "SimilarityDistill", "TripletDistil
 PAPER_WEIGHTS = {"cosine": 10.0, "similarity": 200.0, "triplet": 20.0}
 #: Margin of the relative-similarity term in arXiv 2412.19048, section 3.
 PAPER_MARGIN = 0.015
-#: How the dimensions of a cosine term are averaged.
-CosineWeights = Literal["equal", "proportional"]
 
 
 class TeacherRows(Protocol):
@@ -68,7 +66,7 @@ class _DistillLoss(nn.Module, CachedLossMixin):
                 f"The 'teacher' of {type(self).__name__} must be a TeacherStore or a view of one. Got "
                 f"{type(teacher).__name__} instead. Embed the texts with TeacherStore.create(path, texts, [teacher]) first."
             )
-        if not isinstance(_unwrap(model), SentenceTransformer):
+        if not isinstance(unwrap(model), SentenceTransformer):
             raise TypeError(
                 f"The 'model' of {type(self).__name__} must be a SentenceTransformer. Got {type(model).__name__} instead."
             )
@@ -179,15 +177,17 @@ class _DistillLoss(nn.Module, CachedLossMixin):
             labels = all_gather(labels)
         student = torch.cat(embeddings)
         with torch.autocast(device_type=student.device.type, enabled=False):
-            return self._terms(_Batch(self, student, self._teacher_vectors(labels, embeddings)))
+            teacher = self._teacher_vectors(labels, embeddings)
+            batch = Batch(self.model, student, teacher, match_dims=self.match_dims, is_wrapped=self.is_wrapped)
+            return self._terms(batch)
 
-    def _terms(self, batch: _Batch) -> dict[str, Tensor]:
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
 
     @property
     def is_wrapped(self) -> bool:
         """Whether a loss modifier such as MatryoshkaLoss has put its own forward around the model or this loss."""
-        inner = _unwrap(self.model)
+        inner = unwrap(self.model)
         modifiers = [self.__dict__.get("calculate_loss")]
         modifiers += [vars(module).get("forward") for module in (self.model, inner, *inner.children())]
         return any(type(modifier).__module__.startswith("sentence_transformers.") for modifier in modifiers)
@@ -312,7 +312,7 @@ class CosineDistill(_DistillLoss):
         )
         self.cosine_weights = _check_cosine_weights(cosine_weights)
 
-    def _terms(self, batch: _Batch) -> dict[str, Tensor]:
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
         return {"cosine": batch.cosine(self.dims, self.cosine_weights)}
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -327,7 +327,7 @@ class SimilarityDistill(_DistillLoss):
     each compared with the whole teacher and averaged.
     """
 
-    def _terms(self, batch: _Batch) -> dict[str, Tensor]:
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
         return {"similarity": batch.similarity(self.dims)}
 
 
@@ -362,7 +362,7 @@ class TripletDistill(_DistillLoss):
         functional.check_margin(margin)
         self.margin = margin
 
-    def _terms(self, batch: _Batch) -> dict[str, Tensor]:
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
         return {"triplet": batch.triplet(self.dims, self.margin)}
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -463,7 +463,7 @@ class JasperDistill(_DistillLoss):
         self._cached_terms = {name: term.detach() for name, term in terms.items()}
         return torch.stack(list(terms.values())).sum()
 
-    def _terms(self, batch: _Batch) -> dict[str, Tensor]:
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
         compute = {
             "cosine": lambda: batch.cosine(self.cosine_dims, self.cosine_weights),
             "similarity": lambda: batch.similarity(self.dims, bits=self.bits),
@@ -484,111 +484,3 @@ def _check_cosine_weights(weights: Any) -> CosineWeights:
     if weights not in get_args(CosineWeights):
         raise ValueError(f"The 'cosine_weights' must be equal or proportional. Got {weights!r} instead.")
     return weights
-
-
-def find_projection(model: nn.Module) -> MatryoshkaProjection | None:
-    """The student's MatryoshkaProjection, also where the model is wrapped for distributed training, or None."""
-    return next((module for module in _unwrap(model).children() if isinstance(module, MatryoshkaProjection)), None)
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    while not isinstance(model, SentenceTransformer):
-        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-        if inner is None:
-            break
-        model = inner
-    return model
-
-
-class _Relations:
-    """The teacher's similarities within a batch, computed once for all terms and dimensions."""
-
-    def __init__(self, unit: Tensor) -> None:
-        self.unit = unit
-
-    @cached_property
-    def matrix(self) -> Tensor:
-        return functional.similarities(self.unit, exact_ties=True)
-
-    @cached_property
-    def ranking(self) -> functional.PairRanking:
-        return functional.PairRanking(functional.pairs(self.matrix))
-
-
-class _Batch:
-    """The student's embeddings of a batch and the teacher's vectors of the same texts.
-
-    A head is named by its dimension; None is the full width: the teacher's head where there is one, else the widest.
-    """
-
-    def __init__(self, loss: _DistillLoss, embedding: Tensor, vectors: Tensor) -> None:
-        self.projection = find_projection(loss.model)
-        self.match_dims = loss.match_dims
-        self.is_wrapped = loss.is_wrapped
-        self.embedding = embedding
-        self.teacher = _Relations(functional.normalize(vectors.to(embedding.device)))
-        self._teacher_heads: dict[int | None, _Relations] = {}
-        self._student_similarities: dict[tuple[int | None, bool], Tensor] = {}
-
-    def cosine(self, dims: list[int] | None, weights: CosineWeights) -> Tensor:
-        heads = [None] if dims is None else dims
-        terms = [functional.cosine_term(self._cut(self.embedding, head), self._coordinates(head)) for head in heads]
-        if dims is None or weights == "equal":
-            return torch.stack(terms).mean()
-        return torch.stack([dim * term for dim, term in zip(dims, terms)]).sum() / sum(dims)
-
-    def similarity(self, dims: list[int] | None, *, bits: bool = False) -> Tensor:
-        terms = [
-            functional.similarity_term(similarities, self._relations(head).matrix)
-            for head, similarities in self._relation_heads(dims, bits)
-        ]
-        return torch.stack(terms).mean()
-
-    def triplet(self, dims: list[int] | None, margin: float, *, bits: bool = False) -> Tensor:
-        terms = [
-            functional.triplet_term(functional.pairs(similarities), self._relations(head).ranking, margin)
-            for head, similarities in self._relation_heads(dims, bits)
-        ]
-        return torch.stack(terms).mean()
-
-    def _relation_heads(self, dims: list[int] | None, bits: bool) -> Iterator[tuple[int | None, Tensor]]:
-        """The heads whose relations are compared, each with its similarities, and then those of its signs."""
-        has_teacher_head = self.projection is not None and self.projection.teacher_head is not None
-        heads = [None] if dims is None else [None, *dims] if has_teacher_head else [*dims]
-        for of_signs in (False, True) if bits else (False,):
-            for head in heads:
-                yield head, self._similarities(head, of_signs)
-
-    def _cut(self, vectors: Tensor, head: int | None) -> Tensor:
-        if self.projection is None:
-            return vectors[..., :head]
-        if head is None:
-            head = self.projection.out_features
-            if (view := self.projection.teacher_view()) is not None:
-                return vectors[..., view]
-        return vectors[..., self.projection.views().get(head, slice(0, head))]
-
-    def _similarities(self, head: int | None, of_signs: bool) -> Tensor:
-        key = (head, of_signs)
-        if key not in self._student_similarities:
-            compute = functional.bit_similarities if of_signs else functional.similarities
-            self._student_similarities[key] = compute(self._cut(self.embedding, head))
-        return self._student_similarities[key]
-
-    def _relations(self, head: int | None) -> _Relations:
-        if not self.match_dims:
-            return self.teacher
-        if head not in self._teacher_heads:
-            self._teacher_heads[head] = _Relations(functional.normalize(self._cut(self.teacher.unit, head)))
-        return self._teacher_heads[head]
-
-    def _coordinates(self, head: int | None) -> Tensor:
-        """Unit vectors that the student's head should point to."""
-        if self.match_dims:
-            return self._relations(head).unit
-        if head is None and self.projection is not None and self.projection.teacher_head is not None:
-            return self.teacher.unit
-        aligned = self.teacher.unit if self.projection is None else self.projection.align(self.teacher.unit)
-        # Inside MatryoshkaLoss the embedding has been cut already, and the teacher follows.
-        width = self.embedding.shape[-1] if head is None and self.is_wrapped else head
-        return functional.normalize(aligned[..., :width])

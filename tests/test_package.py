@@ -32,6 +32,7 @@ LAYERS = [
     "teacher",
     "store",
     "padding",
+    "batch",
     "losses",
     "sampler",
     "evaluation",

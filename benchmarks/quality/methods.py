@@ -38,8 +38,9 @@ from benchmarks.quality.students import start
 from benchmarks.quality.teacher import NAME, Workshop
 from st_distill import losses, run
 from st_distill.exporting import load_student
-from st_distill.losses import TeacherRows, find_projection
+from st_distill.losses import TeacherRows
 from st_distill.modules import MatryoshkaProjection
+from st_distill.modules.matryoshka import find_projection
 from st_distill.modules.rotation import learned_rotation, principal_rotation, random_rotation
 from st_distill.recipe.load import load_recipe
 from st_distill.recipe.student import build_student, dropout_of

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, Self
 
 import torch
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Module
 from torch import Tensor, nn
 
@@ -275,3 +276,18 @@ class _Moments:
             covariance + strength * torch.eye(len(mean_in), dtype=torch.float64, device=mean_in.device), cross
         )
         return weight, mean_out - mean_in @ weight
+
+
+def find_projection(model: nn.Module) -> MatryoshkaProjection | None:
+    """The student's MatryoshkaProjection, also where the model is wrapped for distributed training, or None."""
+    return next((module for module in unwrap(model).children() if isinstance(module, MatryoshkaProjection)), None)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside what distributed training and torch.compile put around it."""
+    while not isinstance(model, SentenceTransformer):
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if inner is None:
+            break
+        model = inner
+    return model

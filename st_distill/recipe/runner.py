@@ -24,7 +24,7 @@ from st_distill.errors import RecipeError, one_line
 from st_distill.evaluation import TeacherFidelityEvaluator, evaluate, measure_entries
 from st_distill.exporting import export, export_damage, export_teacher, load_student
 from st_distill.files import differences, manifest, read_json, write_json, write_text
-from st_distill.losses import find_projection
+from st_distill.modules.matryoshka import find_projection
 from st_distill.recipe.card import write_run_card
 from st_distill.recipe.check import check
 from st_distill.recipe.data import fingerprint, load_scored_pairs, load_texts, read_images

@@ -11,9 +11,9 @@ from datasets import Dataset, Image
 from sentence_transformers import SentenceTransformer
 
 from st_distill.exporting import with_modules
-from st_distill.losses import find_projection
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.modules.image_loading import load_image
+from st_distill.modules.matryoshka import find_projection
 from st_distill.recipe.data import read_images
 from st_distill.recipe.schema import Images, ImageSource
 from st_distill.store import TeacherStore
