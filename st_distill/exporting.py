@@ -195,7 +195,8 @@ def to_standard(model: SentenceTransformer, dim: int | None = None, *, normalize
     projection = _projection(model)
     if dim is not None and projection is None:
         raise ValueError(
-            f"The 'dim' can only be chosen for a model with a MatryoshkaProjection. Got {dim} for one without."
+            f"The 'dim' can only be chosen for a model with a MatryoshkaProjection. Got {dim} for one without: give the model "
+            "of the last stage in the run's folder (stages/<number>-<name>/model), or cut the vectors by truncate_dim."
         )
     modules: list[nn.Module] = []
     for module in model.children():
@@ -280,10 +281,12 @@ def describe(model: SentenceTransformer, *, dims: list[int] | None = None) -> di
 
 
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """`describe` for a folder, with the dimensions that the export noted there."""
+    """`describe` for a folder, with the dimensions that the export noted there, or that its projection has."""
     path = Path(path)
     _check_folder(path)
-    return describe(load_student(path, device="cpu"), dims=_noted_dims(path))
+    student = load_student(path, device="cpu")
+    projection = _projection(student)
+    return describe(student, dims=_noted_dims(path) or (None if projection is None else projection.dims))
 
 
 def _noted_dims(path: Path) -> list[int] | None:

@@ -193,6 +193,9 @@ def test_a_student_in_training_loads_and_exports_from_its_folder(student, tmp_pa
     from_folder, from_memory = export(tmp_path / "student", tmp_path / "a"), export(student, tmp_path / "b")
     assert np.array_equal(from_folder.encode(sentences), from_memory.encode(sentences))
     assert describe(loaded)["unit_length"]["full"] is False
+    assert info(tmp_path / "student")["dims"] == [24, 8]
+    with pytest.raises(ValueError, match=r"give the model of the last stage in the run's folder \(stages/"):
+        export(tmp_path / "a", tmp_path / "c", dim=8)
 
 
 def test_the_old_names_of_the_modules(student, tmp_path, sentences):

@@ -60,6 +60,7 @@ class DiagnosisCallback(TrainerCallback):
 
     def _forget(self) -> None:
         self._losses: list[float] = []
+        self._rates: list[float | None] = []
         self._handle: Any = None
         self._looks = False
         self._rows: list[Tensor] = []
@@ -102,17 +103,8 @@ class DiagnosisCallback(TrainerCallback):
             self._add(not_a_number(f"the norm of the gradients at step {state.global_step:,} is {norm}"))
             return
         self._losses.append(loss)
-        rise = _rise(self._losses)
-        if rise is not None:
-            rate = f", at a learning rate of {logs['learning_rate']:.2g}" if "learning_rate" in logs else ""
-            self._add(
-                Finding(
-                    name="learning rate too high",
-                    seen=f"the loss was {rise[0]:.4g} and is {rise[1]:.4g} at step {state.global_step:,}{rate}",
-                    means="each step undoes more than it improves, and the student forgets what it knew",
-                    remedy="take a third of the learning rate, and warm up (warmup_steps: 0.1)",
-                )
-            )
+        self._rates.append(logs.get("learning_rate"))
+        self._judge_rise(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._handle is not None:
@@ -120,6 +112,7 @@ class DiagnosisCallback(TrainerCallback):
             self._handle = None
         if not state.is_world_process_zero:
             return
+        self._judge_rise(state.global_step, ended=True)
         wrong = {finding.name for finding in self.findings}
         if not wrong & {"not a number", "learning rate too high"}:
             self._judge_flatness(state)
@@ -170,6 +163,21 @@ class DiagnosisCallback(TrainerCallback):
 
     # --- the loss ----------------------------------------------------------------------------------------------------
 
+    def _judge_rise(self, step: int, *, ended: bool = False) -> None:
+        rise = _rise(self._losses, ended=ended)
+        if rise is None:
+            return
+        rates = [rate for rate in self._rates if rate is not None]
+        rate = f", at a learning rate of up to {max(rates):.2g}" if rates else ""
+        self._add(
+            Finding(
+                name="learning rate too high",
+                seen=f"the loss was {rise[0]:.4g} and is {rise[1]:.4g} at step {step:,}{rate}",
+                means="each step undoes more than it improves, and the student forgets what it knew",
+                remedy="take a third of the learning rate, and warm up (warmup_steps: 0.1)",
+            )
+        )
+
     def _judge_flatness(self, state: Any) -> None:
         if len(self._losses) < _FEWEST:
             return
@@ -199,13 +207,16 @@ def _quarters(losses: Sequence[float]) -> tuple[Sequence[float], Sequence[float]
     return losses[:count], losses[-count:]
 
 
-def _rise(losses: Sequence[float]) -> tuple[float, float] | None:
-    """The least mean of four entries in a row and that of the last four, where the loss has risen and does not fall again."""
+def _rise(losses: Sequence[float], *, ended: bool = False) -> tuple[float, float] | None:
+    """The least mean of four entries in a row and that of the last four, where the loss has risen and does not fall again.
+
+    Where the training has ended, it falls no further.
+    """
     if len(losses) < _FEWEST:
         return None
     means = [statistics.fmean(losses[place : place + 4]) for place in range(len(losses) - 3)]
     # The first entry is of one step, before anything was learnt.
     least, now = min([losses[0], *means]), means[-1]
-    falls = now < 0.9 * means[-5]
+    falls = not ended and now < 0.9 * means[-5]
     is_noise = now - least <= 2 * statistics.pstdev(losses[-4:])
     return (least, now) if least > 0 and now > _RISEN * least and not falls and not is_noise else None

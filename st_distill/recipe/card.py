@@ -276,9 +276,12 @@ def _losses(stage: Stage, projection: Projection | None) -> str:
 def _licences(recipe: Recipe) -> str:
     """What the licences of all that went into the model say, as far as this machine knows; the choice is the user's."""
     lines = []
-    models = {recipe.student.model: "the student's start"}
-    models |= {teacher.model: "a teacher" for teacher in recipe.teachers if teacher.model is not None}
-    for model, role in models.items():
+    roles = {recipe.student.model: ["the student's start"]}
+    for teacher in recipe.teachers:
+        if teacher.model is not None:
+            roles.setdefault(teacher.model, []).append("a teacher")
+    for model, parts in roles.items():
+        role = " and ".join(dict.fromkeys(parts))
         lines.append(f"- {_model(model)}, {role}: {_licence_of(model, 'model') or 'not known here'}")
     for dataset in _datasets(recipe):
         lines.append(f"- {_data_link(dataset)}, data: {_licence_of(dataset, 'dataset') or 'not known here'}")

@@ -42,7 +42,7 @@ class StageProgress(TrainerCallback):
     Args:
         title: of the stage.
         inputs: texts, pictures or rows that a step sees.
-        bar: a bar that moves, for a terminal. Otherwise a line at each log of the trainer, for a file, a notebook or a CI's
+        bar: a bar that moves and a line below it, for a terminal. Otherwise a line at each log of the trainer, for a file, a notebook or a CI's
             log.
         unit: what the inputs are.
         stream: where to; default: the standard error stream.
@@ -51,6 +51,7 @@ class StageProgress(TrainerCallback):
     def __init__(self, title: str, inputs: int, *, bar: bool, unit: str = "rows", stream: TextIO | None = None) -> None:
         self.title, self.inputs, self.unit, self.bar, self.stream = title, inputs, unit, bar, stream
         self._bar: Any = None
+        self._line: Any = None
         self._begin = (0.0, 0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -61,10 +62,12 @@ class StageProgress(TrainerCallback):
                 desc=self.title,
                 total=state.max_steps,
                 initial=state.global_step,
-                unit="step",
+                bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]",
                 dynamic_ncols=True,
                 file=self.stream,
             )
+            # A line of its own below the bar: beside it the terms would be cut off in a terminal of 80 columns.
+            self._line = tqdm(bar_format="{desc}", dynamic_ncols=True, file=self.stream, position=1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
@@ -80,7 +83,7 @@ class StageProgress(TrainerCallback):
         if rate > 0:
             told.append(f"{rate * self.inputs:,.0f} {self.unit}/s")
         if self._bar is not None:
-            self._bar.set_postfix_str(", ".join(told))
+            self._line.set_description_str(", ".join(told))
             return
         if rate > 0:
             told.append(f"{duration((state.max_steps - state.global_step) / rate)} left")
@@ -90,8 +93,9 @@ class StageProgress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
+            self._line.close()
             self._bar.close()
-            self._bar = None
+            self._bar = self._line = None
 
 
 def _terms(logs: Mapping[str, Any]) -> str:

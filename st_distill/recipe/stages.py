@@ -40,7 +40,6 @@ from st_distill.store import TeacherStore
 #: What the trainer is given where neither the recipe nor sentence-transformers says better.
 _ARGUMENT_DEFAULTS: dict[str, Any] = {
     "report_to": "none",
-    "logging_steps": 10,
     "logging_first_step": True,
     "save_strategy": "steps",
     "save_steps": 500,
@@ -210,7 +209,10 @@ def run_stage(
     processes.by_main(lambda: drop_damaged(checkpoints))
     several = len(data.datasets) > 1
     run_name = f"{folder.parent.parent.name}: {title}"
+    steps = _steps(stage, data, processes.count)
     defaults = {**_ARGUMENT_DEFAULTS, "run_name": run_name, "dataloader_pin_memory": torch.cuda.is_available()}
+    # Often enough for a short stage to be judged by its log.
+    defaults["logging_steps"] = max(1, min(10, steps // 10))
     arguments = {**defaults, **stage.training_arguments()}
     if arguments.get("load_best_model_at_end"):
         # The best checkpoint may be older than the last one, from which a killed run continues.
@@ -280,6 +282,15 @@ def _run_of_its_own() -> Iterator[None]:
     wandb = sys.modules.get("wandb")
     if wandb is not None and before is None and getattr(wandb, "run", None) is not None:
         wandb.finish()
+
+
+def _steps(stage: Stage, data: StageData, processes: int) -> int:
+    """About how many steps the stage has."""
+    arguments = stage.training_arguments()
+    if (steps := arguments.get("max_steps", -1)) > 0:
+        return int(steps)
+    rows = sum(len(dataset) for dataset in data.datasets.values())
+    return int(arguments.get("num_train_epochs", 1) * rows / stage.effective_batch(processes))
 
 
 def _inputs(stage: Stage, data: StageData, rows: int) -> tuple[int, str]:

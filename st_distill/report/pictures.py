@@ -243,7 +243,7 @@ def over_steps(name: str, title: str, history: Sequence[Mapping[str, Any]], term
     lines = {term: points for term, points in lines.items() if points}
     values = [value for points in lines.values() for _, value in points]
     with _style():
-        from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
         figure, axes = _figure()
         for index, (term, points) in enumerate(lines.items()):
@@ -258,8 +258,14 @@ def over_steps(name: str, title: str, history: Sequence[Mapping[str, Any]], term
         if min(values) > 0 and max(values) / min(values) > 20:
             axes.set_yscale("log")
             # Its own labels are powers in TeX.
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            plain = FuncFormatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_major_formatter(plain)
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            # Two decades may hold one power of ten, from which nothing can be read.
+            axes.yaxis.set_minor_formatter(plain if max(values) / min(values) < 1000 else NullFormatter())
+        steps = [step for points in lines.values() for step, _ in points]
+        if len(set(steps)) == 1:
+            axes.set_xlim(steps[0] - 1, steps[0] + 1)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axes.set_xlabel("step")
         axes.set_ylabel("loss, weighted")

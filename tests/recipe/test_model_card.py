@@ -100,6 +100,14 @@ def test_what_was_not_measured_is_no_result(recipe):
     ]
 
 
+def test_a_model_that_is_student_and_teacher_is_listed_as_both(recipe, make_student):
+    recipe.teachers[1].model = recipe.student.model
+    export(make_student(MatryoshkaProjection(32, [24, 8])), recipe.output)
+    write_run_card(Path(recipe.output), recipe, STAGES, RESULTS, {})
+    text = (Path(recipe.output) / "README.md").read_text()
+    assert "someone/encoder), the student's start and a teacher: not known here" in text
+
+
 def test_sections(card, tmp_path):
     text = card.text
     headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]

@@ -46,10 +46,13 @@ def test_a_stage_that_goes_on(monkeypatch):
     assert last.endswith("32 texts/s, 1:00 left")
 
 
-def test_a_bar_in_a_terminal(monkeypatch):
+def test_a_bar_in_a_terminal_of_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     shown = told(monkeypatch, bar=True)
-    assert "\r" in shown
-    assert re.search(r"Stage 2 of 4, all: +1%.*20/3700 .*loss 4\.25 \(cosine 1\), 32 texts/s", shown)
+    lines = [line.replace("\x1b[A", "").strip() for line in re.split("[\r\n]", shown)]
+    assert any(re.fullmatch(r"Stage 2 of 4, all: +1%\|.*\| 20/3700 \[.*\]", line) for line in lines)
+    assert "loss 4.25 (cosine 1), 32 texts/s" in lines
+    assert max(map(len, lines)) <= 80
 
 
 def test_other_processes_are_silent(monkeypatch):
