@@ -42,8 +42,8 @@ class StageProgress(TrainerCallback):
     Args:
         title: of the stage.
         inputs: texts, pictures or rows that a step sees.
-        bar: a bar that moves and a line below it, for a terminal. Otherwise a line at each log of the trainer, for a file, a notebook or a CI's
-            log.
+        bar: a bar that moves and a line below it, for a terminal. Otherwise a line at each log of the trainer, for a file, a
+            notebook or a CI's log.
         unit: what the inputs are.
         stream: where to; default: the standard error stream.
     """

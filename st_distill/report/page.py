@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,8 @@ __all__ = ["write_page"]
 #: Held-out texts that are compared one by one, at most: their matrix of similarities is looked at whole.
 _TEXTS = 2000
 _SPEED_TEXTS = 128
+#: Parameters up to which a teacher is converted for other backends too; beyond, that takes longer than it tells.
+_EXPORTED = 500_000_000
 _BEFORE = "before training"
 
 
@@ -318,8 +321,11 @@ def _measure_speed(recipe: Recipe, student: SentenceTransformer, run: Run, found
                 "device": teacher.device,
                 "trust_remote_code": teacher.trust_remote_code,
                 "model_kwargs": None if teacher.dtype is None else {"dtype": teacher.dtype},
+                "max_seq_length": teacher.max_seq_length,
             }
-    found.speeds = measure_speed(models, _speed_texts(recipe), exported=["student"])
+    sizes = {name: model.get("parameters") for name, model in (run.results.get("models") or {}).items()}
+    exported = [name for name in models if name == "student" or (sizes.get(name) or math.inf) <= _EXPORTED]
+    found.speeds = measure_speed(models, _speed_texts(recipe), exported=exported)
     found.untried = missing_backends()
 
 

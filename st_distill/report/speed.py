@@ -77,7 +77,7 @@ def measure_speed(
     """Measure each model by itself, in a fresh process.
 
     Args:
-        models: name to the arguments of ``SentenceTransformer``, as JSON can hold them.
+        models: name to the arguments of ``SentenceTransformer``, as JSON can hold them, and ``max_seq_length``.
         texts: to embed, at least one.
         exported: models to measure on the CPU with the other backends too, those that are installed.
     """
@@ -107,17 +107,18 @@ def _measured(job: Mapping[str, Any], texts: list[str]) -> Speed:
     """One model, in this process."""
     from sentence_transformers import SentenceTransformer
 
-    name, backend = job["model"], job["backend"]
+    name, backend, arguments = job["model"], job["backend"], dict(job["arguments"])
+    limit = arguments.pop("max_seq_length", None)
     try:
         before = _resident()
         if backend == "onnxruntime":
             device = "cpu"
-            rate, before = _onnx_rate(SentenceTransformer(**{**job["arguments"], "device": "cpu"}), texts), None
+            model = _limited(SentenceTransformer(**{**arguments, "device": "cpu"}), limit)
+            rate, before = _onnx_rate(model, texts), None
         else:
-            arguments = dict(job["arguments"])
             if backend != "torch":
                 arguments |= {"backend": backend.lower(), "device": "cpu", "model_kwargs": {"export": True}}
-            model = SentenceTransformer(**arguments)
+            model = _limited(SentenceTransformer(**arguments), limit)
             device = str(model.device)
             rate = _rate(lambda batch: model.encode(batch, batch_size=_BATCH, show_progress_bar=False), texts)
             before = before if backend == "torch" else None  # the conversion's memory is not the model's
@@ -126,6 +127,12 @@ def _measured(job: Mapping[str, Any], texts: list[str]) -> Speed:
         return Speed(name, backend, rate, memory, device)
     except Exception as error:  # whatever a stranger's model or the exporter raises: the other models still count
         return Speed(name, backend, None, None, "", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def _limited(model: Any, limit: int | None) -> Any:
+    if limit is not None:
+        model.max_seq_length = limit
+    return model
 
 
 def _rate(encode: Callable[[list[str]], Any], texts: list[str]) -> float:

@@ -31,7 +31,10 @@ def test_a_backend_that_is_not_there_has_its_line(only):
 def test_a_model_that_fails_leaves_the_others(only, make_student, tmp_path):
     only()
     make_student().save(str(tmp_path / "model"))
-    models = {name: {"model_name_or_path": str(tmp_path / name), "device": "cpu"} for name in ("nothing", "model")}
+    models = {
+        name: {"model_name_or_path": str(tmp_path / name), "device": "cpu", "max_seq_length": 8}
+        for name in ("nothing", "model")
+    }
     broken, whole = measure_speed(models, ["a cat", "a dog sees the sea"], exported=["model"])
     assert (broken.model, broken.texts_per_second) == ("nothing", None)
     assert "nothing" in broken.error
