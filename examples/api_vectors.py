@@ -14,14 +14,14 @@ from pathlib import Path
 
 from datasets import Dataset
 from quickstart_data import minilm_folder
-from sample import paragraphs
+from sample import existing, paragraphs
 from sentence_transformers import SentenceTransformer
 
 from st_distill import Recipe, run
 from st_distill.report import report
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--vectors", default=None, help="parquet file with the columns text and embedding")
+parser.add_argument("--vectors", type=existing, default=None, help="parquet file with the columns text and embedding")
 parser.add_argument("--student", default=None, help="name or folder of an encoder; MiniLM from its package")
 parser.add_argument("--layers", type=int, nargs="*", default=[0, 2, 5], help="of the student's layers, those to keep")
 parser.add_argument("--steps", type=int, default=60)

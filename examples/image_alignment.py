@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset, load_dataset
 from PIL import Image, ImageDraw
 from quickstart_data import minilm_folder
+from sample import existing
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
 from st_distill import export, losses
@@ -25,7 +26,7 @@ from st_distill.modules import Transformer
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default=None, help="name or folder of a text model; MiniLM from its package")
 parser.add_argument("--vision", default=None, help="name or folder of a vision encoder; a tiny one of random weights")
-parser.add_argument("--pictures", default=None, help="folder with metadata.csv; drawings made here")
+parser.add_argument("--pictures", type=existing, default=None, help="folder with metadata.csv; drawings made here")
 parser.add_argument("--steps", type=int, default=200)
 parser.add_argument("--out", default="out/image-alignment")
 options = parser.parse_args()

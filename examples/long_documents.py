@@ -15,7 +15,7 @@ import argparse
 import numpy as np
 from datasets import Dataset
 from quickstart_data import minilm_folder
-from sample import documents, paragraphs
+from sample import documents, existing, paragraphs
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
@@ -26,7 +26,7 @@ from st_distill.modules import AlibiBertConfig, AlibiBertModel
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--teacher", default=None, help="name or folder of a model; MiniLM from its package")
 parser.add_argument("--student", default=None, help="folder of an ALiBi encoder; random weights")
-parser.add_argument("--texts", default=None, help="file with a document in each line; Python's help")
+parser.add_argument("--texts", type=existing, default=None, help="file with a document in each line; Python's help")
 parser.add_argument("--steps", type=int, default=100)
 parser.add_argument("--out", default="out/long-documents")
 options = parser.parse_args()

@@ -14,7 +14,7 @@ import time
 
 from datasets import Dataset
 from quickstart_data import minilm_folder
-from sample import paragraphs
+from sample import existing, paragraphs
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
@@ -23,7 +23,7 @@ from st_distill.evaluation import TeacherFidelityEvaluator
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--teacher", default=None, help="name or folder of a model; MiniLM from its package")
-parser.add_argument("--texts", default=None, help="file with a text in each line; Python's help")
+parser.add_argument("--texts", type=existing, default=None, help="file with a text in each line; Python's help")
 parser.add_argument("--steps", type=int, default=200)
 parser.add_argument("--out", default="out/static-student")
 options = parser.parse_args()

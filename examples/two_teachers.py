@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from quickstart_data import minilm_folder
-from sample import paragraphs
+from sample import existing, paragraphs, weight
 from sentence_transformers import SentenceTransformer
 from sklearn.feature_extraction.text import HashingVectorizer
 
@@ -21,8 +21,8 @@ from st_distill.evaluation import TeacherFidelityEvaluator
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--teacher", default=None, help="name or folder of a model; MiniLM from its package")
-parser.add_argument("--texts", default=None, help="file with a text in each line; Python's help")
-parser.add_argument("--weight", type=float, default=0.5, help="of the spelling, beside 1 of the meaning")
+parser.add_argument("--texts", type=existing, default=None, help="file with a text in each line; Python's help")
+parser.add_argument("--weight", type=weight, default=0.5, help="of the spelling, beside 1 of the meaning")
 parser.add_argument("--layers", type=int, nargs="*", default=[0, 2, 5], help="of the model's layers, the student's")
 parser.add_argument("--steps", type=int, default=60)
 parser.add_argument("--out", default="out/two-teachers")

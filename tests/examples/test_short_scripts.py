@@ -50,6 +50,22 @@ def figures(printed: str, pattern: str) -> list[float]:
     return [float(number) for number in re.findall(pattern, printed)]
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value", "message"),
+    [
+        ("plain_trainer", "--texts", "none.txt", "there is no file or folder 'none.txt'"),
+        ("api_vectors", "--vectors", "none.parquet", "there is no file or folder 'none.parquet'"),
+        ("image_alignment", "--pictures", "none", "there is no file or folder 'none'"),
+        ("two_teachers", "--weight", "-1", "must be above 0, not -1"),
+    ],
+)
+def test_options_that_cannot_be(name, option, value, message, run_script, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_script(name, f"{option}={value}")
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_plain_trainer(run_script, teacher, texts):
     printed = run_script("plain_trainer", "--teacher", teacher, "--texts", texts, "--steps", "4")
     assert len(figures(printed, r"(\d\.\d+) after")) == 3
