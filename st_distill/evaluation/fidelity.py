@@ -122,14 +122,19 @@ class TeacherFidelityEvaluator(Evaluator):
             batch_size=self.batch_size,
             show_progress_bar=self.show_progress_bar,
         )
-        metrics: dict[str, float] = {}
         dims = dims_of(self.dims, vectors.shape[1])
-        for dim in dims:
-            student = prefix(vectors, dim)
-            for key, (rows, teacher) in self._groups.items():
-                metrics |= {f"{key}{name}_{dim}": value for name, value in teacher.compare(student[rows]).items()}
+        metrics = self.scores(vectors, dims)
         self.primary_metric = f"spearman_{dims[0]}"
         return self.report(model, metrics, output_path, epoch, steps)
+
+    def scores(self, vectors: torch.Tensor, dims: Sequence[int]) -> dict[str, float]:
+        """The metrics, at these dimensions, of vectors (n, width) of the texts that are there already."""
+        metrics: dict[str, float] = {}
+        for dim in dims:
+            cut = prefix(vectors, dim)
+            for key, (rows, teacher) in self._groups.items():
+                metrics |= {f"{key}{name}_{dim}": value for name, value in teacher.compare(cut[rows]).items()}
+        return metrics
 
     def get_config_dict(self) -> dict[str, Any]:
         return {"dims": self.dims, "neighbours": self.neighbours}

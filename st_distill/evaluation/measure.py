@@ -103,6 +103,13 @@ def evaluate(
             "overlap": {str(dim): scores[f"overlap{fidelity.neighbours}_{dim}"] for dim in wanted},
             "cka": {str(dim): scores[f"cka_{dim}"] for dim in wanted},
         }
+        # What is left of the teachers' own vectors at these dimensions, for comparison.
+        shorter = [dim for dim in wanted if dim <= teacher_vectors.shape[1]]
+        own = fidelity.scores(torch.as_tensor(teacher_vectors).float(), shorter)
+        results["fidelity"]["teachers_cut"] = {
+            "spearman": {str(dim): own[f"spearman_{dim}"] for dim in shorter},
+            "overlap": {str(dim): own[f"overlap{fidelity.neighbours}_{dim}"] for dim in shorter},
+        }
     if retrieval is not None:
         results["retrieval"] = {"pairs": len(retrieval[0])} | _sweep(
             lambda own: retrieval_evaluator(*retrieval, dims=own, batch_size=batch_size),

@@ -182,6 +182,8 @@ def _quality_pictures(results: Mapping[str, Any], before: Mapping[str, Any]) -> 
             series = {"student": fidelity[key]}
             if before.get("fidelity"):
                 series[_BEFORE] = before["fidelity"][key]
+            if cut := fidelity.get("teachers_cut", {}).get(key):
+                series["teachers, cut"] = cut
             pictures.append(by_dimension(f"fidelity-{key}", title, label, series))
     for task, metric, title, label in (
         ("retrieval", "ndcg@10", "Retrieval: a query finds its document", "nDCG@10"),

@@ -167,3 +167,13 @@ def test_name_csv_and_model_card(tmp_path):
     assert [row["steps"] for row in rows] == ["10", "20"]
     assert float(rows[1]["spearman_4"]) == scores["held-out_spearman_4"]
     assert model.model_card_data.eval_results_dict[evaluator] == scores
+
+
+def test_vectors_that_are_there_already():
+    vectors = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+    evaluator = TeacherFidelityEvaluator([f"text {row}" for row in range(12)], vectors, neighbours=3)
+    scores = evaluator.scores(vectors, [6, 2])
+    assert scores["spearman_6"] == pytest.approx(1)
+    assert scores["overlap3_6"] == 1
+    assert scores["cosine_6"] == pytest.approx(1)
+    assert scores["spearman_2"] < 0.9

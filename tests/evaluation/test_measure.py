@@ -86,6 +86,8 @@ def test_everything_at_once_is_json(make_student, sentences):
     assert json.loads(json.dumps(results, allow_nan=False)) == results
     assert results["dims"] == [32, 16, 8]
     assert results["fidelity"]["neighbours"] == 10
+    # The teacher has 16 dimensions.
+    assert list(results["fidelity"]["teachers_cut"]["overlap"]) == ["16", "8"]
     assert list(results["retrieval"]["scores"]["student"]["ndcg@10"]) == ["32", "16", "8"]
     assert list(results["retrieval"]["scores"]["eye"]["ndcg@10"]) == ["16", "8"]
     # All similarities of the teacher are 0 here, so that its correlation is not defined.
