@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stderr; 130 and 143, as shells have it, where Ctrl-C or SIGTERM has stopped it.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():  # the libraries' bars would fill a log with carriage returns
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     options = _parser().parse_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):  # a name in a recipe may hold characters that no terminal can show
         sys.stdout.reconfigure(errors="backslashreplace")
