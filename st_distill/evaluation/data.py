@@ -16,12 +16,17 @@ import pyarrow.parquet as pq
 from st_distill.errors import one_line
 from st_distill.tables import FORMATS, text_rows
 
-__all__ = ["Part", "Table", "parts_of_hub", "parts_of_path"]
+__all__ = ["Part", "Table", "is_missing", "parts_of_hub", "parts_of_path", "sameness"]
 
 #: Rows that a column is judged by.
 _SAMPLE = 1000
 #: How the hub numbers the files of one part.
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+#: What labels are, as a message calls each.
+_LABELS: dict[type, str] = {str: "text", int: "whole number", bool: "truth"}
+#: Truths in letters, as a csv file has them.
+_TRUTHS = {"true": 1.0, "false": 0.0}
 
 #: What a column holds: texts, numbers (or texts of digits, as in a tsv file), pictures, or lists in each row.
 Holds = Literal["text", "number", "image", "list"]
@@ -65,16 +70,16 @@ class Table:
         return len(self.rows)
 
     def holds(self, column: str, what: Holds) -> bool:
-        """Whether the column's first values are of that kind."""
+        """Whether the column's first values are of that kind, most of them: who reads a bad one names its row."""
         values = [row.get(column) for row in self.rows[:_SAMPLE]]
-        present = [value for value in values if value is not None]
+        present = [value for value in values if not is_missing(value)]
         tests: dict[Holds, Callable[[Any], bool]] = {
             "text": lambda value: isinstance(value, str),
             "number": _is_number,
             "image": lambda value: _is_image(value) or (column == "file_name" and isinstance(value, str)),
             "list": lambda value: isinstance(value, (list, tuple)),
         }
-        return bool(present) and all(tests[what](value) for value in present)
+        return bool(present) and 2 * sum(tests[what](value) for value in present) > len(present)
 
     def _column(self, column: str, fits: Callable[[Any], bool], wanted: str) -> list[Any]:
         values = [row.get(column) for row in self.rows]
@@ -100,28 +105,39 @@ class Table:
 
     def labels(self, column: str) -> list[Any]:
         """The column's labels: texts or whole numbers, all of one kind."""
-        kind = next((type(row.get(column)) for row in self.rows if row.get(column) is not None), str)
-        return self._column(
-            column,
-            lambda value: isinstance(value, (str, int)) and isinstance(value, kind),
-            f"a label ({kind.__name__})",
-        )
+        kind = _label_kind(row.get(column) for row in self.rows)
+        return self._column(column, lambda value: type(value) is kind, f"a label, a {_LABELS[kind]}")
 
-    def numbers(self, column: str) -> list[float]:
-        """The column's numbers, also where a text file has them in letters."""
-        return [float(value) for value in self._column(column, _is_number, "a number")]
+    def label_lists(self, column: str) -> list[list[Any]]:
+        """The column's lists of labels: texts or whole numbers, all of one kind."""
+        values = [row.get(column) for row in self.rows]
+        kind = _label_kind(label for value in values if isinstance(value, (list, tuple)) for label in value)
+        return self._lists(column, lambda value: type(value) is kind, f"a list of labels, each a {_LABELS[kind]}")
 
-    def lists(self, column: str) -> list[list[Any]]:
-        """The column's lists, which no text file of columns can have."""
-        return [list(value) for value in self._column(column, lambda value: isinstance(value, (list, tuple)), "a list")]
+    def numbers(self, column: str, *, truths: bool = False) -> list[float]:
+        """The column's numbers, also where a text file has them in letters.
+
+        With ``truths``, true and false are 1 and 0.
+        """
+        number = _truth_or_number if truths else _number
+        values = self._column(column, lambda value: number(value) is not None, "a number")
+        return [float(number(value)) for value in values]  # type: ignore[arg-type]
+
+    def number_lists(self, column: str, *, truths: bool = False) -> list[list[float]]:
+        """The column's lists of numbers, as `numbers` reads each."""
+        number = _truth_or_number if truths else _number
+        values = self._lists(column, lambda value: number(value) is not None, "a list of numbers")
+        return [[float(number(item)) for item in value] for value in values]  # type: ignore[arg-type]
 
     def text_lists(self, column: str) -> list[list[str]]:
         """The column's lists of texts."""
-        return self._column(
-            column,
-            lambda value: isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value),
-            "a list of texts",
+        return self._lists(column, lambda value: isinstance(value, str), "a list of texts")
+
+    def _lists(self, column: str, fits: Callable[[Any], bool], wanted: str) -> list[list[Any]]:
+        values = self._column(
+            column, lambda value: isinstance(value, (list, tuple)) and all(fits(item) for item in value), wanted
         )
+        return [list(value) for value in values]
 
     def pictures(self, column: str) -> list[Any]:
         """The column's pictures as ``load_image`` takes them; paths are relative to the file that names them."""
@@ -210,13 +226,41 @@ def _part_of_files(files: list[Path]) -> Part:
     return Part(str(files[0]), read, files[0].parent)
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a field says nothing: null, the empty text of a csv file, NaN."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def sameness(value: Any) -> int | None:
+    """1 or 0 of a label that says whether two texts are the same, as a number, a truth or in letters; else None."""
+    number = _truth_or_number(value)
+    return int(number) if number in (0, 1) else None
+
+
 def _is_number(value: Any) -> bool:
+    return _number(value) is not None
+
+
+def _number(value: Any) -> float | None:
     if value is None or isinstance(value, bool):
-        return False
+        return None
     try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _truth_or_number(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str) and value.strip().lower() in _TRUTHS:
+        return _TRUTHS[value.strip().lower()]
+    return _number(value)
+
+
+def _label_kind(values: Iterable[Any]) -> type:
+    return next((type(value) for value in values if type(value) in _LABELS), str)
 
 
 def _is_image(value: Any) -> bool:

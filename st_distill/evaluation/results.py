@@ -13,8 +13,9 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from st_distill.evaluation.base import checked_dims, dims_of
+from st_distill.evaluation.columns import KINDS
 from st_distill.evaluation.sweep import Precision, SweepEvaluator, checked_precisions
-from st_distill.evaluation.tasks import KINDS, Task
+from st_distill.evaluation.tasks import Task
 
 __all__ = ["csv_of_results", "evaluate_tasks", "with_averages"]
 

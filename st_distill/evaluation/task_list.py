@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from sentence_transformers import SentenceTransformer
 
+from st_distill.evaluation.columns import KINDS
 from st_distill.evaluation.mteb_tasks import evaluate_mteb, find_mteb_tasks
 from st_distill.evaluation.results import evaluate_tasks, with_averages
-from st_distill.evaluation.tasks import KINDS, TaskSpec, read_task
+from st_distill.evaluation.tasks import TaskSpec, read_task
 
 __all__ = ["MTEB", "is_task_file", "measure_entries", "tasks_of_entries", "tasks_of_words"]
 

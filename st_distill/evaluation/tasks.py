@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from sentence_transformers.sentence_transformer.evaluation import (
     BaseEvaluator,
@@ -14,6 +14,8 @@ from sentence_transformers.sentence_transformer.evaluation import (
     RerankingEvaluator,
 )
 
+from st_distill.evaluation.collection import collection, is_collection, judged_parts
+from st_distill.evaluation.columns import KINDS, Kind, columns_of, kind_of
 from st_distill.evaluation.data import Part, Table, parts_of_hub, parts_of_path
 from st_distill.evaluation.kinds import (
     ClassificationEvaluator,
@@ -25,69 +27,12 @@ from st_distill.evaluation.pairs import collection_of_pairs, similarity_evaluato
 from st_distill.modules.image_loading import load_image
 from st_distill.options import check_whole_number
 
-__all__ = ["KINDS", "Kind", "Task", "TaskSpec", "read_task"]
+__all__ = ["Task", "TaskSpec", "default_name", "read_task"]
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal[
-    "classification",
-    "clustering",
-    "pair_classification",
-    "reranking",
-    "retrieval",
-    "sts",
-    "summarization",
-    "image_retrieval",
-]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
 #: Parts of a data set that a task is read from, the first one that there is.
 _EVALUATION_SPLITS = ("test", "validation", "val", "dev", "eval")
-#: The columns of each kind: what they are called here, and what others call them.
-_COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
-    "image_retrieval": {
-        "image": ("image", "images", "file_name", "png", "jpg", "picture"),
-        "caption": ("caption", "text", "captions", "sentence", "description", "name"),
-    },
-    "summarization": {
-        "human": ("human_summaries", "human"),
-        "machine": ("machine_summaries", "machine"),
-        "scores": ("relevance", "scores", "score"),
-    },
-    "reranking": {
-        "query": ("query", "question", "anchor"),
-        "positive": ("positive", "positives", "pos"),
-        "negative": ("negative", "negatives", "neg"),
-    },
-    "sts": {
-        "first": ("sentence1", "sent1", "text1", "sentence_1", "premise", "first"),
-        "second": ("sentence2", "sent2", "text2", "sentence_2", "hypothesis", "second"),
-        "score": ("score", "scores", "similarity_score", "similarity", "label"),
-    },
-    "pair_classification": {
-        "first": ("sentence1", "sent1", "text1", "sentence_1", "premise", "question1", "first"),
-        "second": ("sentence2", "sent2", "text2", "sentence_2", "hypothesis", "question2", "second"),
-        "label": ("label", "labels", "is_duplicate", "score"),
-    },
-    "classification": {
-        "text": ("text", "sentence", "texts", "sentences", "title"),
-        "label": ("label", "labels", "label_text", "intent", "category", "class"),
-    },
-    "clustering": {
-        "text": ("sentences", "text", "texts", "sentence", "title"),
-        "label": ("labels", "label", "label_text", "category", "class"),
-    },
-    "retrieval": {
-        "query": ("query", "question", "anchor", "sentence1"),
-        "document": ("document", "positive", "answer", "passage", "sentence2"),
-    },
-}
-_CORPUS = {"id": ("_id", "id", "corpus-id", "corpus_id", "doc_id"), "text": ("text", "document", "passage")}
-_QUERIES = {"id": ("_id", "id", "query-id", "query_id", "qid"), "text": ("text", "query", "question")}
-_RELEVANCE = {
-    "query": ("query-id", "query_id", "qid"),
-    "document": ("corpus-id", "corpus_id", "doc_id", "docid", "pid"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +78,12 @@ class TaskSpec:
                 "The 'columns' of a task must be a mapping of names, such as {text: utterance, label: intent}. Got "
                 f"{self.columns!r} instead."
             )
+        for field in ("name", "split", "train_split", "config", "revision"):
+            value = getattr(self, field)
+            if not isinstance(value, str) and (value is not None or field == "train_split"):
+                raise ValueError(
+                    f"The '{field}' of a task must be a text. Got {value!r} instead: put it in quotes, or leave it out."
+                )
         if self.kind is not None and self.kind not in KINDS:
             raise ValueError(f"The 'kind' of a task must be one of {', '.join(KINDS)}. Got {self.kind!r} instead.")
         for field in ("limit", "samples_per_label", "experiments"):
@@ -176,22 +127,29 @@ def read_task(spec: TaskSpec | str, *, batch_size: int = 32, show_progress_bar: 
         "show_progress_bar": show_progress_bar,
         "write_csv": False,
     }
-    if Path(spec.source).exists():
-        parts = parts_of_path(Path(spec.source))
-        default_name = Path(spec.source).resolve().stem
-    else:
-        parts = parts_of_hub(spec.source, spec.config, spec.revision)
-        default_name = spec.source.rpartition("/")[2]
-    name = spec.name or default_name
+    local = Path(spec.source)
+    parts = parts_of_path(local) if local.exists() else parts_of_hub(spec.source, spec.config, spec.revision)
+    name = spec.name or default_name(spec.source)
+    if spec.kind in (None, "retrieval") and is_collection(spec.source, parts):
+        judged = judged_parts(spec.source, parts)
+        found = collection(parts, judged[_split(spec, judged)], spec.limit, options)
+        return [
+            Task(
+                name=name,
+                kind="retrieval",
+                evaluator=found,
+                metric=found.primary_metric,
+                examples=len(found.queries),
+            )
+        ]
     if {"corpus", "queries"} <= set(parts):
-        if spec.kind not in (None, "retrieval"):
-            raise ValueError(f"{spec.source} is a collection with a corpus and queries, so its kind is retrieval.")
-        return [_collection(spec, name, parts, options)]
+        raise ValueError(f"{spec.source} is a collection with a corpus and queries, so its kind is retrieval.")
+    given = spec.columns or {}
     table = parts[_split(spec, parts)].load(spec.limit)
-    kind = spec.kind or _kind(spec, table, parts)
-    columns = _columns(spec, kind, table)
+    kind = spec.kind or kind_of(table, given, spec.source, learns=spec.train_split in parts)
+    columns = columns_of(kind, table, given)
     if kind == "image_retrieval":
-        return _pictures(spec, name, table, columns, options)
+        return _pictures(name, table, columns, options)
     make = {
         "classification": _classification,
         "clustering": _clustering,
@@ -205,7 +163,12 @@ def read_task(spec: TaskSpec | str, *, batch_size: int = 32, show_progress_bar: 
     return [Task(name=name, kind=kind, evaluator=evaluator, metric=metric, examples=examples)]
 
 
-# --- which part, which kind, which columns ----------------------------------------------------------------------------
+def default_name(source: str) -> str:
+    """What a task is called where it has no name of its own: the last part of its source, without a file's ending."""
+    if not Path(source).exists():
+        return source.rpartition("/")[2]
+    path = Path(source).resolve()
+    return path.stem if path.is_file() else path.name
 
 
 def _split(spec: TaskSpec, parts: Mapping[str, Part]) -> str:
@@ -224,69 +187,6 @@ def _split(spec: TaskSpec, parts: Mapping[str, Part]) -> str:
     )
 
 
-def _find(names: Mapping[str, tuple[str, ...]], given: Mapping[str, str], table: Table) -> dict[str, str | None]:
-    """The table's column for each of ours, None where it has none."""
-    return {
-        ours: given.get(ours) or next((theirs for theirs in aliases if theirs in table.columns), None)
-        for ours, aliases in names.items()
-    }
-
-
-def _kind(spec: TaskSpec, table: Table, parts: Mapping[str, Part]) -> Kind:
-    found = {kind: _find(names, spec.columns or {}, table) for kind, names in _COLUMNS.items()}
-    complete = {kind for kind, columns in found.items() if all(columns.values())}
-    if "image_retrieval" in complete and table.holds(str(found["image_retrieval"]["image"]), "image"):
-        return "image_retrieval"
-    if "summarization" in complete:
-        return "summarization"
-    if "reranking" in complete and table.holds(str(found["reranking"]["negative"]), "list"):
-        return "reranking"
-    if "pair_classification" in complete and _judges_sameness(table, str(found["pair_classification"]["label"])):
-        return "pair_classification"
-    if "sts" in complete and table.holds(str(found["sts"]["score"]), "number"):
-        return "sts"
-    if "clustering" in complete and "first" not in {ours for ours, theirs in found["sts"].items() if theirs}:
-        texts = str(found["clustering"]["text"])
-        return "clustering" if table.holds(texts, "list") or spec.train_split not in parts else "classification"
-    # Pairs with scores that are no numbers are no queries with their documents.
-    if "retrieval" in complete and "sts" not in complete:
-        return "retrieval"
-    raise ValueError(
-        f"{spec.source} has the columns {', '.join(table.columns)}, which tell no kind of task. Say the kind, and with "
-        "'columns' what the data call its columns."
-    )
-
-
-def _judges_sameness(table: Table, column: str) -> bool:
-    if table.holds(column, "list"):
-        return {label for row in table.lists(column) for label in row} == {0, 1}
-    return table.holds(column, "number") and set(table.numbers(column)) == {0, 1}
-
-
-def _columns(spec: TaskSpec, kind: Kind, table: Table) -> dict[str, str]:
-    names = _COLUMNS[kind]
-    given = spec.columns or {}
-    if kind == "retrieval" and (
-        (set(given) <= {"text", "label"} and given) or not all(_find(names, {}, table).values())
-    ):
-        labelled = _COLUMNS["classification"]
-        if given or all(_find(labelled, {}, table).values()):
-            names = labelled
-    if unknown := set(given) - set(names):
-        raise ValueError(
-            f"The 'columns' of a task of the kind {kind} must be of {', '.join(names)}. Got '{min(unknown)}' instead."
-        )
-    found = _find(names, given, table)
-    for ours, theirs in found.items():
-        if theirs is None or theirs not in table.columns:
-            wanted = f"no column '{theirs}'" if theirs else f"no column for '{ours}' ({', '.join(names[ours])})"
-            raise ValueError(
-                f"{table.source} has {wanted}, which a task of the kind {kind} needs. It has {', '.join(table.columns)}: "
-                "say with 'columns' which one it is."
-            )
-    return {ours: str(theirs) for ours, theirs in found.items()}
-
-
 # --- each kind --------------------------------------------------------------------------------------------------------
 
 _Made = tuple[BaseEvaluator, str, int]
@@ -301,11 +201,29 @@ def _classification(
             "give a folder with train and test files, or say the part's name as 'train_split'."
         )
     train = parts[spec.train_split].load()
+    own = columns_of("classification", train, spec.columns or {})
+    # Both are read alike where they have the same columns.
+    own = {ours: theirs if theirs in train.columns else own[ours] for ours, theirs in columns.items()}
+    known, labels = train.labels(own["label"]), table.labels(columns["label"])
+    if type(known[0]) is not type(labels[0]):  # a csv file has letters where a parquet file has numbers
+        known, labels = [str(label) for label in known], [str(label) for label in labels]
+    learnt = set(known)
+    if len(learnt) < 2:
+        raise ValueError(
+            f"{train.source} must hold at least two different labels in column '{own['label']}'. Got one instead, "
+            f"{known[0]!r}."
+        )
+    for row, label in enumerate(labels):
+        if label not in learnt:
+            raise ValueError(
+                f"Row {row} of {table.source} must have a label that {train.source} has too, in column "
+                f"'{columns['label']}'. Got {label!r} instead."
+            )
     evaluator = ClassificationEvaluator(
-        train.texts(columns["text"]),
-        train.labels(columns["label"]),
+        train.texts(own["text"]),
+        known,
         texts := table.texts(columns["text"]),
-        table.labels(columns["label"]),
+        labels,
         samples_per_label=spec.samples_per_label,
         experiments=spec.experiments,
         **options,
@@ -316,27 +234,51 @@ def _classification(
 def _clustering(
     spec: TaskSpec, table: Table, columns: dict[str, str], parts: Mapping[str, Part], options: dict[str, Any]
 ) -> _Made:
-    if table.holds(columns["text"], "list"):
-        sets = list(zip(table.text_lists(columns["text"]), table.lists(columns["label"])))
+    is_of_sets = table.holds(columns["text"], "list")
+    if is_of_sets:
+        texts, labels = table.text_lists(columns["text"]), table.label_lists(columns["label"])
+        _of_equal_length(table, {columns["text"]: texts, columns["label"]: labels})
     else:
-        sets = [(table.texts(columns["text"]), table.labels(columns["label"]))]
-    return ClusteringEvaluator(sets, **options), "v_measure", sum(len(texts) for texts, _ in sets)
+        texts, labels = [table.texts(columns["text"])], [table.labels(columns["label"])]
+    for row, own in enumerate(labels):
+        if len(set(own)) < 2:
+            raise ValueError(
+                f"{f'Row {row} of ' if is_of_sets else ''}{table.source} must have at least two different labels in column "
+                f"'{columns['label']}', or there are no clusters to find. Got {len(set(own))} instead."
+            )
+    return ClusteringEvaluator(list(zip(texts, labels)), **options), "v_measure", sum(map(len, texts))
 
 
-def _pairs(table: Table, columns: dict[str, str], value: str) -> tuple[list[str], list[str], list[float]]:
+def _of_equal_length(table: Table, lists: Mapping[str, Sequence[Sequence[Any]]]) -> None:
+    for row, each in enumerate(zip(*lists.values())):
+        if len(set(map(len, each))) > 1:
+            raise ValueError(
+                f"Row {row} of {table.source} must have lists of equal length in the columns {', '.join(lists)}. Got "
+                f"{', '.join(str(len(own)) for own in each)} instead."
+            )
+
+
+def _pairs(
+    table: Table, columns: dict[str, str], value: str, *, truths: bool = False
+) -> tuple[list[str], list[str], list[float]]:
     """Two columns of texts and one of numbers; MTEB keeps some of them as lists in a single row."""
     if table.holds(columns["first"], "list"):
-        first, second = (
-            [text for row in table.text_lists(columns[ours]) for text in row] for ours in ("first", "second")
-        )
-        return first, second, [float(number) for row in table.lists(columns[value]) for number in row]
-    return table.texts(columns["first"]), table.texts(columns["second"]), table.numbers(columns[value])
+        first, second = (table.text_lists(columns[ours]) for ours in ("first", "second"))
+        numbers = table.number_lists(columns[value], truths=truths)
+        _of_equal_length(table, {columns["first"]: first, columns["second"]: second, columns[value]: numbers})
+        return _flat(first), _flat(second), _flat(numbers)
+    numbers_of_rows = table.numbers(columns[value], truths=truths)
+    return table.texts(columns["first"]), table.texts(columns["second"]), numbers_of_rows
+
+
+def _flat(lists: Sequence[list[Any]]) -> list[Any]:
+    return [item for row in lists for item in row]
 
 
 def _pair_classification(
     spec: TaskSpec, table: Table, columns: dict[str, str], parts: Mapping[str, Part], options: dict[str, Any]
 ) -> _Made:
-    first, second, labels = _pairs(table, columns, "label")
+    first, second, labels = _pairs(table, columns, "label", truths=True)
     if set(labels) != {0, 1}:
         found = ", ".join(f"{label:g}" for label in sorted(set(labels))[:5])
         raise ValueError(
@@ -353,6 +295,11 @@ def _sts(
     spec: TaskSpec, table: Table, columns: dict[str, str], parts: Mapping[str, Part], options: dict[str, Any]
 ) -> _Made:
     first, second, scores = _pairs(table, columns, "score")
+    if len(set(scores)) < 2:
+        raise ValueError(
+            f"{table.source} must hold at least two different scores in column '{columns['score']}', or there is no order "
+            f"to compare with. Got {len(set(scores))} in {len(scores)} pairs instead."
+        )
     return similarity_evaluator(first, second, scores, **options).evaluator, "spearman_cosine", len(first)
 
 
@@ -388,13 +335,16 @@ def _reranking(
 def _summarization(
     spec: TaskSpec, table: Table, columns: dict[str, str], parts: Mapping[str, Part], options: dict[str, Any]
 ) -> _Made:
-    evaluator = SummarizationEvaluator(
-        table.text_lists(columns["human"]),
-        table.text_lists(columns["machine"]),
-        table.lists(columns["scores"]),
-        **options,
-    )
-    return evaluator, "spearman_cosine", len(table)
+    human, machine = table.text_lists(columns["human"]), table.text_lists(columns["machine"])
+    scores = table.number_lists(columns["scores"])
+    for row, (written, made, given) in enumerate(zip(human, machine, scores)):
+        if not written or not made or len(made) != len(given):
+            raise ValueError(
+                f"Row {row} of {table.source} must have a summary in column '{columns['human']}', one in "
+                f"'{columns['machine']}', and a score in '{columns['scores']}' for each of the latter. Got {len(written)}, "
+                f"{len(made)} and {len(given)} instead."
+            )
+    return SummarizationEvaluator(human, machine, scores, **options), "spearman_cosine", len(table)
 
 
 def _retrieval(
@@ -405,6 +355,11 @@ def _retrieval(
         members: dict[Any, list[str]] = {}
         for row, label in zip(texts, table.labels(columns["label"])):
             members.setdefault(label, []).append(row)
+        if all(len(rows) < 2 for rows in members.values()):
+            raise ValueError(
+                f"{table.source} must have two texts of one label in column '{columns['label']}', or none has another to "
+                "find. Got a label of its own in each row instead."
+            )
         relevance = {row: {other: 1.0 for other in rows if other != row} for rows in members.values() for row in rows}
         evaluator = RetrievalEvaluator(texts, texts, relevance, **options)
     else:
@@ -413,56 +368,7 @@ def _retrieval(
     return evaluator, evaluator.primary_metric, len(evaluator.queries)
 
 
-def _collection(spec: TaskSpec, name: str, parts: Mapping[str, Part], options: dict[str, Any]) -> Task:
-    judged = {part.removeprefix("qrels").lstrip("_-"): part for part in parts if part not in ("corpus", "queries")}
-    if not judged:
-        raise ValueError(
-            f"{spec.source} has a corpus and queries, and no judgements of which belong together. Put them into its folder "
-            "qrels, as test.tsv with the columns query-id, corpus-id and score."
-        )
-    part = parts[judged[_split(spec, {split: parts[part] for split, part in judged.items()})]].load()
-    corpus, queries = parts["corpus"].load(), parts["queries"].load()
-    texts = _found(corpus, _CORPUS)
-    documents = dict(zip(corpus.ids(texts["id"]), corpus.texts(texts["text"])))
-    if "title" in corpus.columns:
-        titles = corpus.texts("title", missing="")
-        documents = {key: f"{title} {text}".strip() for (key, text), title in zip(documents.items(), titles)}
-    asked = _found(queries, _QUERIES)
-    questions = dict(zip(queries.ids(asked["id"]), queries.texts(asked["text"])))
-    judgements = _found(part, _RELEVANCE)
-    degrees = part.numbers("score") if "score" in part.columns else [1.0] * len(part)
-    relevance: dict[str, dict[str, float]] = {}
-    absent = 0
-    for query, document, degree in zip(part.ids(judgements["query"]), part.ids(judgements["document"]), degrees):
-        relevance.setdefault(query, {})[document] = degree
-        absent += query not in questions or document not in documents
-    if absent:
-        logger.warning(
-            "%s: %d of %d judgements name a query or document that is not there.", part.source, absent, len(part)
-        )
-    if spec.limit is not None:
-        questions = dict(list(questions.items())[: spec.limit])
-    evaluator = RetrievalEvaluator(questions, documents, relevance, **options)
-    return Task(
-        name=name,
-        kind="retrieval",
-        evaluator=evaluator,
-        metric=evaluator.primary_metric,
-        examples=len(evaluator.queries),
-    )
-
-
-def _found(table: Table, names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    found = _find(names, {}, table)
-    for ours, theirs in found.items():
-        if theirs is None:
-            raise ValueError(
-                f"{table.source} must have a column {' or '.join(names[ours])}. It has {', '.join(table.columns)}."
-            )
-    return {ours: str(theirs) for ours, theirs in found.items()}
-
-
-def _pictures(spec: TaskSpec, name: str, table: Table, columns: dict[str, str], options: dict[str, Any]) -> list[Task]:
+def _pictures(name: str, table: Table, columns: dict[str, str], options: dict[str, Any]) -> list[Task]:
     captions = table.texts(columns["caption"])
     pictures = {
         f"image {row}": load_image(stored, row=f"{row} of {table.source}")

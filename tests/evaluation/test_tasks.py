@@ -5,6 +5,7 @@ import io
 import json
 
 import pytest
+from data_files import write
 from datasets import Dataset, DatasetDict, Image
 from lookup import lookup, on_circle
 
@@ -14,21 +15,6 @@ from st_distill.evaluation.task_list import tasks_of_words
 from st_distill.report import task_report
 
 ANGLES = {"a": 0, "b": 10, "c": 50, "d": 60, "e": 170, "f": 180}
-
-
-def write(path, rows):
-    """Rows as a file of the path's ending; returns the path's name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        Dataset.from_list(rows).to_parquet(path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    else:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
-            writer.writeheader()
-            writer.writerows(rows)
-    return str(path)
 
 
 def only(source):
@@ -90,31 +76,6 @@ def test_classification_learns_on_the_train_part(tmp_path):
         read_task(TaskSpec(source=str(tmp_path / "news"), split="dev"))
     with pytest.raises(ValueError, match="must have a part 'train' that a classifier learns on. It has test"):
         read_task(TaskSpec(source=str(tmp_path / "news" / "test.parquet"), kind="classification"))
-
-
-def test_collection_as_beir_has_it(tmp_path):
-    folder = tmp_path / "collection"
-    write(folder / "corpus.jsonl", [{"_id": "1", "title": "a", "text": "b"}, {"_id": "2", "title": "", "text": "c"}])
-    write(folder / "queries.jsonl", [{"_id": "7", "text": "d"}, {"_id": "8", "text": "e"}])
-    write(folder / "qrels" / "test.tsv", [{"query-id": "7", "corpus-id": "1", "score": 1}])
-    write(folder / "qrels" / "train.tsv", [{"query-id": "8", "corpus-id": "2", "score": 1}])
-    angles = {"a b": 90, "c": 20, "d": 60, "e": 0}
-    task = only(str(folder))
-    assert (task.kind, task.metric, task.examples) == ("retrieval", "cosine_ndcg@10", 1)
-    assert measure(task, angles) == 1
-    assert measure(only(TaskSpec(source=str(folder), split="train")), angles) == 1
-    with pytest.raises(ValueError, match="so its kind is retrieval"):
-        read_task(TaskSpec(source=str(folder), kind="sts"))
-
-
-def test_judgements_beside_the_corpus_as_parquet(tmp_path, caplog):
-    write(tmp_path / "corpus.parquet", [{"_id": "1", "text": "a"}, {"_id": "2", "text": "f"}])
-    write(tmp_path / "queries.parquet", [{"_id": "7", "text": "b"}])
-    judged = [{"query_id": "7", "corpus_id": "1", "score": 2}, {"query_id": "7", "corpus_id": "9", "score": 1}]
-    write(tmp_path / "qrels_test.parquet", judged)
-    # Document 9, which is not there, is missed: 2 / (2 + 1 / log2(3)).
-    assert measure(only(str(tmp_path))) == pytest.approx(0.7602, abs=1e-4)
-    assert "1 of 2 judgements name a query or document that is not there" in caplog.text
 
 
 def test_labelled_texts_look_for_their_own(tmp_path):
@@ -187,11 +148,132 @@ def test_pictures_both_ways(stored, images, tmp_path):
             "must hold 0 .different. and 1 .the same., both of them. Got 2",
         ),
         ([{"query": "a", "positive": ["b"], "negative": []}], {"kind": "reranking"}, "with a positive and a negative"),
+        (
+            [{"sentence1": "a", "sentence2": "b", "score": score} for score in (1, float("nan"), 3)],
+            {},
+            "Row 1 of .* must have a number in column 'score'. Got nan",
+        ),
+        (
+            [{"sentence1": "a", "sentence2": "b", "score": score} for score in (1, 2.5, None)],
+            {},
+            "Row 2 of .* must have a number in column 'score'. Got None",
+        ),
+        (
+            [{"sentence1": "a", "sentence2": "b", "score": 2}] * 2,
+            {},
+            "two different scores in column 'score'.* Got 1 in 2",
+        ),
+        (
+            [{"sentence1": "a", "sentence2": "b", "label": label} for label in (True, False, None)],
+            {},
+            "Row 2 of .* must have a number in column 'label'. Got None",
+        ),
+        (
+            [{"sentence1": ["a", "b"], "sentence2": ["c"], "label": [1, 0]}],
+            {},
+            "Row 0 of .* lists of equal length in the columns sentence1, sentence2, label. Got 2, 1, 2",
+        ),
+        (
+            [{"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": label} for label in ([1, 0], [1, None])],
+            {},
+            "Row 1 of .* must have a list of numbers in column 'label'",
+        ),
+        (
+            [{"sentence1": ["a"], "sentence2": ["c"], "label": ["same"]}],
+            {"kind": "pair_classification"},
+            "Row 0 of .* must have a list of numbers in column 'label'",
+        ),
+        (
+            [{"sentence1": [["a"]], "sentence2": ["c"], "label": [1]}],
+            {"kind": "pair_classification"},
+            "Row 0 of .* must have a list of texts in column 'sentence1'",
+        ),
+        (
+            [{"text": "a", "label": "x"}, {"text": "b", "label": None}],
+            {},
+            "Row 1 of .* must have a label, a text in column 'label'. Got None",
+        ),
+        ([{"text": "a", "label": "x"}] * 2, {}, "two different labels in column 'label', or there are no clusters"),
+        (
+            [{"sentences": ["a", "b"], "labels": labels} for labels in ([1, 2], [1, None])],
+            {},
+            "Row 1 of .* must have a list of labels, each a whole number in column 'labels'",
+        ),
+        (
+            [{"sentences": ["a", "b"], "labels": [[1], [2]]}],
+            {},
+            "Row 0 of .* must have a list of labels, each a text in column 'labels'",
+        ),
+        (
+            [{"sentences": ["a", "b"], "labels": [1]}],
+            {},
+            "Row 0 of .* of equal length in the columns sentences, labels",
+        ),
+        (
+            [{"sentences": ["a", "b"], "labels": labels} for labels in ([1, 2], [1, 1])],
+            {},
+            "Row 1 of .* at least two different labels in column 'labels'",
+        ),
+        *(
+            (
+                [{"human_summaries": ["a"], "machine_summaries": ["b", "c"], "relevance": [1, score]}],
+                {},
+                "Row 0 of .* must have a list of numbers in column 'relevance'",
+            )
+            for score in (None, "good", float("nan"))
+        ),
+        (
+            [{"human_summaries": [], "machine_summaries": ["b"], "relevance": [1]}],
+            {},
+            "Row 0 of .* must have a summary in column 'human_summaries', .* Got 0, 1 and 1",
+        ),
+        (
+            [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}],
+            {"kind": "retrieval"},
+            "must have two texts of one label in column 'label'",
+        ),
     ],
 )
 def test_data_that_do_not_do(rows, fields, match, tmp_path):
     with pytest.raises(ValueError, match=match):
         read_task(TaskSpec(source=write(tmp_path / "data.jsonl", rows), **fields))
+
+
+@pytest.mark.parametrize(("same", "other"), [(True, False), ("True", "False"), ("1", "0")])
+def test_pairs_are_judged_by_truths_too(same, other, tmp_path):
+    rows, expected = CASES["pair_classification"]
+    truths = [{"question1": row["text1"], "question2": row["text2"], "is_duplicate": row["label"]} for row in rows]
+    truths = [row | {"is_duplicate": same if row["is_duplicate"] else other} for row in truths]
+    task = only(write(tmp_path / "questions.jsonl", truths))
+    assert task.kind == "pair_classification"
+    assert measure(task) == pytest.approx(expected)
+
+
+def test_labels_of_two_formats_are_compared_as_texts(tmp_path):
+    for file, texts in (("train.parquet", "abef"), ("test.csv", "cd")):
+        write(tmp_path / file, [{"text": text, "label": 1 if text in "abcd" else 2} for text in texts])
+    assert measure(only(str(tmp_path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "match"),
+    [
+        (
+            [{"utterance": "a", "intent": "x"}],
+            "train.jsonl has no column 'text', which a task of the kind classification",
+        ),
+        ([{"text": "a", "intent": "x"}], "train.jsonl must hold at least two different labels in column 'intent'"),
+        (
+            [{"text": "a", "intent": "x"}, {"text": "b", "intent": "z"}],
+            "Row 1 of .*test.jsonl must have a label that .*train.jsonl has too, in column 'intent'. Got 'y'",
+        ),
+    ],
+)
+def test_training_parts_that_do_not_do(train, match, tmp_path):
+    write(tmp_path / "train.jsonl", train)
+    write(tmp_path / "test.jsonl", [{"text": "a", "intent": "x"}, {"text": "b", "intent": "y"}])
+    with pytest.raises(ValueError, match=match):
+        read_task(TaskSpec(source=str(tmp_path), columns={"text": "text", "label": "intent"}))
 
 
 def test_spec_checks_its_fields():
@@ -203,13 +285,10 @@ def test_spec_checks_its_fields():
         TaskSpec(source=3)
     with pytest.raises(ValueError, match="'columns' of a task must be a mapping of names.* Got .'a'. instead"):
         TaskSpec(source="x", columns=["a"])
-
-
-def test_a_collection_without_judgements(tmp_path):
-    for name in ("corpus", "queries"):
-        write(tmp_path / f"{name}.jsonl", [{"_id": "1", "text": "a"}])
-    with pytest.raises(ValueError, match="no judgements of which belong together. Put them into its folder qrels"):
-        read_task(str(tmp_path))
+    with pytest.raises(ValueError, match="'name' of a task must be a text. Got 3 instead: put it in quotes"):
+        TaskSpec(source="x", name=3)
+    with pytest.raises(ValueError, match="'train_split' of a task must be a text. Got None"):
+        TaskSpec(source="x", train_split=None)
 
 
 def test_results_as_a_table_and_as_csv(tmp_path):
