@@ -35,11 +35,14 @@ def _csv_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
     # Python's limit of 128 kB a field is less than a long document.
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    begin = 1
     try:
         names = next(reader, [])
         if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
             raise ValueError(f"{path} has the column '{twice}' twice. Give each column a name of its own.")
+        begin = reader.line_num + 1
         for row, values in enumerate(reader):
+            begin = reader.line_num + 1
             if not values and len(names) > 1:
                 continue  # a blank line
             if len(values) > len(names) or (len(values) < len(names) and values):
@@ -49,7 +52,10 @@ def _csv_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
                 )
             yield dict(zip(names, values or [""]))
     except csv.Error as error:
-        raise ValueError(f"{path} is not valid CSV in line {reader.line_num}: {error}.") from error
+        raise ValueError(
+            f"{path} is not valid {path.suffix[1:].upper()} in the row that begins in line {begin}: {error}. A text that "
+            'begins with a double quote must end with one, and has those in it twice (""); or save the rows as jsonl.'
+        ) from error
 
 
 def _json_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:

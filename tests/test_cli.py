@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer
 
 from st_distill import __version__
 from st_distill.cli import main
@@ -88,6 +89,57 @@ def test_eval_on_tasks(tmp_path, make_student, capsys):
     assert "pairs,sts,8,int8,spearman_cosine,True," in files[1].read_text()
 
 
+@pytest.fixture
+def pairs(tmp_path, monkeypatch):
+    """Three files of pairs and a function that switches off what makes the second one fail."""
+    for name in ("pairs", "broken", "last"):
+        (tmp_path / f"{name}.tsv").write_text(PAIRS.replace("the sea", f"the {name}"))
+    original = SentenceTransformer.encode
+
+    def encode(self, inputs, **options):
+        if "the broken" in inputs:
+            raise RuntimeError("out of memory")
+        return original(self, inputs, **options)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", encode)
+    files = [str(tmp_path / f"{name}.tsv") for name in ("pairs", "broken", "last")]
+    return files, lambda: monkeypatch.setattr(SentenceTransformer, "encode", original)
+
+
+def test_eval_keeps_what_is_measured_where_a_task_fails(pairs, tmp_path, make_student, capsys):
+    make_student().save(str(tmp_path / "model"))
+    capsys.readouterr()
+    words = [str(tmp_path / "model"), *pairs[0]]
+    assert main(["eval", *words, "--csv", str(tmp_path / "results.csv"), "--json"]) == 2
+    said = capsys.readouterr()
+    results = json.loads(said.out)  # and nothing else
+    assert [task["name"] for task in results["tasks"]] == ["pairs", "last"]
+    assert results["failed"] == [{"name": "broken", "error": "RuntimeError: out of memory"}]
+    assert "st-distill: 1 task could not be measured: broken." in said.err
+    assert {line.split(",")[0] for line in (tmp_path / "results.csv").read_text().splitlines()} == {
+        "task",
+        "pairs",
+        "last",
+    }
+
+
+def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path, capsys):
+    tasks, mend = pairs
+    words = [str(recipe), "--set", "stages.0.steps=1", "--set", f"evaluation.tasks={json.dumps(tasks)}"]
+    assert main(["run", *words]) == 2
+    said = capsys.readouterr()
+    assert "Not measured: broken (RuntimeError: out of memory)" in said.out
+    assert said.out.splitlines()[-1] == f"The model is in {tmp_path}/out."
+    assert "1 task could not be measured: broken." in said.err
+    results = json.loads((tmp_path / "out-run" / "results.json").read_text())["results"]
+    assert [task["name"] for task in results["tasks"]["tasks"]] == ["pairs", "last"]
+    assert "fidelity" in results
+    mend()
+    assert main(["run", *words, "--resume"]) == 0
+    results = json.loads((tmp_path / "out-run" / "results.json").read_text())["results"]
+    assert [task["name"] for task in results["tasks"]["tasks"]] == ["pairs", "broken", "last"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -117,13 +169,24 @@ def test_eval_on_tasks(tmp_path, make_student, capsys):
         (["eval", "{model}", "sts:"], "must have its file, folder or data set after the kind"),
         (["eval", "{model}", "stss:{folder}/pairs.tsv"], "The kind of a task must be one of classification, "),
         (["eval", "{model}", "{folder}/tasks.yaml"], "must be a list with a task in it. Got an empty one"),
+        (
+            ["eval", "{model}", "{folder}/pairs.tsv", "--json", "{folder}/f", "--csv", "{folder}/./f"],
+            "must be two files",
+        ),
+        (["eval", "{model}", "{folder}/pairs.tsv", "--csv", "-"], "--csv must be a file. Got - instead"),
+        (
+            ["eval", "{model}", "{folder}/pictures.csv", "{folder}/pairs.tsv"],
+            "has inputs of the kind image, which the model",
+        ),
         (["verify", "{model}", "--json", "{folder}/none/found.json"], "The folder of --json"),
     ],
 )
-def test_mistakes_are_a_sentence_and_exit_code_2(arguments, message, recipe, tmp_path, make_student, capsys):
+def test_mistakes_are_a_sentence_and_exit_code_2(arguments, message, recipe, tmp_path, make_student, images, capsys):
     make_student(MatryoshkaProjection(32, [8])).save(str(tmp_path / "model"))
     (tmp_path / "pairs.tsv").write_text(PAIRS)
     (tmp_path / "tasks.yaml").write_text("tasks: []")
+    (tmp_path / "pictures.csv").write_text("file_name,caption\na.png,red\n")
+    images[0].save(tmp_path / "a.png")
     places = {"recipe": recipe, "folder": tmp_path, "model": tmp_path / "model"}
     capsys.readouterr()
     assert main([argument.format(**places) for argument in arguments]) == 2

@@ -16,10 +16,10 @@ from st_distill.evaluation.kinds import (
     SummarizationEvaluator,
 )
 from st_distill.evaluation.measure import evaluate, model_size, throughput
+from st_distill.evaluation.measuring import measure_entries
 from st_distill.evaluation.pairs import retrieval_evaluator, similarity_evaluator
 from st_distill.evaluation.results import evaluate_tasks
 from st_distill.evaluation.sweep import SweepEvaluator
-from st_distill.evaluation.task_list import measure_entries
 from st_distill.evaluation.tasks import Task, TaskSpec, read_task
 
 __all__ = [

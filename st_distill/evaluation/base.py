@@ -27,6 +27,13 @@ def checked_dims(dims: Sequence[int] | None) -> tuple[int, ...] | None:
     return tuple(sorted(set(dims), reverse=True))
 
 
+def width_of(model: SentenceTransformer) -> int:
+    width = model.get_embedding_dimension()
+    if width is None:
+        raise ValueError("The 'model' parameter must be a model that knows its dimension. Got one that does not.")
+    return width
+
+
 def dims_of(dims: tuple[int, ...] | None, width: int) -> tuple[int, ...]:
     """The dimensions to judge vectors of ``width`` at; sentence-transformers would keep a narrower one silently."""
     if dims is None:

@@ -10,7 +10,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from st_distill.errors import MissingExtraError
-from st_distill.evaluation.base import checked_dims, dims_of
+from st_distill.evaluation.base import checked_dims, dims_of, width_of
 from st_distill.evaluation.sweep import EncodedOnce, Precision, checked_precisions
 
 __all__ = ["evaluate_mteb", "find_mteb_tasks"]
@@ -70,7 +70,7 @@ def evaluate_mteb(
             document.
         tasks: of MTEB (`find_mteb_tasks`), or of one's own, derived from its classes.
         dims: prefixes of the vectors; None: the full width alone.
-        precisions: of float32, int8 and binary. int8 takes its ranges from all that float32 has encoded before.
+        precisions: of float32, int8 and binary. int8 takes its ranges from all that the task encodes.
         prompts: put before the texts instead of the model's own: "query", "document", and "text" for any other.
         batch_size: texts encoded at a time.
         folder: where MTEB's own results go, as ``<dimension>/<task>.json``, or ``<dimension>-<precision>/<task>.json``.
@@ -84,25 +84,26 @@ def evaluate_mteb(
     mteb = _mteb()
     from mteb.models import SentenceTransformerEncoderWrapper
 
-    width = model.get_embedding_dimension()
-    if width is None:
-        raise ValueError("The 'model' parameter must be a model that knows its dimension. Got one that does not.")
-    wanted, kept = dims_of(checked_dims(dims), width), checked_precisions(precisions)
-    if "int8" in kept and "float32" not in kept:
-        raise ValueError("The 'precisions' parameter must hold float32 beside int8, which takes its ranges from it.")
+    wanted, kept = dims_of(checked_dims(dims), width_of(model)), checked_precisions(precisions)
     measured = []
     for task in tasks:
         encoded = EncodedOnce(model, prompts=prompts)
+
+        def results_at(dim: int | None, precision: Precision, task: Any = task, encoded: EncodedOnce = encoded) -> Any:
+            wrapper = SentenceTransformerEncoderWrapper(model)
+            wrapper.model = encoded.at(dim, precision)
+            options = {"batch_size": batch_size, "show_progress_bar": False}
+            found = mteb.evaluate(
+                wrapper, task, encode_kwargs=options, cache=None, co2_tracker=False, show_progress_bar=False
+            )
+            return found.task_results[0]
+
+        if kept[0] == "int8":
+            results_at(None, "float32")  # only a first pass tells what the task encodes
         scores: dict[str, dict[str, dict[str, float]]] = {str(dim): {} for dim in wanted}
         for precision in kept:
             for dim in wanted:
-                wrapper = SentenceTransformerEncoderWrapper(model)
-                wrapper.model = encoded.at(dim, precision)
-                options = {"batch_size": batch_size, "show_progress_bar": False}
-                found = mteb.evaluate(
-                    wrapper, task, encode_kwargs=options, cache=None, co2_tracker=False, show_progress_bar=False
-                )
-                result = found.task_results[0]
+                result = results_at(dim, precision)
                 scores[str(dim)][precision] = {"main_score": float(result.get_score())}
                 if folder is not None:
                     place = Path(folder) / (str(dim) if precision == "float32" else f"{dim}-{precision}")

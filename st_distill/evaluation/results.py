@@ -12,7 +12,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_distill.evaluation.base import checked_dims, dims_of
+from st_distill.evaluation.base import checked_dims, dims_of, width_of
 from st_distill.evaluation.columns import KINDS
 from st_distill.evaluation.sweep import Precision, SweepEvaluator, checked_precisions
 from st_distill.evaluation.tasks import Task
@@ -44,10 +44,7 @@ def evaluate_tasks(
         "examples", and "scores": dimension to precision to metric to figure, None where it is not defined) and "averages",
         see `with_averages`.
     """
-    width = model.get_embedding_dimension()
-    if width is None:
-        raise ValueError("The 'model' parameter must be a model that knows its dimension. Got one that does not.")
-    wanted, kept = dims_of(checked_dims(dims), width), checked_precisions(precisions)
+    wanted, kept = dims_of(checked_dims(dims), width_of(model)), checked_precisions(precisions)
     measured = []
     for task in tasks:
         logger.info("%s, %s, %d examples.", task.name, task.kind, task.examples)
@@ -79,13 +76,13 @@ def with_averages(results: Mapping[str, Any]) -> dict[str, Any]:
     """The results with their tasks in the order of `KINDS`, and the means of the tasks' metrics as "averages".
 
     These are dimension to precision to ``{"kinds": {kind: mean over its tasks}, "tasks": mean over all tasks, "mean of
-    kinds": mean over the kinds}``, as MTEB's tables have them; None where one of the figures is not defined.
+    kinds": mean over the kinds}``, as MTEB's tables have them; None where one of the figures is not defined, or there is none.
     """
 
     def mean(values: Iterable[float | None]) -> float | None:
         values = list(values)
         defined = [value for value in values if value is not None]
-        return statistics.fmean(defined) if len(defined) == len(values) else None
+        return statistics.fmean(defined) if defined and len(defined) == len(values) else None
 
     known = [*KINDS, *sorted({task["kind"] for task in results["tasks"]} - set(KINDS))]
     tasks = sorted(results["tasks"], key=lambda task: known.index(task["kind"]))

@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.evaluation import BaseEvaluator
 from sentence_transformers.util import quantize_embeddings
 from torch.nn.functional import normalize
 
-from st_distill.evaluation.base import append_row, checked_dims, dims_of
+from st_distill.evaluation.base import append_row, checked_dims, dims_of, width_of
 
 __all__ = ["EncodedOnce", "Precision", "SweepEvaluator", "checked_precisions"]
 
@@ -211,10 +211,7 @@ class SweepEvaluator(BaseEvaluator):
     def __call__(
         self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
-        width = model.get_embedding_dimension()
-        if width is None:
-            raise ValueError("The 'model' parameter must be a model that knows its dimension. Got one that does not.")
-        dims = dims_of(self.dims, width)
+        dims = dims_of(self.dims, width_of(model))
         encoded = EncodedOnce(model, prompts=self.prompts)
         if self.precisions[0] == "int8":
             # The ranges of int8 are those of everything that the evaluator reads, which only a first pass tells.

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from sentence_transformers import SentenceTransformer
 
 from st_distill.evaluation.columns import KINDS
-from st_distill.evaluation.mteb_tasks import evaluate_mteb, find_mteb_tasks
-from st_distill.evaluation.results import evaluate_tasks, with_averages
-from st_distill.evaluation.tasks import TaskSpec, read_task
+from st_distill.evaluation.tasks import TaskSpec, default_name
 
-__all__ = ["MTEB", "is_task_file", "measure_entries", "tasks_of_entries", "tasks_of_words"]
+__all__ = ["MTEB", "is_task_file", "tasks_of_entries", "tasks_of_words"]
 
 #: What stands before the name of a task of MTEB.
 MTEB = "mteb:"
 
-_FIELDS = [field.name for field in dataclasses.fields(TaskSpec)]
+_FIELDS = [field.name for field in fields(TaskSpec)]
 
 
 def is_task_file(word: str) -> bool:
@@ -38,6 +35,9 @@ def tasks_of_words(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[l
             fields of `TaskSpec`.
         defaults: fields of `TaskSpec` for what does not have its own.
 
+    A task without a name of its own, whose default one another has too, gets as many of its folders in front as tell them
+    apart.
+
     Raises:
         ValueError: for what is none of these.
     """
@@ -48,26 +48,32 @@ def tasks_of_words(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[l
         place = ""
         if is_task_file(word):
             place = f" of {word}"
-            entries = _mapping(Path(word))["tasks"]
+            content = _mapping(Path(word))
+            if unknown := [str(field) for field in content if field != "tasks"]:
+                raise ValueError(
+                    f"{word} must have 'tasks' alone. Got '{unknown[0]}' beside it: say what is one task's there, and what is "
+                    "all tasks' as an option."
+                )
+            entries = content["tasks"]
             if not isinstance(entries, list) or not entries:
                 found = "an empty one" if entries == [] else type(entries).__name__
                 raise ValueError(f"The 'tasks'{place} must be a list with a task in it. Got {found} instead.")
-        more_specs, more_names = tasks_of_entries(entries, defaults, place=place)
+        more_specs, more_names = _read(entries, defaults, place)
         specs += more_specs
         names += more_names
-    return specs, names
+    return _told_apart(specs, names), names
 
 
 def tasks_of_entries(
-    entries: Sequence[str | Mapping[str, Any]], defaults: Mapping[str, Any], *, place: str = ""
+    entries: Sequence[str | Mapping[str, Any]], defaults: Mapping[str, Any]
 ) -> tuple[list[TaskSpec], list[str]]:
-    """As `tasks_of_words`, of a list of words and of mappings with the fields of `TaskSpec`.
+    """As `tasks_of_words`, of a list of words and of mappings with the fields of `TaskSpec`."""
+    specs, names = _read(entries, defaults, "")
+    return _told_apart(specs, names), names
 
-    Args:
-        entries: the list.
-        defaults: as there.
-        place: where it stands, for an error's sentence.
-    """
+
+def _read(entries: Sequence[Any], defaults: Mapping[str, Any], place: str) -> tuple[list[TaskSpec], list[str]]:
+    """The tasks as they stand in a list, and ``place`` in an error's sentence."""
     specs: list[TaskSpec] = []
     names: list[str] = []
     for entry in entries:
@@ -80,7 +86,16 @@ def tasks_of_entries(
                 raise ValueError(f"A task{place} must have fields of {', '.join(_FIELDS)}. Got '{unknown[0]}' instead.")
             if "source" not in entry:
                 raise ValueError(f"A task{place} must have a 'source', its file, folder or data set. Got none instead.")
-            specs.append(TaskSpec(**{**defaults, **entry}))
+            source = entry["source"]
+            if isinstance(source, str) and source.startswith(MTEB):
+                if beside := [str(field) for field in entry if field != "source"]:
+                    raise ValueError(
+                        f"The task '{source}'{place} is as MTEB has it, and takes no other fields. Got '{beside[0]}' beside "
+                        "it: leave it out."
+                    )
+                names.append(source.removeprefix(MTEB))
+            else:
+                specs.append(TaskSpec(**{**defaults, **entry}))
         else:
             raise ValueError(
                 f"A task{place} must be a word or a mapping of fields. Got {type(entry).__name__} instead."
@@ -88,24 +103,29 @@ def tasks_of_entries(
     return specs, names
 
 
-def measure_entries(
-    model: SentenceTransformer, entries: Sequence[str | Mapping[str, Any]], *, dims: Sequence[int] | None = None
-) -> dict[str, Any]:
-    """Measure a model on tasks, those of MTEB included, in float32.
+def _told_apart(specs: list[TaskSpec], names: Sequence[str]) -> list[TaskSpec]:
+    """The tasks with as much of their sources in front of names that others have too as tells them apart."""
+    own = [spec.name or default_name(spec.source) for spec in specs]
+    told = []
+    for spec, name in zip(specs, own):
+        twins = [other for other, theirs in zip(specs, own) if theirs == name and other.source != spec.source]
+        is_shared = bool(twins) or name in names
+        told.append(replace(spec, name=_with_folders(spec, twins)) if is_shared and spec.name is None else spec)
+    return told
 
-    Args:
-        model: any sentence-transformers model.
-        entries: as `tasks_of_entries` takes them.
-        dims: prefixes of the vectors; None: the full width alone.
 
-    Returns:
-        What `st_distill.evaluation.evaluate_tasks` returns.
-    """
-    specs, names = tasks_of_entries(entries, {})
-    results = evaluate_tasks(model, [task for spec in specs for task in read_task(spec)], dims=dims)
-    if names:
-        results["tasks"] += evaluate_mteb(model, find_mteb_tasks(names), dims=dims)
-    return with_averages(results)
+def _with_folders(spec: TaskSpec, twins: Sequence[TaskSpec]) -> str:
+    places, others = _places(spec.source), [_places(twin.source) for twin in twins if twin.name is None]
+    for depth in range(2, max(map(len, (places, *others))) + 1):
+        if all(places[-depth:] != other[-depth:] for other in others):
+            return "/".join(places[-depth:])
+    return Path(spec.source).name  # files that differ in their endings alone
+
+
+def _places(source: str) -> list[str]:
+    if not Path(source).exists():
+        return source.split("/")
+    return [*Path(source).resolve().parent.parts[1:], default_name(source)]
 
 
 def _spec(word: str, defaults: Mapping[str, Any]) -> TaskSpec:

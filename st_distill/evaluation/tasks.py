@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sentence_transformers.sentence_transformer.evaluation import (
     BaseEvaluator,
@@ -107,6 +107,11 @@ class Task:
     evaluator: BaseEvaluator
     metric: str
     examples: int
+
+    @property
+    def modalities(self) -> tuple[Literal["text", "image"], ...]:
+        """What a model has to take to be measured on it."""
+        return ("text", "image") if self.kind == "image_retrieval" else ("text",)
 
 
 def read_task(spec: TaskSpec | str, *, batch_size: int = 32, show_progress_bar: bool = False) -> list[Task]:

@@ -191,7 +191,7 @@ def _results(results: Mapping[str, Any]) -> str:
             [escaped(model), f"{figures['parameters'] / 1e6:,.1f} M", f"{figures['megabytes']:,.0f} MB", told]
         )
     parts = ["All times 100.", table, "\n".join(f"- {note}" for note in notes)] if columns else []
-    if measured := results.get("tasks"):
+    if (measured := results.get("tasks")) and measured["tasks"]:
         dims = [str(dim) for dim in measured["dims"]]
         header = ["Task", "Kind", "Metric", *dims]
         by_task = [

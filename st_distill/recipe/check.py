@@ -397,24 +397,42 @@ class _Rules(StageRules, ImageRules):
         if evaluation.images is not None:
             self.pictures((*path, "images"), evaluation.images)
             if not self.trains_vision and self.sound(("stages",)):
-                self.warn((*path, "images"), "no stage trains vision, so the student has to be an image model already")
+                self.warn((*path, "images"), _IMAGE_MODEL)
 
     def tasks(self, path: FieldPath, entries: list[Any]) -> None:
-        """Tasks are known, and local data are read as the evaluation will read them."""
+        """Tasks are known, local data are read as the evaluation will read them, and the student can be measured on them."""
         for index, entry in enumerate(entries):
+            modalities: set[str] = set()
             try:
                 specs, names = tasks_of_entries([entry], {})
-                if names:
-                    find_mteb_tasks(names)
+                for task in find_mteb_tasks(names) if names else []:
+                    modalities.update(task.metadata.modalities)
                 for spec in specs:
                     if Path(spec.source).exists():
-                        read_task(spec)
+                        modalities.update(*(task.modalities for task in read_task(spec)))
                     elif Path(spec.source).suffix in FORMATS or spec.source.startswith((".", "/")):
                         raise ValueError(f"there is no file or folder '{spec.source}'")
-            except (ValueError, OSError, MissingExtraError) as error:
+                    elif spec.kind == "image_retrieval":
+                        modalities.add("image")
+            except (ValueError, TypeError, OSError, MissingExtraError) as error:
                 self.error((*path, index), one_line(error))
+            if "image" in modalities:
+                self.pictures_to_measure((*path, index))
+
+    def pictures_to_measure(self, path: FieldPath) -> None:
+        """A student that is measured on pictures takes them, as far as that can be known before it is made."""
+        if self.trains_vision or not self.sound(("stages",), ("student",)):
+            return
+        if self.student_model is not None and self.student_model.is_of_texts:
+            self.error(
+                path,
+                "the task has pictures, and the student takes texts alone; leave it out, or add a stage that trains vision",
+            )
+        else:
+            self.warn(path, _IMAGE_MODEL)
 
 
+_IMAGE_MODEL = "no stage trains vision, so the student has to be an image model already"
 #: What a work folder has in it, from its first moment on.
 _OF_A_RUN = ("run.json", "teachers", "lock")
 _ONLY_MODELS = ("prompts", "dtype", "device", "batch_size", "batch_tokens", "max_seq_length", "trust_remote_code")

@@ -52,6 +52,11 @@ class ModelFacts:
     config: PretrainedConfig | None  # of the text encoder, where the model is nothing else
     published_alibi: bool = False  # an ALiBi encoder whose configuration says that it is a BERT
 
+    @property
+    def is_of_texts(self) -> bool:
+        """Whether it is known to take texts alone; False also where nothing is known."""
+        return self.config is not None and hasattr(self.config, "vocab_size") and self.code is None
+
 
 def read_model(name: str, revision: str | None) -> ModelFacts:
     """Raises ValueError for what is no model, and `UnknownModel` for one that is out of reach."""

@@ -407,6 +407,8 @@ class _Run:
         stored = _results(results_path)
         outputs = [self.output, *([self.recipe.teacher_output] if self.recipe.export_teacher else [])]
         is_done = text is not None and stored.get("of") == wanted
+        # What could not be measured is tried again.
+        is_done = is_done and not (stored["results"].get("tasks") or {}).get("failed")
         # One that is damaged is written again.
         is_done = is_done and all((o / "modules.json").is_file() and not export_damage(o) for o in outputs)
         self.processes.meet()  # before the main process writes what the others are looking at

@@ -202,7 +202,7 @@ def storage_rows(run: Run) -> Table:
 def task_rows(results: Mapping[str, Any]) -> Table | None:
     """The main metric of each task times 100, at each dimension; None where no tasks were measured."""
     measured = results.get("tasks")
-    if not measured:
+    if not measured or not measured["tasks"]:
         return None
     places = [(str(dim), precision) for precision in measured["precisions"] for dim in measured["dims"]]
     rows = []

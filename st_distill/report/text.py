@@ -148,7 +148,9 @@ def task_report(results: Mapping[str, Any]) -> str:
     if len(by_kind) > 1:
         average("mean of tasks", "", lambda means: means["tasks"])
         average("mean of kinds", "", lambda means: means["mean of kinds"])
-    return "Tasks by dimension, times 100\n\n" + _aligned(rows, words=3)
+    failed = [f"Not measured: {entry['name']} ({entry['error']})" for entry in results.get("failed", [])]
+    table = ["Tasks by dimension, times 100", _aligned(rows, words=3)] if results["tasks"] else []
+    return "\n\n".join([*table, *(["\n".join(failed)] if failed else [])])
 
 
 def write_report(results: Mapping[str, Any], folder: str | os.PathLike[str]) -> tuple[Path, Path]:

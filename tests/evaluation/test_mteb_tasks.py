@@ -41,5 +41,8 @@ def test_a_task_of_mteb_from_local_data(tmp_path):
     stored = json.loads((tmp_path / "2" / "LocalSTS.json").read_text())
     assert stored["scores"]["test"][0]["main_score"] == pytest.approx(0.8)
     assert {"task_name", "mteb_version", "scores"} <= set(stored)
+    (alone,) = evaluate_mteb(model, [LocalSTS()], dims=[2], precisions=["int8"])
+    (beside,) = evaluate_mteb(model, [LocalSTS()], dims=[2], precisions=["float32", "int8"])
+    assert alone["scores"]["2"]["int8"] == beside["scores"]["2"]["int8"]
     with pytest.raises(ValueError, match="MTEB has no task 'Nothing'"):
         find_mteb_tasks(["Nothing"])

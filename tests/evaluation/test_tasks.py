@@ -11,7 +11,6 @@ from lookup import lookup, on_circle
 
 from st_distill.evaluation import TaskSpec, evaluate_tasks, read_task
 from st_distill.evaluation.results import csv_of_results
-from st_distill.evaluation.task_list import tasks_of_words
 from st_distill.report import task_report
 
 ANGLES = {"a": 0, "b": 10, "c": 50, "d": 60, "e": 170, "f": 180}
@@ -276,6 +275,16 @@ def test_training_parts_that_do_not_do(train, match, tmp_path):
         read_task(TaskSpec(source=str(tmp_path), columns={"text": "text", "label": "intent"}))
 
 
+@pytest.mark.parametrize("content", ['a\tb\t1\n"a\tb\t2\na\tb\t3\n', 'a\tb\t1\n"a" cat\tb\t2\n'])
+def test_a_stray_quote_is_told_with_its_remedy(content, tmp_path):
+    (tmp_path / "pairs.tsv").write_text("sentence1\tsentence2\tscore\n" + content)
+    remedy = (
+        "not valid TSV in the row that begins in line 3: .* A text that begins with a double quote must end with one"
+    )
+    with pytest.raises(ValueError, match=remedy):
+        read_task(str(tmp_path / "pairs.tsv"))
+
+
 def test_spec_checks_its_fields():
     with pytest.raises(ValueError, match="'kind' of a task must be one of classification.*Got 'STS'"):
         TaskSpec(source="x", kind="STS")
@@ -316,33 +325,3 @@ def test_results_as_a_table_and_as_csv(tmp_path):
         ("1", "binary"),
     ]
     assert float(main[0]["score"]) == pytest.approx(0.8)
-
-
-def test_words_of_a_command_line(tmp_path):
-    listed = tmp_path / "tasks.yaml"
-    listed.write_text("tasks:\n  - mteb:STS12\n  - {source: data, kind: sts, limit: 5}\n  - clustering:texts\n")
-    specs, names = tasks_of_words(["sts:pairs.tsv", "mteb:STSBenchmark", str(listed), "owner/name"], {"limit": 9})
-    assert [(spec.source, spec.kind, spec.limit) for spec in specs] == [
-        ("pairs.tsv", "sts", 9),
-        ("data", "sts", 5),
-        ("texts", "clustering", 9),
-        ("owner/name", None, 9),
-    ]
-    assert names == ["STSBenchmark", "STS12"]
-
-
-@pytest.mark.parametrize(
-    ("content", "match"),
-    [
-        ("tasks: {}", "must be a list with a task in it. Got dict"),
-        ("tasks: []", "must be a list with a task in it. Got "),
-        ("tasks: [{kind: sts}]", "must have a 'source'"),
-        ("tasks: [{source: x, dims: [1]}]", "Got 'dims' instead"),
-        ("tasks: [3]", "a word or a mapping of fields. Got int"),
-    ],
-)
-def test_task_files_with_mistakes(content, match, tmp_path):
-    path = tmp_path / "tasks.yaml"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=match):
-        tasks_of_words([str(path)], {})

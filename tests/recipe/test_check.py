@@ -528,3 +528,36 @@ def test_two_that_make_the_batches(problems_of, field):
     text = BASE.replace("    epochs: 1\n", f"    epochs: 1\n    {field}: {'true' if 'group' in field else 2}\n")
     text = text.replace("weight_decay: 0.01", "batch_sampler: no_duplicates")
     assert any(f"cannot stand beside {field}" in problem.message for problem in problems_of(text))
+
+
+TASKS = BASE.replace("  - train: vision\n    steps: 5\n", "").replace("images: pictures.jsonl\n", "tasks: [TASK]\n")
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            "image_retrieval:pictures.jsonl",
+            "the task has pictures, and the student takes texts alone; leave it out, or add a stage",
+        ),
+        ("image_retrieval:owner/pictures", "the task has pictures, and the student takes texts alone"),
+        ("clusters.jsonl", "Row 1 of clusters.jsonl must have a label, a text in column 'label'. Got None"),
+        ("{source: pairs.csv, name: 3}", "The 'name' of a task must be a text. Got 3 instead"),
+    ],
+)
+def test_a_task_that_cannot_be_measured_is_found_before_the_run(problems_of, task, message):
+    Path("clusters.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": null}\n')
+    (problem,) = [problem for problem in problems_of(TASKS.replace("TASK", task)) if problem.level == "error"]
+    assert problem.path == "evaluation.tasks[0]"
+    assert message in problem.message
+
+
+def test_a_task_with_pictures_is_for_a_student_that_may_take_them(problems_of):
+    with_vision = BASE.replace("images: pictures.jsonl\n", "tasks: [image_retrieval:pictures.jsonl]\n")
+    assert problems_of(with_vision) == []
+    unknown = TASKS.replace("TASK", "image_retrieval:pictures.jsonl").replace(
+        "student:\n  model: BERT", "student:\n  model: some/model"
+    )
+    told = {problem.path: problem for problem in problems_of(unknown)}["evaluation.tasks[0]"]
+    assert told.level == "warning"
+    assert "the student has to be an image model already" in told.message

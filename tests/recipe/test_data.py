@@ -170,7 +170,7 @@ def test_empty_texts_are_kept_and_counted(caplog):
         ("a.json", "[3]", r"Entry 0 of a.json must be an object"),
         ("a.csv", "t,u\nx\n", r"Row 0 of a.csv \(line 2\) must have 2 fields, as the first line has. Got 1 instead"),
         ("a.csv", 't\nx, y\n', r"Row 0 of a.csv \(line 2\) must have 1 fields.* Put texts with commas in double quotes"),
-        ("a.csv", 't\n"x\n', r"a.csv is not valid CSV in line 2: unexpected end of data"),
+        ("a.csv", 't\n"x\n', r"not valid CSV in the row that begins in line 2: unexpected end of data. A text that begins"),
         ("a.csv", "t\n", r"a.csv has no rows"),
         ("a.txt", "", r"a.txt has no rows"),
         ("a.txt", b"\xff\xfe", r"a.txt is not UTF-8 text .* Save it as UTF-8"),

@@ -15,14 +15,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 from st_distill import __version__
+from st_distill.cli.shared import checked_recipe, give_json, require_folder, speaks, tell_failed
 from st_distill.errors import OtherProcessError, Problem, RecipeError, one_line
 from st_distill.stopping import Stopped, raising
-
-if TYPE_CHECKING:
-    from st_distill.recipe import Recipe
 
 _Number = TypeVar("_Number", int, float)
 _RECIPE_HELP = "a recipe's YAML file, or the name of a preset"
@@ -40,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # a name in a recipe may hold characters that no terminal can show
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("st_distill").setLevel(logging.INFO if _speaks() else logging.WARNING)
+    logging.getLogger("st_distill").setLevel(logging.INFO if speaks() else logging.WARNING)
     try:
         with raising():
             return options.command(options)
@@ -48,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
-        if _speaks():
+        if speaks():
             print(
                 f"st-distill: stopped by {signal.Signals(number).name}.{_how_to_go_on(options)}",
                 file=sys.stderr,
@@ -79,11 +77,6 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
     words += [word for override in options.overrides for word in ("--set", override)]
     words += ["--resume"] if options.command is not _embed else []
     return f" What is done is kept; go on with: {shlex.join(words)}"
-
-
-def _speaks() -> bool:
-    """Whether this process prints: of those that a launcher started, the main one."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -241,7 +234,13 @@ def _add_eval(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--document-prompt", metavar="TEXT", help="before documents, likewise")
     command.add_argument("--text-prompt", metavar="TEXT", help="before any other text, likewise")
     command.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts encoded at a time")
-    command.add_argument("--json", metavar="FILE", help="also write the figures here")
+    command.add_argument(
+        "--json",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="print the figures as JSON, or also write them to this file",
+    )
     command.add_argument("--csv", metavar="FILE", help="also write every figure here, a row each")
     command.add_argument("--mteb-results", metavar="FOLDER", help="also write MTEB's own results here")
 
@@ -337,24 +336,15 @@ def _say(options: argparse.Namespace, problems: Sequence[Problem]) -> int:
     return 0
 
 
-def _checked_recipe(path: str, overrides: Sequence[str]) -> Recipe:
-    """The recipe, if it has no mistakes: what only one command needs of it is as wrong as the rest."""
-    from st_distill.recipe import check, load_recipe
-
-    if errors := [problem for problem in check(path, overrides, diagnose=False) if problem.level == "error"]:
-        raise RecipeError(errors)
-    return load_recipe(path, overrides)
-
-
 def _embed(options: argparse.Namespace) -> int:
     from st_distill.recipe import embed
     from st_distill.recipe.processes import Processes, leave
 
     with Processes():  # so that a mistake is said once
-        recipe = _checked_recipe(options.recipe, options.overrides)
+        recipe = checked_recipe(options.recipe, options.overrides)
     store = embed(recipe)
     leave()
-    if _speaks():
+    if speaks():
         print(f"{len(store)} rows by {', '.join(store.teachers)}, together {store.dimension} dimensions.")
     return 0
 
@@ -368,113 +358,31 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError("The option --from-stage continues a run, so it needs --resume too.")
     result = run(options.recipe, overrides=options.overrides, resume=options.resume, from_stage=options.from_stage)
     leave()
-    if _speaks():
+    if speaks():
         if result.results:
             print(report(result.results))
         if result.findings:
             print(f"\n{findings_report(result.findings)}\n")
         print(f"The model is in {result.output}.")
-    return 0
+    return tell_failed(result.results.get("tasks") or {})
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from st_distill.files import write_json
     from st_distill.verify import verify
 
-    if options.json != "-":
-        _require_folder("json", options.json)
+    require_folder("json", options.json)
     found = verify(options.path, repair=options.repair, recipe=options.recipe)
     if options.json is None:
         print(found.as_text())
-    elif options.json == "-":
-        print(json.dumps(found.as_json(), indent=2))
     else:
-        write_json(options.json, found.as_json())
+        give_json(options.json, found.as_json())
     return 0 if found.is_whole else 1
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from st_distill.evaluation.task_list import is_task_file
-    from st_distill.recipe.load import presets
+    from st_distill.cli.evaluation import measure
 
-    _require_folder("json", options.json)
-    _require_folder("csv", options.csv)
-    if Path(options.model).suffix in (".yaml", ".yml"):
-        raise ValueError(f"{options.model} is no model: st-distill eval MODEL TASK takes the model first.")
-    recipes = [
-        word
-        for word in options.tasks
-        if word in presets() or (word.endswith((".yaml", ".yml")) and not is_task_file(word))
-    ]
-    if not recipes:
-        return _eval_tasks(options)
-    if len(options.tasks) > 1:
-        raise ValueError(f"{recipes[0]} is a recipe, which is measured alone. Got {len(options.tasks)} tasks instead.")
-    return _eval_recipe(options, recipes[0])
-
-
-def _eval_recipe(options: argparse.Namespace, path: str) -> int:
-    from st_distill.files import write_json
-    from st_distill.recipe import evaluate_model
-    from st_distill.recipe.models import load_model
-    from st_distill.report import report
-
-    for option in ("dims", "split", "limit", "query_prompt", "document_prompt", "text_prompt", "csv", "mteb_results"):
-        if getattr(options, option) is not None:
-            raise ValueError(
-                f"The option --{option.replace('_', '-')} is for tasks; what a recipe measures stands in its 'evaluation'. "
-                "Leave the option out."
-            )
-    recipe = _checked_recipe(path, options.overrides)
-    results = evaluate_model(load_model(options.model), recipe)
-    print(report(results))
-    if options.json:
-        write_json(options.json, results)
-    return 0
-
-
-def _eval_tasks(options: argparse.Namespace) -> int:
-    from st_distill.evaluation import evaluate_tasks, read_task
-    from st_distill.evaluation.base import checked_dims
-    from st_distill.evaluation.mteb_tasks import evaluate_mteb, find_mteb_tasks
-    from st_distill.evaluation.results import csv_of_results, with_averages
-    from st_distill.evaluation.sweep import checked_precisions
-    from st_distill.evaluation.task_list import tasks_of_words
-    from st_distill.files import write_json, write_text
-    from st_distill.recipe.models import load_model
-    from st_distill.report import task_report
-
-    if options.overrides:
-        raise ValueError("The option --set changes a recipe, and none is given. Leave it out.")
-    given = {"split": options.split, "limit": options.limit}
-    specs, names = tasks_of_words(options.tasks, {key: value for key, value in given.items() if value is not None})
-    prompts = {
-        use: text for use in ("query", "document", "text") if (text := getattr(options, f"{use}_prompt")) is not None
-    }
-    # Everything that can be wrong is looked at before the first text is encoded.
-    how: dict[str, Any] = {
-        "dims": checked_dims(options.dims),
-        "precisions": checked_precisions(options.precisions),
-        "prompts": prompts,
-    }
-    if options.mteb_results is not None and not names:
-        raise ValueError("The option --mteb-results is for tasks of MTEB, mteb:NAME, and none is given. Leave it out.")
-    if options.mteb_results is not None and Path(options.mteb_results).is_file():
-        raise NotADirectoryError(f"The --mteb-results must be a folder. Got the file {options.mteb_results} instead.")
-    found = find_mteb_tasks(names) if names else []
-    tasks = [task for spec in specs for task in read_task(spec, batch_size=options.batch_size)]
-    model = load_model(options.model)
-    results = evaluate_tasks(model, tasks, **how)
-    if found:
-        measured = evaluate_mteb(model, found, batch_size=options.batch_size, folder=options.mteb_results, **how)
-        results["tasks"] += measured
-    results = {"model": options.model, **with_averages(results)}
-    print(task_report(results))
-    if options.json:
-        write_json(options.json, results)
-    if options.csv:
-        write_text(options.csv, csv_of_results(results))
-    return 0
+    return measure(options)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -530,7 +438,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     if options.check:
         return _say(options, check_pretraining(options.recipe, options.overrides))
-    _require_folder("json", options.json)
+    require_folder("json", options.json)
     if options.evaluate:
         results = evaluate_encoder(options.evaluate, load_pretraining(options.recipe, options.overrides))
         said = f"This is {options.evaluate}."
@@ -538,7 +446,7 @@ def _pretrain(options: argparse.Namespace) -> int:
         result = pretrain(options.recipe, overrides=options.overrides, resume=options.resume)
         leave()
         results, said = result.results, f"The model is in {result.output}."
-    if _speaks():
+    if speaks():
         if results:
             print(report_accuracy(results))
         print(said)
@@ -552,7 +460,7 @@ def _glue(options: argparse.Namespace) -> int:
     from st_distill.glue import Settings, glue, report_glue
     from st_distill.recipe.load import assignments
 
-    _require_folder("json", options.json)
+    require_folder("json", options.json)
     names = ("epochs", "steps", "batch", "learning_rates", "max_length", "limit", "seed")
     settings = Settings(**{name: getattr(options, name) for name in names}, arguments=assignments(options.arguments))
     results = glue(
@@ -567,16 +475,3 @@ def _glue(options: argparse.Namespace) -> int:
     if options.json:
         write_json(options.json, results)
     return 0
-
-
-def _require_folder(option: str, file: str | None) -> None:
-    """Whether a file can be written, looked at before the work whose result goes there."""
-    if not file:
-        return
-    folder = Path(file).absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"The folder of --{option} {file} must exist. Make it first, or name another file.")
-    if Path(file).is_dir():
-        raise IsADirectoryError(f"The --{option} must be a file. Got the folder {file} instead: name a file in it.")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"The folder of --{option} {file} must be writable. Name a file in another one.")

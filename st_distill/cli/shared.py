@@ -1,0 +1,61 @@
+"""What several commands need."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from st_distill.errors import RecipeError
+
+if TYPE_CHECKING:
+    from st_distill.recipe import Recipe
+
+
+def checked_recipe(path: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe, if it has no mistakes: what only one command needs of it is as wrong as the rest."""
+    from st_distill.recipe import check, load_recipe
+
+    if errors := [problem for problem in check(path, overrides, diagnose=False) if problem.level == "error"]:
+        raise RecipeError(errors)
+    return load_recipe(path, overrides)
+
+
+def require_folder(option: str, file: str | None) -> None:
+    """Whether a file can be written, looked at before the work whose result goes there."""
+    if not file or file == "-":
+        return
+    folder = Path(file).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The folder of --{option} {file} must exist. Make it first, or name another file.")
+    if Path(file).is_dir():
+        raise IsADirectoryError(f"The --{option} must be a file. Got the folder {file} instead: name a file in it.")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"The folder of --{option} {file} must be writable. Name a file in another one.")
+
+
+def give_json(file: str | None, content: Mapping[str, Any]) -> None:
+    """Print what a command found where ``--json`` names no file, or write it to the one that it names."""
+    from st_distill.files import write_json
+
+    if file == "-":
+        print(json.dumps(content, indent=2))
+    elif file:
+        write_json(file, content)
+
+
+def tell_failed(tasks: Mapping[str, Any]) -> int:
+    """Name the tasks that could not be measured, and return the exit code that they come to."""
+    failed = [entry["name"] for entry in tasks.get("failed", [])]
+    if failed and speaks():
+        those = f"{len(failed)} task{'s' if len(failed) > 1 else ''}"
+        print(f"st-distill: {those} could not be measured: {', '.join(failed)}.", file=sys.stderr, flush=True)
+    return 2 if failed else 0
+
+
+def speaks() -> bool:
+    """Whether this process prints: of those that a launcher started, the main one."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,53 @@
+"""Several tasks, of which one fails."""
+
+from __future__ import annotations
+
+import pytest
+from data_files import write
+from lookup import lookup, on_circle
+
+from st_distill.evaluation import measure_entries, read_task
+from st_distill.evaluation.measuring import measure_tasks, require_modalities
+from st_distill.report import report, task_report
+
+ANGLES = {"a": 0, "b": 10, "c": 50, "d": 60}
+PAIRS = [{"sentence1": "a", "sentence2": text, "score": score} for text, score in (("b", 3), ("c", 2), ("d", 1))]
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """A task that the model below has no vectors for, and one that it is perfect in."""
+    strange = [row | {"sentence1": "strange"} for row in PAIRS]
+    return [write(tmp_path / "strange.jsonl", strange), write(tmp_path / "pairs.jsonl", PAIRS)]
+
+
+def test_what_is_measured_stays_where_another_task_fails(sources, caplog):
+    model = lookup(on_circle(ANGLES))
+    results = measure_tasks(model, [task for source in sources for task in read_task(source)], dims=[2])
+    (measured,) = results["tasks"]
+    assert measured["name"] == "pairs"
+    assert measured["scores"]["2"]["float32"]["spearman_cosine"] == pytest.approx(1)
+    assert results["averages"]["2"]["float32"]["tasks"] == pytest.approx(1)
+    assert results["failed"] == [{"name": "strange", "error": "KeyError: 'strange'"}]
+    assert "The task 'strange' could not be measured: KeyError: 'strange'" in caplog.text
+    assert task_report(results).splitlines()[-1] == "Not measured: strange (KeyError: 'strange')"
+
+
+def test_all_that_fail_leave_results_too(sources):
+    results = measure_entries(lookup(on_circle(ANGLES)), [sources[0], "data/nothing", "mteb:Nothing at all"])
+    assert results["tasks"] == []
+    assert [entry["name"] for entry in results["failed"]] == ["nothing", "Nothing at all", "strange"]
+    assert results["averages"]["2"]["float32"] == {"kinds": {}, "tasks": None, "mean of kinds": None}
+    assert report({"dims": [2], "tasks": results}).startswith("Not measured: nothing (There is no file or folder")
+
+
+def test_pictures_are_refused_by_a_model_of_texts(images, tmp_path, make_student):
+    images[0].save(tmp_path / "a.png")
+    tasks = read_task(write(tmp_path / "metadata.csv", [{"file_name": "a.png", "caption": "red"}]))
+    with pytest.raises(
+        ValueError, match="'metadata, text to image' has inputs of the kind image, which the model does not"
+    ):
+        require_modalities(make_student(), tasks)
+    require_modalities(lookup(on_circle(ANGLES)), tasks)  # takes both
+    failed = measure_tasks(make_student(), tasks)["failed"]
+    assert [entry["name"] for entry in failed] == ["metadata, text to image", "metadata, image to text"]

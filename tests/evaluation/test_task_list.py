@@ -1,0 +1,77 @@
+"""The tasks of a command line or a file, and how they are told apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from st_distill.evaluation.task_list import tasks_of_words
+
+
+def test_words_of_a_command_line(tmp_path):
+    listed = tmp_path / "tasks.yaml"
+    listed.write_text(
+        "tasks:\n  - {source: 'mteb:STS12'}\n  - {source: data, kind: sts, limit: 5}\n  - clustering:texts\n"
+    )
+    specs, names = tasks_of_words(["sts:pairs.tsv", "mteb:STSBenchmark", str(listed), "owner/name"], {"limit": 9})
+    assert [(spec.source, spec.kind, spec.limit) for spec in specs] == [
+        ("pairs.tsv", "sts", 9),
+        ("data", "sts", 5),
+        ("texts", "clustering", 9),
+        ("owner/name", None, 9),
+    ]
+    assert names == ["STSBenchmark", "STS12"]
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("tasks: {}", "must be a list with a task in it. Got dict"),
+        ("tasks: []", "must be a list with a task in it. Got "),
+        ("tasks: [{kind: sts}]", "must have a 'source'"),
+        ("tasks: [{source: x, dims: [1]}]", "Got 'dims' instead"),
+        ("tasks: [3]", "a word or a mapping of fields. Got int"),
+        ("tasks: [x]\ndims: [8]", "tasks.yaml must have 'tasks' alone. Got 'dims' beside it"),
+        (
+            "tasks: [{source: 'mteb:STS12', limit: 3}]",
+            "'mteb:STS12' of .* takes no other fields. Got 'limit' beside it",
+        ),
+    ],
+)
+def test_task_files_with_mistakes(content, match, tmp_path):
+    path = tmp_path / "tasks.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=match):
+        tasks_of_words([str(path)], {})
+
+
+@pytest.mark.parametrize(
+    ("sources", "names"),
+    [
+        (["a/test.parquet", "b/test.parquet"], ["a/test", "b/test"]),
+        (["x/ok.jsonl", "x/sub/ok.jsonl"], ["x/ok", "sub/ok"]),
+        (["a/x/ok.jsonl", "b/x/ok.jsonl", "c/ok.jsonl"], ["a/x/ok", "b/x/ok", "c/ok"]),
+        (["a/ok.jsonl", "a/ok.tsv"], ["ok.jsonl", "ok.tsv"]),
+        (["one/name", "two/name"], ["one/name", "two/name"]),
+        (["a/test.parquet", "b/other.parquet"], [None, None]),
+        (["data/STS12", "mteb:STS12"], ["data/STS12"]),
+    ],
+)
+def test_names_are_told_apart(sources, names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for source in sources:
+        if "." in source:
+            (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / source).touch()
+    specs, _ = tasks_of_words(sources, {})
+    assert [spec.name for spec in specs] == names
+
+
+def test_a_name_that_is_given_stays(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.tsv").touch()
+    (tmp_path / "tasks.yaml").write_text(
+        f"tasks: [{{source: {tmp_path}/a/test.tsv, name: test}}, {tmp_path}/b/test.tsv]"
+    )
+    specs, _ = tasks_of_words([str(tmp_path / "tasks.yaml")], {})
+    assert [spec.name for spec in specs] == ["test", "b/test"]
