@@ -106,13 +106,15 @@ class Table:
     def labels(self, column: str) -> list[Any]:
         """The column's labels: texts or whole numbers, all of one kind."""
         kind = _label_kind(row.get(column) for row in self.rows)
-        return self._column(column, lambda value: type(value) is kind, f"a label, a {_LABELS[kind]}")
+        return self._column(column, lambda value: type(value) is kind and value != "", f"a label, a {_LABELS[kind]},")
 
     def label_lists(self, column: str) -> list[list[Any]]:
         """The column's lists of labels: texts or whole numbers, all of one kind."""
         values = [row.get(column) for row in self.rows]
         kind = _label_kind(label for value in values if isinstance(value, (list, tuple)) for label in value)
-        return self._lists(column, lambda value: type(value) is kind, f"a list of labels, each a {_LABELS[kind]}")
+        return self._lists(
+            column, lambda value: type(value) is kind and value != "", f"a list of labels, each a {_LABELS[kind]},"
+        )
 
     def numbers(self, column: str, *, truths: bool = False) -> list[float]:
         """The column's numbers, also where a text file has them in letters.

@@ -190,18 +190,19 @@ def test_pictures_both_ways(stored, images, tmp_path):
         (
             [{"text": "a", "label": "x"}, {"text": "b", "label": None}],
             {},
-            "Row 1 of .* must have a label, a text in column 'label'. Got None",
+            "Row 1 of .* must have a label, a text, in column 'label'. Got None",
         ),
+        ([{"text": "a", "label": "x"}, {"text": "b", "label": ""}], {}, "Row 1 of .* must have a label, a text,"),
         ([{"text": "a", "label": "x"}] * 2, {}, "two different labels in column 'label', or there are no clusters"),
         (
             [{"sentences": ["a", "b"], "labels": labels} for labels in ([1, 2], [1, None])],
             {},
-            "Row 1 of .* must have a list of labels, each a whole number in column 'labels'",
+            "Row 1 of .* must have a list of labels, each a whole number, in column 'labels'",
         ),
         (
             [{"sentences": ["a", "b"], "labels": [[1], [2]]}],
             {},
-            "Row 0 of .* must have a list of labels, each a text in column 'labels'",
+            "Row 0 of .* must have a list of labels, each a text, in column 'labels'",
         ),
         (
             [{"sentences": ["a", "b"], "labels": [1]}],

@@ -541,7 +541,7 @@ TASKS = BASE.replace("  - train: vision\n    steps: 5\n", "").replace("images: p
             "the task has pictures, and the student takes texts alone; leave it out, or add a stage",
         ),
         ("image_retrieval:owner/pictures", "the task has pictures, and the student takes texts alone"),
-        ("clusters.jsonl", "Row 1 of clusters.jsonl must have a label, a text in column 'label'. Got None"),
+        ("clusters.jsonl", "Row 1 of clusters.jsonl must have a label, a text, in column 'label'. Got None"),
         ("{source: pairs.csv, name: 3}", "The 'name' of a task must be a text. Got 3 instead"),
     ],
 )
