@@ -28,6 +28,8 @@ _ROWS = 64
 _IN_A_ROW = 3
 #: Entries of the log before anything is said of the loss.
 _FEWEST = 8
+#: Steps before a loss is called flat: over fewer the batches differ more than the student changes.
+_FEWEST_STEPS = 50
 #: Share of the loss that the training takes off, below which it is flat.
 _FLAT = 0.005
 #: Of the least loss so far: above it the loss has risen.
@@ -179,7 +181,7 @@ class DiagnosisCallback(TrainerCallback):
         )
 
     def _judge_flatness(self, state: Any) -> None:
-        if len(self._losses) < _FEWEST:
+        if len(self._losses) < _FEWEST or state.global_step < _FEWEST_STEPS:
             return
         first, last = _quarters(self._losses)
         fall = statistics.fmean(first) - statistics.fmean(last)
