@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 from sentence_transformers.sentence_transformer.modules import Transformer as TextTransformer
 
-from st_distill import export
+from st_distill import cli, export
 from st_distill.modules import AlibiBertModel, MatryoshkaProjection, Transformer
 from st_distill.modules.alibi_checkpoint import save_published
 
@@ -26,6 +26,20 @@ ENCODERS = (
     "teacher-one",
     "teacher-two",
 )
+
+
+#: The recipe that the commands speak of, as small as it can be with the stages and dimensions that they name.
+_RECIPE = """
+output: out/small
+student: {model: sentence-transformers/all-MiniLM-L6-v2, layers: [0, 2, 5]}
+teachers: [teacher-one, teacher-two]
+texts: my-texts.parquet
+projection: {dims: [512, 256, 128, 64], rotation: principal}
+stages:
+  - {name: projection, train: projection, steps: 1, batch: 4}
+  - {name: last-layers, train: {last_layers: 2}, steps: 1, batch: 4}
+  - {name: all, train: all, steps: 1, batch: 4}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -90,10 +104,32 @@ def _save_models(folder: Path, tiny_bert: str, tiny_alibi: str) -> None:
     export(small, folder / "out" / "small")
     eyes = Transformer.from_encoders(small, {"model_type": "siglip_vision_model", **vision.to_diff_dict()})
     export(SentenceTransformer(modules=[eyes, *list(small.children())[1:]], device="cpu"), folder / "out" / "jasper")
-    _pooled(tiny_alibi).save(str(folder / "out" / "long"))
+    long = _pooled(tiny_alibi)
+    long.append(MatryoshkaProjection(long.get_embedding_dimension(), [512]))
+    export(long, folder / "out" / "long")
     shutil.copytree(tiny_alibi, folder / "out" / "encoder")
-    shutil.copytree(folder / "out" / "long", folder / "out" / "pairs")
+    _pooled(tiny_alibi).save(str(folder / "out" / "pairs"))
     save_published(AlibiBertModel.from_pretrained(tiny_alibi), folder / "jina-embeddings-v2-base-en")
+
+
+@pytest.fixture(scope="session")
+def run_library(library, tmp_path_factory) -> Path:
+    """The same with a finished run of recipe.yaml."""
+    folder = tmp_path_factory.mktemp("run") / "library"
+    shutil.copytree(library, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(["run", "recipe.yaml"]) == 0
+    return folder
+
+
+@pytest.fixture
+def world_of_a_run(run_library, tmp_path, monkeypatch) -> Path:
+    """The working directory of a page of commands."""
+    folder = tmp_path / "world"
+    shutil.copytree(run_library, folder)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def _pooled(encoder: str | Path, *modules: Dense | Normalize) -> SentenceTransformer:
@@ -107,6 +143,7 @@ def _save_texts(folder: Path, texts: list[str]) -> None:
     np.save(folder / "vectors.npy", vectors)
     (folder / "texts.txt").write_text("\n".join(texts))
     halves = {"first": texts[:8], "second": texts[8:]}
+    scored = {"sentence1": halves["first"], "sentence2": halves["second"], "score": [0.1 * n for n in range(8)]}
     tables = {
         "my-texts": {"text": texts},
         "long-texts": {"text": [" ".join(texts)] * 4},
@@ -114,14 +151,25 @@ def _save_texts(folder: Path, texts: list[str]) -> None:
         "titles": {"title": halves["first"], "body": halves["second"]},
         "hard": {"question": halves["first"], "answer": halves["second"], "negative_1": halves["first"][::-1]},
         "vectors": {"text": texts, "embedding": vectors.tolist()},
-        "data/stsb/dev": {
-            "sentence1": halves["first"],
-            "sentence2": halves["second"],
-            "score": [0.1 * n for n in range(8)],
-        },
+        "data/stsb/dev": scored,
+        "data/stsb/test": scored,
         "data/clinc150/test": {"text": texts, "label": [number % 2 for number in range(len(texts))]},
         "data/books": {"text": texts, "title": [f"book {number % 4}" for number in range(len(texts))]},
     }
     for name, columns in tables.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Dataset.from_dict(columns).to_parquet(folder / f"{name}.parquet")
+    for name in ("scifact", "reports-whole", "reports-in-pieces"):
+        collection = {
+            "corpus": {"_id": [f"d{number}" for number in range(8)], "text": halves["second"]},
+            "queries": {"_id": [f"q{number}" for number in range(8)], "text": halves["first"]},
+            "qrels_test": {
+                "query-id": [f"q{number}" for number in range(8)],
+                "corpus-id": [f"d{number}" for number in range(8)],
+                "score": [1] * 8,
+            },
+        }
+        (folder / "data" / name).mkdir()
+        for part, columns in collection.items():
+            Dataset.from_dict(columns).to_parquet(folder / "data" / name / f"{part}.parquet")
+    (folder / "recipe.yaml").write_text(_RECIPE)
