@@ -572,7 +572,8 @@ def test_memory_for_a_part_of_the_batch_and_of_the_store(make_recipe, folder, ti
         return SentenceTransformer(str(run(recipe).output), device="cpu").encode(sentences)
 
     plain = trained("plain")
-    np.testing.assert_allclose(trained("cached", mini_batch_size=5), plain, atol=1e-4)
+    # Equal but for the order of the sums, which several steps of an optimiser that divides by small numbers make larger.
+    np.testing.assert_allclose(trained("cached", mini_batch_size=5), plain, atol=1e-3)
     # Another order of the same rows: not the same vectors, but near.
     np.testing.assert_allclose(trained("windows", window_shards=1), plain, atol=0.1)
     history = json.loads((folder / "cached-run" / "run.json").read_text())["stages"][0]["metrics"]["history"]
