@@ -88,7 +88,10 @@ def labels(lines: list[Line]) -> dict[str, str]:
 
 
 def print_table(lines: list[Line], split: str, student: str) -> None:
-    """Each method at each dimension: the tasks, their mean, the share of the whole teacher's mean, seconds; then the rest."""
+    """Each method at each dimension: the tasks, their mean, the share of the whole teacher's kept, seconds; then the rest.
+
+    The share is the mean of the tasks' shares, with the closeness to the teacher among them and without.
+    """
     table = groups(lines, split, student)
     whole = table["teacher"][DIMS[0]]
     of_split = [line for line in lines if line["split"] == split and line["student"] in (student, "teacher")]
@@ -96,18 +99,21 @@ def print_table(lines: list[Line], split: str, student: str) -> None:
     seconds = {names[line["run"]]: line["seconds"] for line in of_split}
     columns = [*TASKS, "mean"]
     print(f"## {student}, {split}\n")
-    print("| method | dim |", " | ".join(columns), "| kept % | seeds | training s |")
-    print("|---" * (len(columns) + 5) + "|")
+    print("| method | dim |", " | ".join(columns), "| kept % | without fidelity | seeds | training s |")
+    print("|---" * (len(columns) + 6) + "|")
     for name, by_dim in table.items():
         for dim in DIMS:
             scores = by_dim[dim]
-            kept = [
-                statistics.fmean(scores[task]) / statistics.fmean(whole[task])
+            kept = {
+                task: statistics.fmean(scores[task]) / statistics.fmean(whole[task])
                 for task in TASKS
                 if scores[task] and whole[task]
-            ]
+            }
             cells = [_cell(scores[column]) for column in columns]
-            share = f"{100 * statistics.fmean(kept):.1f}" if len(kept) == len(TASKS) else ""
+            share = " | "
+            if len(kept) == len(TASKS):
+                others = [part for task, part in kept.items() if task != "fidelity"]
+                share = f"{100 * statistics.fmean(kept.values()):.1f} | {100 * statistics.fmean(others):.1f}"
             count = max((len(values) for values in scores.values()), default=0)
             print(f"| {name} | {dim} |", " | ".join(cells), f"| {share} | {count} | {seconds.get(name, 0.0):.0f} |")
     _print_details(of_split, names)
