@@ -312,7 +312,7 @@ def _dims(model: SentenceTransformer, dim: int | None) -> list[int]:
         return [dim]
     if projection is None:
         return [model.get_embedding_dimension()]
-    return list(projection.dims) if projection.heads == "nested" else [projection.out_features]
+    return list(projection.dims) if projection.heads != "independent" else [projection.out_features]
 
 
 def _replace_folder(new: Path, path: Path) -> None:

@@ -8,12 +8,12 @@ from typing import Any, Literal, Self
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Module
+from sentence_transformers.sentence_transformer.modules import Dense, Module, StaticEmbedding
 from torch import Tensor, nn
 
 from st_distill.functional import normalize
 
-Heads = Literal["nested", "independent"]
+Heads = Literal["nested", "independent", "none"]
 
 
 class MatryoshkaProjection(Module):
@@ -22,7 +22,8 @@ class MatryoshkaProjection(Module):
     ``nested`` heads are one linear map to the largest dimension, whose prefixes are the smaller embeddings
     (``encode(..., truncate_dim=d)``). ``independent`` heads are one linear map for each dimension, as in the paper (arXiv
     2412.19048, section 3: FC2 to FC4); ``sentence_embedding`` is then the largest head's, and the others are exported one
-    by one.
+    by one. With ``none`` there is no map: the pooled vector itself has these prefixes, and the module only knows the teacher's
+    rotation. That is for a student whose own weights can take the map, a static embedding (`fold_into_table`).
 
     The cosine loss compares coordinates, so it needs to know which of the teacher's axes the student's coordinates
     follow. ``rotation`` says it: its columns are orthonormal directions of the teacher's space, and the losses compare
@@ -32,16 +33,16 @@ class MatryoshkaProjection(Module):
     cosine loss looks at that one instead.
 
     Args:
-        in_features: width of the pooled vector, at least 1.
+        in_features: width of the pooled vector, at least 1; the largest of ``dims`` where there is no map.
         dims: dimensions of the embeddings, each at least 1, no two equal.
-        heads: ``"nested"`` or ``"independent"``.
+        heads: ``"nested"``, ``"independent"`` or ``"none"``.
         bias: whether the linear maps have one.
         rotation: (teacher_features, max(dims)) with orthonormal columns, or None where the teacher is compared as it is.
         teacher_head: width of the training head in the teacher's space, or None for no such head.
 
     Raises:
-        ValueError: for dimensions that are not positive or are repeated, unknown heads, or a rotation of another shape
-            or without orthonormal columns.
+        ValueError: for dimensions that are not positive or are repeated, unknown heads, a rotation of another shape
+            or without orthonormal columns, or no heads where the pooled vector is of another width or the teacher has one.
     """
 
     config_keys = ["in_features", "dims", "heads", "bias", "teacher_features", "teacher_head"]
@@ -67,9 +68,14 @@ class MatryoshkaProjection(Module):
             raise ValueError(
                 f"The 'dims' of MatryoshkaProjection must be distinct positive whole numbers. Got {dims} instead."
             )
-        if heads not in ("nested", "independent"):
+        if heads not in ("nested", "independent", "none"):
             raise ValueError(
-                f"The 'heads' of MatryoshkaProjection must be 'nested' or 'independent'. Got {heads!r} instead."
+                f"The 'heads' of MatryoshkaProjection must be 'nested', 'independent' or 'none'. Got {heads!r} instead."
+            )
+        if heads == "none" and (in_features != max(dims) or teacher_head is not None):
+            raise ValueError(
+                f"Without heads the largest of 'dims' must be the pooled vector's width, {in_features}, and there is no "
+                f"'teacher_head'. Got {max(dims)} and {teacher_head} instead."
             )
         self.in_features = in_features
         self.dims = sorted(dims, reverse=True)
@@ -77,7 +83,7 @@ class MatryoshkaProjection(Module):
         self.heads = heads
         self.bias = bias
         self.teacher_head = teacher_head
-        widths = [self.out_features] if heads == "nested" else list(self.dims)
+        widths = {"nested": [self.out_features], "independent": list(self.dims), "none": []}[heads]
         if teacher_head is not None:
             widths.append(teacher_head)
         self.linears = nn.ModuleList(nn.Linear(in_features, width, bias=bias) for width in widths)
@@ -110,7 +116,7 @@ class MatryoshkaProjection(Module):
                 raise ValueError(
                     f"The 'rotation' must have orthonormal columns. Got columns whose products are off by {error:.2g} instead."
                 )
-            rotation = rotation.float().to(self.linears[0].weight.device)
+            rotation = rotation.float().to(next(self.parameters(), rotation).device)
         self.rotation = rotation
 
     def align(self, teacher: Tensor) -> Tensor:
@@ -131,7 +137,7 @@ class MatryoshkaProjection(Module):
 
     def views(self) -> dict[int, slice]:
         """Where the head of each dimension lies in the vector that ``all_heads`` gives."""
-        if self.heads == "nested":
+        if self.heads != "independent":
             return {dim: slice(0, dim) for dim in self.dims}
         starts = [sum(self.dims[:index]) for index in range(len(self.dims))]
         return {dim: slice(start, start + dim) for dim, start in zip(self.dims, starts)}
@@ -152,6 +158,8 @@ class MatryoshkaProjection(Module):
     def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
         """Replace ``sentence_embedding`` (batch, in_features) by the widest head's (batch, max(dims))."""
         pooled = features["sentence_embedding"]
+        if self.heads == "none":
+            return features
         if self._all_heads:
             features["sentence_embedding"] = torch.cat([linear(pooled) for linear in self.linears], dim=-1)
         else:
@@ -189,8 +197,10 @@ class MatryoshkaProjection(Module):
             penalty: ridge penalty in units of the mean variance of a pooled coordinate, at least 0. The bias is free.
 
         Raises:
-            ValueError: for no batches, or a head wider than the teacher.
+            ValueError: for no batches, no heads, or a head wider than the teacher.
         """
+        if not self.linears:
+            raise ValueError("A ridge start needs heads. Got a projection without instead: solve it, then fold it.")
         moments = _Moments()
         for pooled, teacher in batches:
             moments.add(pooled, normalize(teacher))
@@ -212,10 +222,15 @@ class MatryoshkaProjection(Module):
     def to_standard(self, dim: int | None = None) -> list[Module]:
         """The projection as sentence-transformers modules: a Dense of the widest head, or of the head ``dim``.
 
+        Without heads the whole vector needs none, and ``dim`` one that cuts.
+
         Raises:
             ValueError: for a ``dim`` that is no head.
         """
-        view = {**{d: self.linears[0 if self.heads == "nested" else i] for i, d in enumerate(self.dims)}}
+        if self.heads == "none" and dim in (None, self.out_features):
+            return []
+        linears = list(self.linears) if self.heads == "independent" else [self._linear()] * len(self.dims)
+        view = dict(zip(self.dims, linears))
         if self.teacher_head is not None:
             view.setdefault(self.teacher_head, self.linears[-1])
         wanted = self.out_features if dim is None else dim
@@ -227,12 +242,20 @@ class MatryoshkaProjection(Module):
         dense = Dense(
             self.in_features,
             wanted,
-            bias=self.bias,
+            bias=linear.bias is not None,
             activation_function=None,
             init_weight=linear.weight.detach()[:wanted].clone(),
-            init_bias=linear.bias.detach()[:wanted].clone() if self.bias else None,
+            init_bias=None if linear.bias is None else linear.bias.detach()[:wanted].clone(),
         )
         return [dense]
+
+    def _linear(self) -> nn.Linear:
+        """The map whose prefixes are the embeddings; without one, the identity."""
+        if self.linears:
+            return self.linears[0]
+        linear = nn.Linear(self.in_features, self.out_features, bias=False)
+        nn.init.eye_(linear.weight)
+        return linear
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         self.save_config(output_path)
@@ -276,6 +299,39 @@ class _Moments:
             covariance + strength * torch.eye(len(mean_in), dtype=torch.float64, device=mean_in.device), cross
         )
         return weight, mean_out - mean_in @ weight
+
+
+@torch.no_grad()
+def fold_into_table(projection: MatryoshkaProjection, embedding: StaticEmbedding) -> MatryoshkaProjection:
+    """Put a linear map into the table of the static embedding whose vectors it reads; returns the projection that is left.
+
+    A map of a mean of token vectors is the mean of their maps, so table and map together are one table, of the map's
+    width. The student gives the same vectors as before (but for a text without a token, which is now 0 and not the bias), is
+    smaller and faster, and its training no longer has two factors that pull at one product.
+
+    Args:
+        projection: nested heads without a teacher's head, on the embedding's width.
+        embedding: changed in place.
+
+    Raises:
+        ValueError: for other heads, or another width.
+    """
+    if projection.heads != "nested" or projection.teacher_head is not None:
+        raise ValueError(
+            f"Only nested heads without a teacher's head can be folded. Got {projection.heads!r} heads and a teacher's head of "
+            f"{projection.teacher_head} dimensions instead."
+        )
+    table, linear = embedding.embedding.weight, projection.linears[0]
+    if table.shape[1] != projection.in_features:
+        raise ValueError(
+            f"The static embedding must have the width that the projection reads, {projection.in_features}. Got "
+            f"{table.shape[1]} instead."
+        )
+    embedding.embedding = nn.EmbeddingBag.from_pretrained(linear(table), freeze=False)
+    embedding.embedding_dim = projection.out_features
+    return MatryoshkaProjection(
+        projection.out_features, projection.dims, heads="none", bias=projection.bias, rotation=projection.rotation
+    ).to(table.device)
 
 
 def find_projection(model: nn.Module) -> MatryoshkaProjection | None:

@@ -25,7 +25,7 @@ from st_distill.recipe.diagnose import diagnose_recipe
 from st_distill.recipe.image_rules import ImageRules
 from st_distill.recipe.load import Document, in_order, read_document
 from st_distill.recipe.models import UnknownModel, text_tokenizer
-from st_distill.recipe.schema import Recipe, Stage, TeacherSpec
+from st_distill.recipe.schema import Projection, Recipe, Stage, TeacherSpec
 from st_distill.recipe.stage_rules import StageRules
 from st_distill.recipe.words import FieldPath, suggest
 from st_distill.tables import FORMATS
@@ -316,6 +316,8 @@ class _Rules(StageRules, ImageRules):
                     (*path, "rotation"),
                     "an identity start keeps the student's own axes, which a rotated teacher does not have; set rotation: none",
                 )
+        if projection.heads == "none":
+            self.no_heads(projection, widest)
         if not self.recipe.teachers and projection.start == "ridge" and self.sound(("teachers",)):
             self.error((*path, "start"), "'ridge' needs a teacher to learn from")
         if teacher is None or widest <= teacher:
@@ -330,6 +332,21 @@ class _Rules(StageRules, ImageRules):
                 where,
                 f"{too_wide}, which the cosine term needs; leave it out, set teacher_head: true, or give losses without it",
             )
+
+    def no_heads(self, projection: Projection, widest: int) -> None:
+        path, student = ("projection", "heads"), self.student_model
+        if student is not None and projection.start == "ridge" and not student.is_static:
+            self.error(path, "'none' with a ridge start needs a static embedding as the student; leave heads out")
+        elif projection.start == "random":
+            self.error(path, "'none' has no map that could start at random; set start: ridge or identity")
+        elif projection.teacher_head:
+            self.error(path, "'none' has no teacher_head either; remove one of them")
+        elif projection.start == "identity" and student is not None and student.pooled not in (None, widest):
+            self.error(
+                path, f"'none' needs the student's {student.pooled} dimensions as the largest of dims, got {widest}"
+            )
+        if any(stage.train == "projection" for stage in self.recipe.stages or []):
+            self.error(path, "'none' leaves nothing for a stage with train: projection; leave that stage out, or heads")
 
     def teacher_space(self) -> None:
         """Whether the student's coordinates follow one teacher that can be written beside it."""

@@ -187,7 +187,7 @@ def _dimensions(recipe: Recipe) -> Iterator[Placed]:
         return
     seen = set[int]().union(*(_looked_at(stage, projection) for stage in recipe.stages if not stage.trains_vision))
     for index, dim in enumerate(projection.dims):
-        if dim in seen or (projection.heads == "nested" and dim < max(seen, default=0)):
+        if dim in seen or (projection.heads != "independent" and dim < max(seen, default=0)):
             continue
         yield (
             ("projection", "dims", index),

@@ -45,6 +45,7 @@ class ModelFacts:
 
     code: str | None  # what of it needs code of its own
     is_standard: bool  # a sentence-transformers model, with modules of its own
+    is_static: bool  # a static embedding, with a projection or normalisation behind it at most
     depth: int | None
     positions: int | None
     pooled: int | None  # width of the pooled vector
@@ -86,6 +87,7 @@ def _understand_model(name: str, revision: str | None) -> ModelFacts:
     elif "auto_map" in config:
         code = f"model type '{kind}'"
     pooled = width = hidden
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules or []]
     for module in modules or []:
         if module["type"].startswith("sentence_transformers."):
             last = module["type"].rsplit(".", 1)[-1]
@@ -105,6 +107,7 @@ def _understand_model(name: str, revision: str | None) -> ModelFacts:
     return ModelFacts(
         code=code,
         is_standard=modules is not None,
+        is_static=kinds[:1] == ["StaticEmbedding"] and (len(kinds) == 1 or kinds[1] in ("Dense", "Normalize")),
         depth=depth,
         positions=positions,
         pooled=pooled,

@@ -164,7 +164,7 @@ def measure(
     """
     width = model.get_embedding_dimension()
     spec = recipe.projection
-    nested = [] if spec is None or spec.heads != "nested" else spec.dims
+    nested = [] if spec is None or spec.heads == "independent" else spec.dims
     options: dict[str, Any] = {"dims": [dim for dim in nested if width is not None and dim <= width] or None}
     if evaluation.texts is not None and store is not None:
         texts, vectors = texts_and_vectors(evaluation.texts, store)

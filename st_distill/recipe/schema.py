@@ -310,9 +310,13 @@ class Projection(Part):
             "text's neighbours"
         ),
     )
-    heads: Literal["nested", "independent"] = field(
-        default="nested",
-        metadata=about("nested: every dimension is a prefix of one map; independent: a map for each, as in the paper"),
+    heads: Literal["nested", "independent", "none"] | None = field(
+        default=None,
+        metadata=about(
+            "nested: every dimension is a prefix of one map; independent: a map for each, as in the paper; none: no map, a "
+            "static embedding takes the ridge start into its table, another student's own first coordinates are trained. By "
+            "default nested, and none for a static embedding that ridge starts and every stage trains whole"
+        ),
     )
     teacher_head: bool = field(
         default=False,

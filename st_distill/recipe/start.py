@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from st_distill.modules import MatryoshkaProjection
 from st_distill.modules.lengths import tell_too_long
+from st_distill.modules.matryoshka import fold_into_table
 from st_distill.modules.rotation import learned_rotation, principal_rotation, random_rotation
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.frozen import PooledVectors, pooled_vectors, reads_pooled_vectors
@@ -64,9 +66,11 @@ def start_student(
     if teacher is not None:
         teacher_head = teacher.dimension if spec.teacher_head else None
         rotation = _rotation(spec, recipe.seed, labelled, teacher, student.device)
-    projection = MatryoshkaProjection(
-        width, spec.dims, heads=spec.heads, rotation=rotation, teacher_head=teacher_head
-    ).to(student.device)
+    table = _table_to_fold_into(recipe, student)
+    heads = "nested" if table is not None else spec.heads or "nested"
+    projection = MatryoshkaProjection(width, spec.dims, heads=heads, rotation=rotation, teacher_head=teacher_head).to(
+        student.device
+    )
     if spec.start == "identity":
         projection.start_identity()
     elif spec.start == "ridge":
@@ -77,8 +81,30 @@ def start_student(
         if reads_pooled_vectors(recipe.stages[0], rows, processes=processes):
             pooled = pooled_vectors(recipe.work_folder, student, labelled, show_progress=show_progress)
         projection.start_ridge(_ridge_batches(student, labelled, teacher, recipe.seed, pooled))
+    if table is not None:
+        projection = fold_into_table(projection, table)
     student.append(projection)
     return student
+
+
+def _table_to_fold_into(recipe: Recipe, student: SentenceTransformer) -> StaticEmbedding | None:
+    """The static embedding that takes the ridge start into its table, or None where the student keeps a projection.
+
+    Raises:
+        ValueError: where the recipe wants no heads, and the student is no static embedding.
+    """
+    spec, modules = recipe.projection, list(student.children())
+    if spec is None or spec.start != "ridge" or spec.heads not in (None, "none"):
+        return None
+    if len(modules) == 1 and isinstance(modules[0], StaticEmbedding):
+        wanted = not spec.teacher_head and all(stage.train == "all" for stage in recipe.stages)
+        return modules[0] if wanted or spec.heads == "none" else None
+    if spec.heads == "none":
+        raise ValueError(
+            "The projection's heads: none with a ridge start needs a static embedding as the student. Got "
+            f"{type(modules[0]).__name__} instead: leave heads out."
+        )
+    return None
 
 
 def _rotation(

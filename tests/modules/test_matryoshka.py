@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sentence_transformers.sentence_transformer.modules import Dense
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from st_distill.exporting import load_student
 from st_distill.functional import cosine_distill, normalize
 from st_distill.modules import MatryoshkaProjection
+from st_distill.modules.matryoshka import fold_into_table
 from st_distill.modules.rotation import principal_rotation, random_rotation
 
 
@@ -27,9 +31,13 @@ PROJECTIONS = {
     "independent": lambda: MatryoshkaProjection(12, [8, 4, 2], heads="independent", bias=False),
     "teacher head": lambda: MatryoshkaProjection(12, [8], teacher_head=20),
 }
+WITHOUT_HEADS = {
+    "no heads": lambda: MatryoshkaProjection(12, [12, 4], heads="none"),
+    "no heads, rotated": lambda: MatryoshkaProjection(12, [12, 4], heads="none", rotation=random_rotation(20, 12)),
+}
 
 
-@pytest.mark.parametrize("make", PROJECTIONS.values(), ids=PROJECTIONS.keys())
+@pytest.mark.parametrize("make", (PROJECTIONS | WITHOUT_HEADS).values(), ids=(PROJECTIONS | WITHOUT_HEADS).keys())
 def test_save_and_load(make, tmp_path, pooled):
     projection = make()
     projection.save(str(tmp_path))
@@ -51,6 +59,45 @@ def test_standard_module_gives_the_same_vectors(make, pooled):
     assert type(dense) is Dense
     expected = projection({"sentence_embedding": pooled})["sentence_embedding"]
     assert torch.equal(dense({"sentence_embedding": pooled})["sentence_embedding"], expected)
+
+
+def test_without_heads_the_pooled_vector_has_the_prefixes(pooled):
+    projection = MatryoshkaProjection(12, [4, 12], heads="none")
+    with projection.all_heads():
+        assert torch.equal(projection({"sentence_embedding": pooled})["sentence_embedding"], pooled)
+    assert projection.views() == {12: slice(0, 12), 4: slice(0, 4)}
+    assert list(projection.parameters()) == []
+    assert projection.to_standard() == []
+    (cut,) = projection.to_standard(4)
+    assert torch.equal(cut({"sentence_embedding": pooled})["sentence_embedding"], pooled[:, :4])
+
+
+@pytest.fixture
+def static() -> SentenceTransformer:
+    """A static embedding of four words, 12 wide."""
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "red": 1, "green": 2, "blue": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    table = torch.randn(4, 12, generator=torch.Generator().manual_seed(2))
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=table)], device="cpu")
+
+
+def test_a_folded_projection_gives_the_same_vectors(static, tmp_path):
+    texts = ["red", "green green blue", "red other"]
+    projection = MatryoshkaProjection(12, [8, 4], rotation=random_rotation(20, 8))
+    expected = projection({"sentence_embedding": static.encode(texts, convert_to_tensor=True).clone()})[
+        "sentence_embedding"
+    ]
+    rest = fold_into_table(projection, static[0])
+    static.append(rest)
+    assert static.get_embedding_dimension() == 8
+    assert (rest.heads, rest.dims) == ("none", [8, 4])
+    assert torch.equal(rest.rotation, projection.rotation)
+    assert [name for name, parameter in static.named_parameters() if parameter.requires_grad] == ["0.embedding.weight"]
+    assert torch.allclose(static.encode(texts, convert_to_tensor=True), expected, atol=1e-6)
+    static.save(str(tmp_path))
+    loaded = load_student(tmp_path)
+    assert torch.allclose(loaded.encode(texts, convert_to_tensor=True), expected, atol=1e-6)
+    assert not static.encode([""], convert_to_tensor=True).any()
 
 
 def test_standard_modules_of_single_heads(pooled):
@@ -137,7 +184,7 @@ class TestErrors:
             MatryoshkaProjection(12, dims)
 
     def test_heads(self):
-        with pytest.raises(ValueError, match="must be 'nested' or 'independent'. Got 'both'"):
+        with pytest.raises(ValueError, match="must be 'nested', 'independent' or 'none'. Got 'both'"):
             MatryoshkaProjection(12, [4], heads="both")
 
     @pytest.mark.parametrize("shape", [(20, 4), (4, 8), (8,)])
@@ -160,3 +207,24 @@ class TestErrors:
     def test_ridge_of_a_head_wider_than_the_teacher(self, pooled, teacher):
         with pytest.raises(ValueError, match="no wider than the teacher's 20 dimensions. Got one of 24"):
             MatryoshkaProjection(12, [24]).start_ridge([(pooled, teacher)])
+
+    @pytest.mark.parametrize(("dims", "teacher_head"), [([8], None), ([16, 12], None), ([12], 20)])
+    def test_no_heads_that_would_be_needed(self, dims, teacher_head):
+        with pytest.raises(
+            ValueError, match=f"pooled vector's width, 12, .* Got {max(dims)} and {teacher_head} instead"
+        ):
+            MatryoshkaProjection(12, dims, heads="none", teacher_head=teacher_head)
+
+    def test_ridge_without_heads(self, pooled, teacher):
+        with pytest.raises(ValueError, match="needs heads. Got a projection without"):
+            MatryoshkaProjection(12, [12], heads="none").start_ridge([(pooled, teacher)])
+
+    def test_what_no_table_can_take(self, static):
+        with pytest.raises(
+            ValueError, match="Only nested heads .* Got 'independent' heads and a teacher's head of None"
+        ):
+            fold_into_table(MatryoshkaProjection(12, [8, 4], heads="independent"), static[0])
+        with pytest.raises(ValueError, match="Got 'nested' heads and a teacher's head of 20"):
+            fold_into_table(MatryoshkaProjection(12, [8], teacher_head=20), static[0])
+        with pytest.raises(ValueError, match="that the projection reads, 16. Got 12 instead"):
+            fold_into_table(MatryoshkaProjection(16, [8]), static[0])
