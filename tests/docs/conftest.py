@@ -21,6 +21,7 @@ from st_distill.modules.alibi_checkpoint import save_published
 #: Names on the hub that pages teach and start with, and names of folders of the reader's own.
 ENCODERS = (
     "sentence-transformers/all-MiniLM-L6-v2",
+    "sentence-transformers/static-retrieval-mrl-en-v1",
     "mixedbread-ai/mxbai-embed-large-v1",
     "Snowflake/snowflake-arctic-embed-l-v2.0",
     "teacher-one",
