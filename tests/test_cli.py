@@ -125,19 +125,34 @@ def test_eval_keeps_what_is_measured_where_a_task_fails(pairs, tmp_path, make_st
 
 def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path, capsys):
     tasks, mend = pairs
-    words = [str(recipe), "--set", "stages.0.steps=1", "--set", f"evaluation.tasks={json.dumps(tasks)}"]
+    changes = ["stages.0.steps=1", f"evaluation.tasks={json.dumps(tasks)}"]
+    changes += [f"evaluation.retrieval={{path: {tasks[1]}, columns: [sentence1, sentence2]}}"]
+    changes += [f"evaluation.similarity={tasks[1]}"]
+    words = [str(recipe), *(word for change in changes for word in ("--set", change))]
     assert main(["run", *words]) == 2
     said = capsys.readouterr()
-    assert "Not measured: broken (RuntimeError: out of memory)" in said.out
+    for name in ("retrieval", "similarity", "broken"):
+        assert f"Not measured: {name} (RuntimeError: out of memory)" in said.out
     assert said.out.splitlines()[-1] == f"The model is in {tmp_path}/out."
-    assert "1 task could not be measured: broken." in said.err
+    assert "3 tasks could not be measured: retrieval, similarity, broken." in said.err
     results = json.loads((tmp_path / "out-run" / "results.json").read_text())["results"]
     assert [task["name"] for task in results["tasks"]["tasks"]] == ["pairs", "last"]
-    assert "fidelity" in results
+    assert results["failed"][0] == {"name": "retrieval", "error": "RuntimeError: out of memory"}
+    assert {"fidelity", "models"} < set(results)
+    assert (
+        "Could not be measured:\n\n- retrieval: RuntimeError: out of memory\n"
+        in (tmp_path / "out/README.md").read_text()
+    )
+    assert main(["report", str(tmp_path / "out-run"), "--no-speed"]) == 0
+    page = (tmp_path / "out-run" / "report" / "index.html").read_text()
+    assert '<li dir="auto"><strong>broken</strong>: RuntimeError: out of memory.</li>' in page
+    assert "<li>retrieval of the student before training: RuntimeError: out of memory.</li>" in page
     mend()
     assert main(["run", *words, "--resume"]) == 0
     results = json.loads((tmp_path / "out-run" / "results.json").read_text())["results"]
     assert [task["name"] for task in results["tasks"]["tasks"]] == ["pairs", "broken", "last"]
+    assert {"retrieval", "similarity"} < set(results)
+    assert "Could not be measured" not in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -350,6 +350,7 @@ def _embed(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from st_distill.evaluation.failures import failures
     from st_distill.recipe import run
     from st_distill.recipe.processes import leave
     from st_distill.report import findings_report, report
@@ -364,7 +365,7 @@ def _run(options: argparse.Namespace) -> int:
         if result.findings:
             print(f"\n{findings_report(result.findings)}\n")
         print(f"The model is in {result.output}.")
-    return tell_failed(result.results.get("tasks") or {})
+    return tell_failed(failures(result.results))
 
 
 def _verify(options: argparse.Namespace) -> int:

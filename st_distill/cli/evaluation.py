@@ -34,6 +34,7 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def _eval_recipe(options: argparse.Namespace, path: str) -> int:
+    from st_distill.evaluation.failures import failures
     from st_distill.recipe import evaluate_model
     from st_distill.recipe.models import load_model
     from st_distill.report import report
@@ -49,7 +50,7 @@ def _eval_recipe(options: argparse.Namespace, path: str) -> int:
     if options.json != "-":
         print(report(results))
     give_json(options.json, results)
-    return tell_failed(results.get("tasks") or {})
+    return tell_failed(failures(results))
 
 
 def _eval_tasks(options: argparse.Namespace) -> int:
@@ -92,4 +93,4 @@ def _eval_tasks(options: argparse.Namespace) -> int:
     give_json(options.json, results)
     if options.csv:
         write_text(options.csv, csv_of_results(results))
-    return tell_failed(results)
+    return tell_failed(results.get("failed", []))

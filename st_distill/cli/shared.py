@@ -47,12 +47,12 @@ def give_json(file: str | None, content: Mapping[str, Any]) -> None:
         write_json(file, content)
 
 
-def tell_failed(tasks: Mapping[str, Any]) -> int:
-    """Name the tasks that could not be measured, and return the exit code that they come to."""
-    failed = [entry["name"] for entry in tasks.get("failed", [])]
+def tell_failed(failed: Sequence[Mapping[str, str]]) -> int:
+    """Name what could not be measured, each with its "name", and return the exit code that it comes to."""
     if failed and speaks():
         those = f"{len(failed)} task{'s' if len(failed) > 1 else ''}"
-        print(f"st-distill: {those} could not be measured: {', '.join(failed)}.", file=sys.stderr, flush=True)
+        names = ", ".join(entry["name"] for entry in failed)
+        print(f"st-distill: {those} could not be measured: {names}.", file=sys.stderr, flush=True)
     return 2 if failed else 0
 
 

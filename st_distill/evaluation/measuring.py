@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_distill.errors import one_line
 from st_distill.evaluation.base import checked_dims, dims_of, width_of
+from st_distill.evaluation.failures import failure
 from st_distill.evaluation.mteb_tasks import evaluate_mteb, find_mteb_tasks
 from st_distill.evaluation.results import evaluate_tasks, with_averages
 from st_distill.evaluation.sweep import Precision, checked_precisions
@@ -18,8 +17,6 @@ from st_distill.evaluation.task_list import tasks_of_entries
 from st_distill.evaluation.tasks import Task, default_name, read_task
 
 __all__ = ["measure_entries", "measure_tasks", "require_modalities"]
-
-logger = logging.getLogger(__name__)
 
 
 def require_modalities(model: SentenceTransformer, tasks: Sequence[Task], mteb_tasks: Sequence[Any] = ()) -> None:
@@ -78,7 +75,7 @@ def measure_tasks(
         try:
             measured.extend(measure())
         except Exception as error:  # of a model, of memory, of MTEB's code: the others are measured all the same
-            failed.append(_failure(name, error))
+            failed.append(failure(name, error))
 
     for task in tasks:
         attempt(task.name, lambda task=task: _measured(model, task, how))  # type: ignore[misc]
@@ -94,15 +91,6 @@ def measure_tasks(
 def _measured(model: SentenceTransformer, task: Task, how: Mapping[str, Any]) -> list[dict[str, Any]]:
     require_modalities(model, [task])
     return evaluate_tasks(model, [task], **how)["tasks"]
-
-
-def _failure(name: str, error: Exception) -> dict[str, str]:
-    """The entry of "failed" of a task, which is told in the log too."""
-    told = one_line(error)
-    if not isinstance(error, (ValueError, OSError, ImportError, MemoryError)):  # no sentence for a user
-        told = f"{type(error).__name__}: {told}"
-    logger.warning("The task '%s' could not be measured: %s.", name, told)
-    return {"name": name, "error": told}
 
 
 def measure_entries(
@@ -126,12 +114,12 @@ def measure_entries(
         try:
             tasks += read_task(spec)
         except Exception as error:
-            failed.append(_failure(spec.name or default_name(spec.source), error))
+            failed.append(failure(spec.name or default_name(spec.source), error))
     for name in names:
         try:
             found += find_mteb_tasks([name])
         except (ValueError, ImportError) as error:
-            failed.append(_failure(name, error))
+            failed.append(failure(name, error))
     results = measure_tasks(model, tasks, found, dims=dims)
     failed += results.get("failed", [])
     return results | ({"failed": failed} if failed else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from st_distill import __version__
 from st_distill.card import escaped, markdown_table, replace_sections
+from st_distill.evaluation.failures import failures
 from st_distill.exporting import DESCRIPTION
 from st_distill.files import read_json
 from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, Texts
@@ -24,6 +26,12 @@ _TERMS = {
     "similarity": "a batch the teachers' matrix of similarities (`similarity`)",
     "triplet": "pairs of texts the teachers' order (`triplet`, by a margin)",
 }
+#: What may be a path: what stands between quotes, with spaces or not, and what has a slash in it.
+_PATH = re.compile(r"""(?<!\w)'[^']*'|"[^"]*"|[^\s'"(),;]*[/\\][^\s'"(),;]*""")
+#: Letters of a hub's name, at most.
+_HUB_NAME = 96
+#: Letters of an error that a card repeats, at most.
+_LONGEST = 300
 
 
 def write_run_card(
@@ -206,6 +214,9 @@ def _results(results: Mapping[str, Any]) -> str:
         parts += ["Tasks, times 100, by dimension.", markdown_table(header, by_task)]
     if speeds:
         parts.append(markdown_table(["Model", "Parameters", "Weights", "Texts per second"], speeds))
+    if failed := failures(results):
+        lines = [f"- {escaped(entry['name'])}: {escaped(_without_folders(entry['error']))}" for entry in failed]
+        parts += ["Could not be measured:", "\n".join(lines)]
     return "\n\n".join(parts)
 
 
@@ -344,6 +355,22 @@ def _data(source: Texts | ImageSource) -> str:
     if source.dataset is not None:
         return _data_link(source.dataset)
     return escaped(Path(source.path).name) if source.path is not None else "given in Python"
+
+
+def _without_folders(sentence: str) -> str:
+    """A sentence with the files and folders of this machine named by their last part, and not longer than a line or two."""
+    for folder in (Path.cwd(), Path.home()):  # their names may hold spaces
+        sentence = sentence.replace(str(folder), "/")
+
+    def last_part(match: re.Match[str]) -> str:
+        quote = match[0][0] if match[0][0] in "'\"" else ""
+        path = match[0].strip(quote or None)
+        if path.startswith(("http://", "https://")) or (len(path) <= _HUB_NAME and _hub_name(path)):
+            return match[0]
+        return quote + (re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path) + quote
+
+    sentence = _PATH.sub(last_part, sentence)
+    return sentence if len(sentence) <= _LONGEST else sentence[: _LONGEST - 1].rstrip() + "…"
 
 
 def _percent(share: float | None) -> str:

@@ -12,22 +12,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
 from transformers import set_seed
 
 from st_distill.diagnosis import DiagnosisCallback
 from st_distill.environment import environment
 from st_distill.errors import RecipeError, one_line
-from st_distill.evaluation import TeacherFidelityEvaluator, evaluate, measure_entries
+from st_distill.evaluation import TeacherFidelityEvaluator
+from st_distill.evaluation.failures import failures
 from st_distill.exporting import export, export_damage, export_teacher, load_student
 from st_distill.files import differences, manifest, read_json, write_json, write_text
 from st_distill.modules.matryoshka import find_projection
 from st_distill.recipe.card import write_run_card
 from st_distill.recipe.check import check
-from st_distill.recipe.data import fingerprint, load_scored_pairs, load_texts, read_images
+from st_distill.recipe.data import fingerprint, load_texts, read_images
 from st_distill.recipe.diagnose import (
     FINDINGS,
     all_findings,
@@ -38,15 +37,16 @@ from st_distill.recipe.diagnose import (
 )
 from st_distill.recipe.frozen import POOLED, PooledVectors, pooled_vectors, reads_pooled_vectors, with_frozen_encoder
 from st_distill.recipe.load import dump_recipe, load_recipe
+from st_distill.recipe.measuring import measure, texts_and_vectors
 from st_distill.recipe.processes import Processes, locked
 from st_distill.recipe.quantized import load_in_4bit
-from st_distill.recipe.schema import Evaluation, Recipe, Stage, Texts
+from st_distill.recipe.schema import Recipe, Stage, Texts
 from st_distill.recipe.stages import StageData, distill_loss, label_texts, run_stage, save_model, text_data
 from st_distill.recipe.start import start_student, tell_too_long_texts
 from st_distill.recipe.state import RunState, fields_digest, stage_fields
 from st_distill.recipe.student import choose_attention
 from st_distill.recipe.teachers import make_teacher, teacher_model, teacher_view
-from st_distill.recipe.vision import OwnVectors, image_data, pictures_and_captions, with_eyes
+from st_distill.recipe.vision import OwnVectors, image_data, with_eyes
 from st_distill.store import StoreView, TeacherStore
 from st_distill.teacher import Teacher
 
@@ -54,8 +54,6 @@ logger = logging.getLogger(__name__)
 
 #: In the folder of the student before its first stage: what determined it, and the checksums of its files.
 START = "start.json"
-#: Held-out texts that speed is measured on.
-_SPEED_TEXTS = 256
 
 
 @dataclass(frozen=True)
@@ -148,42 +146,6 @@ def evaluate_model(model: SentenceTransformer, recipe: Recipe, *, show_progress:
             processes.by_main(store.check)
             teacher = teacher_view(recipe, store)
     return measure(model, recipe, evaluation, teacher)
-
-
-def measure(
-    model: SentenceTransformer,
-    recipe: Recipe,
-    evaluation: Evaluation,
-    store: StoreView | None,
-    *,
-    speed: bool = True,
-) -> dict[str, Any]:
-    """`evaluate_model`, where the teachers' vectors of the evaluation's texts are in ``store``.
-
-    Without ``speed``, no model is timed.
-    """
-    width = model.get_embedding_dimension()
-    spec = recipe.projection
-    nested = [] if spec is None or spec.heads == "independent" else spec.dims
-    options: dict[str, Any] = {"dims": [dim for dim in nested if width is not None and dim <= width] or None}
-    if evaluation.texts is not None and store is not None:
-        texts, vectors = texts_and_vectors(evaluation.texts, store)
-        options |= {"texts": texts, "teacher_vectors": vectors, "speed": texts[:_SPEED_TEXTS] if speed else None}
-    if evaluation.retrieval is not None:
-        dataset = load_texts(evaluation.retrieval)
-        options["retrieval"] = tuple(list(dataset[column]) for column in dataset.column_names[:2])
-    if evaluation.similarity is not None:
-        options["similarity"] = load_scored_pairs(evaluation.similarity)
-    if evaluation.images is not None and model.supports("image"):
-        options["images"] = pictures_and_captions(evaluation.images)
-    results = {}
-    if evaluation.tasks:
-        results["tasks"] = measure_entries(model, evaluation.tasks, dims=options["dims"])
-    if evaluation.teachers:
-        options["teachers"] = {
-            str(spec.name): teacher_model(spec) for spec in recipe.teachers if spec.model is not None
-        }
-    return evaluate(model, **options) | results
 
 
 class _Run:
@@ -408,7 +370,7 @@ class _Run:
         outputs = [self.output, *([self.recipe.teacher_output] if self.recipe.export_teacher else [])]
         is_done = text is not None and stored.get("of") == wanted
         # What could not be measured is tried again.
-        is_done = is_done and not (stored["results"].get("tasks") or {}).get("failed")
+        is_done = is_done and not failures(stored["results"])
         # One that is damaged is written again.
         is_done = is_done and all((o / "modules.json").is_file() and not export_damage(o) for o in outputs)
         self.processes.meet()  # before the main process writes what the others are looking at
@@ -443,7 +405,10 @@ class _Run:
         if self.recipe.evaluation is not None:
             results = measure(exported, self.recipe, self.recipe.evaluation, teacher)
         if self.recipe.diagnosis:
-            write_findings(self.folder, "after", diagnose_student(self.recipe, exported, teacher))
+            try:
+                write_findings(self.folder, "after", diagnose_student(self.recipe, exported, teacher))
+            except Exception as error:  # of the model, of memory: the card and the figures are written all the same
+                logger.warning("The student could not be diagnosed: %s.", one_line(error))
         machine = environment()
         write_run_card(self.output, self.recipe, stages, results, machine)
         write_json(results_path, {"of": wanted, "results": results, "environment": machine})
@@ -510,14 +475,6 @@ class _Rows:
         for dataset, roles in self.sources:
             for column in dataset.column_names:
                 yield from ((text, roles.get(column)) for text in dataset[column])
-
-
-def texts_and_vectors(source: Texts, store: StoreView) -> tuple[list[str], Tensor]:
-    """All texts of a source, and the teachers' vectors of each in its column's role, (texts, dimension)."""
-    dataset = load_texts(source)
-    columns = {column: list(dataset[column]) for column in dataset.column_names}
-    ids = [store.ids(texts, role=source.roles.get(column)) for column, texts in columns.items()]
-    return [text for texts in columns.values() for text in texts], store.gather(np.concatenate(ids))
 
 
 def _results(path: Path) -> dict[str, Any]:

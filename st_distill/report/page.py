@@ -16,10 +16,11 @@ from sentence_transformers import SentenceTransformer
 from st_distill import __version__
 from st_distill.environment import environment
 from st_distill.errors import MissingExtraError, one_line
+from st_distill.evaluation.failures import failures
 from st_distill.exporting import load_student
 from st_distill.files import remove_abandoned, write_bytes, write_text
 from st_distill.recipe.data import load_texts
-from st_distill.recipe.runner import measure, texts_and_vectors
+from st_distill.recipe.measuring import measure, texts_and_vectors
 from st_distill.recipe.schema import Recipe, Texts
 from st_distill.recipe.teachers import teacher_view
 from st_distill.recipe.vision import pictures_and_captions
@@ -139,6 +140,7 @@ def write_page(
         speeds=speeds,
         storage=storage_rows(found_run),
         tasks=task_rows(found_run.results),
+        failed=failures(found_run.results),
         findings=found_run.findings,
         recipe=found_run.recipe_text,
         ran_on=found_run.environment,
@@ -300,6 +302,9 @@ def _measure_start(recipe: Recipe, student: SentenceTransformer, run: Run, found
     found.before = measure(
         start, recipe, replace(evaluation, teachers=False, images=None, tasks=[]), teacher, speed=False
     )
+    found.absent += [
+        (f"{entry['name']} of the student before training", entry["error"]) for entry in failures(found.before)
+    ]
 
 
 def _find_pictures(recipe: Recipe, student: SentenceTransformer, run: Run, found: _Found) -> None:

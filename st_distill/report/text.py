@@ -86,6 +86,10 @@ def _models(models: Mapping[str, Mapping[str, float]]) -> str:
     return _aligned(rows)
 
 
+def _not_measured(failed: Sequence[Mapping[str, str]]) -> str:
+    return "\n".join(f"Not measured: {entry['name']} ({entry['error']})" for entry in failed)
+
+
 def report(results: Mapping[str, Any]) -> str:
     """The tables, as plain text of several lines without a final newline.
 
@@ -105,6 +109,8 @@ def report(results: Mapping[str, Any]) -> str:
         parts.append(task_report(results["tasks"]))
     if results.get("models"):
         parts.append(_models(results["models"]))
+    if results.get("failed"):
+        parts.append(_not_measured(results["failed"]))
     return "\n\n".join(parts)
 
 
@@ -148,9 +154,10 @@ def task_report(results: Mapping[str, Any]) -> str:
     if len(by_kind) > 1:
         average("mean of tasks", "", lambda means: means["tasks"])
         average("mean of kinds", "", lambda means: means["mean of kinds"])
-    failed = [f"Not measured: {entry['name']} ({entry['error']})" for entry in results.get("failed", [])]
-    table = ["Tasks by dimension, times 100", _aligned(rows, words=3)] if results["tasks"] else []
-    return "\n\n".join([*table, *(["\n".join(failed)] if failed else [])])
+    parts = ["Tasks by dimension, times 100", _aligned(rows, words=3)] if results["tasks"] else []
+    if results.get("failed"):
+        parts.append(_not_measured(results["failed"]))
+    return "\n\n".join(parts)
 
 
 def write_report(results: Mapping[str, Any], folder: str | os.PathLike[str]) -> tuple[Path, Path]:

@@ -134,6 +134,29 @@ def test_sections(card, tmp_path):
     assert str(tmp_path) not in text
 
 
+def test_what_failed_is_told_without_this_machine(recipe, make_student, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/users/an owner")
+    told = {
+        "Row 3 of /users/an owner/data/x.jsonl must have a text in column 'a'": (
+            "Row 3 of x.jsonl must have a text in column 'a'"
+        ),
+        "No such file or folder: '/mnt/big disk/own.tsv', and \"C:\\\\data\\\\x y.tsv\" neither": (
+            "No such file or folder: 'own.tsv', and \"x y.tsv\" neither"
+        ),
+        "'owner/name' needs https://example.org/data and/or the teacher's a/b/c/": (
+            "'owner/name' needs https://example.org/data and/or the teacher's c"
+        ),
+        f"{tmp_path}/secret/own.parquet is broken" + "!" * 900: "own.parquet is broken" + "!" * 278 + "…",
+    }
+    entries = [{"name": "a_task", "error": error} for error in told]
+    tasks = {"dims": [24], "precisions": ["float32"], "tasks": [], "failed": entries[1:]}
+    export(make_student(MatryoshkaProjection(32, [24, 8])), recipe.output)
+    write_run_card(Path(recipe.output), recipe, STAGES, {"dims": [24], "tasks": tasks, "failed": entries[:1]}, {})
+    text = ModelCard.load(Path(recipe.output) / "README.md").text
+    listed = text.partition("Could not be measured:\n\n")[2].partition("\n\n")[0]
+    assert listed.replace("\\", "").splitlines() == [f"- a_task: {line}" for line in told.values()]
+
+
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub's interface as an upload needs. ``files`` of the server holds what was committed."""
 

@@ -64,6 +64,14 @@ lsa           1.6 M   6 MB                 -"""
     )
 
 
+def test_what_failed_stands_below_what_was_measured():
+    failed = [{"name": "retrieval", "error": "the file is empty"}]
+    assert report({"dims": [32], "models": RESULTS["models"], "failed": failed}).splitlines()[-2:] == [
+        "",
+        "Not measured: retrieval (the file is empty)",
+    ]
+
+
 def test_what_was_not_measured_is_left_out():
     assert report({"dims": [32]}) == ""
     similarity = {"pairs": 5, "scores": {"student": {"spearman": {"32": None}}}}
