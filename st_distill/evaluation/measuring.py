@@ -14,7 +14,7 @@ from st_distill.evaluation.mteb_tasks import evaluate_mteb, find_mteb_tasks
 from st_distill.evaluation.results import evaluate_tasks, with_averages
 from st_distill.evaluation.sweep import Precision, checked_precisions
 from st_distill.evaluation.task_list import tasks_of_entries
-from st_distill.evaluation.tasks import Task, default_name, read_task
+from st_distill.evaluation.tasks import Task, default_name, distinct_names, read_task
 
 __all__ = ["measure_entries", "measure_tasks", "require_modalities"]
 
@@ -73,15 +73,16 @@ def measure_tasks(
 
     def attempt(name: str, measure: Callable[[], list[dict[str, Any]]]) -> None:
         try:
-            measured.extend(measure())
+            measured.extend({**entry, "name": name} for entry in measure())
         except Exception as error:  # of a model, of memory, of MTEB's code: the others are measured all the same
             failed.append(failure(name, error))
 
-    for task in tasks:
-        attempt(task.name, lambda task=task: _measured(model, task, how))  # type: ignore[misc]
-    for task in mteb_tasks:
+    names = distinct_names([*(task.name for task in tasks), *(task.metadata.name for task in mteb_tasks)])
+    for name, task in zip(names, tasks):
+        attempt(name, lambda task=task: _measured(model, task, how))  # type: ignore[misc]
+    for name, task in zip(names[len(tasks) :], mteb_tasks):
         attempt(
-            task.metadata.name,
+            name,
             lambda task=task: evaluate_mteb(model, [task], batch_size=batch_size, folder=folder, **how),  # type: ignore[misc]
         )
     results = {"dims": list(how["dims"]), "precisions": list(how["precisions"]), "tasks": measured}

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from st_distill.evaluation.base import checked_dims, dims_of, width_of
 from st_distill.evaluation.columns import KINDS
 from st_distill.evaluation.sweep import Precision, SweepEvaluator, checked_precisions
-from st_distill.evaluation.tasks import Task
+from st_distill.evaluation.tasks import Task, distinct_names
 
 __all__ = ["csv_of_results", "evaluate_tasks", "with_averages"]
 
@@ -40,19 +40,19 @@ def evaluate_tasks(
         prompts: put before the texts instead of the model's own, as in `SweepEvaluator`.
 
     Returns:
-        A dictionary that JSON can hold: "dims", "precisions", "tasks" (each with its "name", "kind", "metric", number of
-        "examples", and "scores": dimension to precision to metric to figure, None where it is not defined) and "averages",
-        see `with_averages`.
+        A dictionary that JSON can hold: "dims", "precisions", "tasks" (each with its "name", by `distinct_names`, "kind",
+        "metric", number of "examples", and "scores": dimension to precision to metric to figure, None where it is not
+        defined) and "averages", see `with_averages`.
     """
     wanted, kept = dims_of(checked_dims(dims), width_of(model)), checked_precisions(precisions)
     measured = []
-    for task in tasks:
-        logger.info("%s, %s, %d examples.", task.name, task.kind, task.examples)
+    for task, name in zip(tasks, distinct_names(task.name for task in tasks)):
+        logger.info("%s, %s, %d examples.", name, task.kind, task.examples)
         found = SweepEvaluator(task.evaluator, dims=wanted, precisions=kept, prompts=prompts)(model)
         scores = {str(dim): {precision: _of(found, dim, precision) for precision in kept} for dim in wanted}
         measured.append(
             {
-                "name": task.name,
+                "name": name,
                 "kind": task.kind,
                 "metric": task.metric,
                 "examples": task.examples,

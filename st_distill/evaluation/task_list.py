@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from st_distill.evaluation.columns import KINDS
-from st_distill.evaluation.tasks import TaskSpec, default_name
+from st_distill.evaluation.tasks import TaskSpec, default_name, distinct_names
 
 __all__ = ["MTEB", "is_task_file", "tasks_of_entries", "tasks_of_words"]
 
@@ -18,6 +18,9 @@ __all__ = ["MTEB", "is_task_file", "tasks_of_entries", "tasks_of_words"]
 MTEB = "mteb:"
 
 _FIELDS = [field.name for field in fields(TaskSpec)]
+#: What tells two tasks of one name apart: fields whose value says enough, and others.
+_PLAIN = ("config", "split", "kind", "revision")
+_NAMED = ("limit", "train_split", "samples_per_label", "experiments")
 
 
 def is_task_file(word: str) -> bool:
@@ -36,7 +39,8 @@ def tasks_of_words(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[l
         defaults: fields of `TaskSpec` for what does not have its own.
 
     A task without a name of its own, whose default one another has too, gets as many of its folders in front as tell them
-    apart.
+    apart. Of one source in several tasks, and of a name that is given twice, each gets what its fields say besides behind it
+    (``pairs, validation``), or else a number.
 
     Raises:
         ValueError: for what is none of these.
@@ -104,14 +108,33 @@ def _read(entries: Sequence[Any], defaults: Mapping[str, Any], place: str) -> tu
 
 
 def _told_apart(specs: list[TaskSpec], names: Sequence[str]) -> list[TaskSpec]:
-    """The tasks with as much of their sources in front of names that others have too as tells them apart."""
+    """The tasks with as much of their sources in front of names that others have too as tells them apart, or what is theirs
+    behind them."""
     own = [spec.name or default_name(spec.source) for spec in specs]
     told = []
     for spec, name in zip(specs, own):
         twins = [other for other, theirs in zip(specs, own) if theirs == name and other.source != spec.source]
         is_shared = bool(twins) or name in names
-        told.append(replace(spec, name=_with_folders(spec, twins)) if is_shared and spec.name is None else spec)
-    return told
+        told.append(_with_folders(spec, twins) if is_shared and spec.name is None else name)
+    said = [
+        _with_fields(spec, name, [other for other, theirs in zip(specs, told) if theirs == name])
+        for spec, name in zip(specs, told)
+    ]
+    return [
+        spec if name == before else replace(spec, name=name)
+        for spec, before, name in zip(specs, own, distinct_names(said))
+    ]
+
+
+def _with_fields(spec: TaskSpec, name: str, twins: Sequence[TaskSpec]) -> str:
+    """The name with those fields of a task behind it that others of that name have not."""
+    said = [name]
+    for field in (*_PLAIN, *_NAMED):
+        value = getattr(spec, field)
+        if value != getattr(TaskSpec, field) and any(getattr(twin, field) != value for twin in twins):
+            told = "all" if value is None else str(value)
+            said.append(told if field in _PLAIN else f"{field.replace('_', ' ')} {told}")
+    return ", ".join(said)
 
 
 def _with_folders(spec: TaskSpec, twins: Sequence[TaskSpec]) -> str:

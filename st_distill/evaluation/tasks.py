@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from st_distill.evaluation.pairs import collection_of_pairs, similarity_evaluato
 from st_distill.modules.image_loading import load_image
 from st_distill.options import check_whole_number
 
-__all__ = ["Task", "TaskSpec", "default_name", "read_task"]
+__all__ = ["Task", "TaskSpec", "default_name", "distinct_names", "read_task"]
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,18 @@ def default_name(source: str) -> str:
         return source.rpartition("/")[2]
     path = Path(source).resolve()
     return path.stem if path.is_file() else path.name
+
+
+def distinct_names(names: Iterable[str]) -> list[str]:
+    """The names in their order, each that an earlier one has too with the next free number: "a", "b", "a (2)"."""
+    names = list(names)
+    distinct: list[str] = []
+    for name in names:
+        own, number = name, 2
+        while own in distinct or (own != name and own in names):
+            own, number = f"{name} ({number})", number + 1
+        distinct.append(own)
+    return distinct
 
 
 def _split(spec: TaskSpec, parts: Mapping[str, Part]) -> str:

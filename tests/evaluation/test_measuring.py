@@ -6,8 +6,9 @@ import pytest
 from data_files import write
 from lookup import lookup, on_circle
 
-from st_distill.evaluation import measure_entries, read_task
+from st_distill.evaluation import evaluate_tasks, measure_entries, read_task
 from st_distill.evaluation.measuring import measure_tasks, require_modalities
+from st_distill.evaluation.results import csv_of_results
 from st_distill.report import report, task_report
 
 ANGLES = {"a": 0, "b": 10, "c": 50, "d": 60}
@@ -39,6 +40,24 @@ def test_all_that_fail_leave_results_too(sources):
     assert [entry["name"] for entry in results["failed"]] == ["nothing", "Nothing at all", "strange"]
     assert results["averages"]["2"]["float32"] == {"kinds": {}, "tasks": None, "mean of kinds": None}
     assert report({"dims": [2], "tasks": results}).startswith("Not measured: nothing (There is no file or folder")
+
+
+def test_a_source_twice_has_two_names(sources, tmp_path):
+    write(tmp_path / "both" / "test.jsonl", PAIRS)
+    write(tmp_path / "both" / "dev.jsonl", [row | {"score": -row["score"]} for row in PAIRS])
+    entries = [str(tmp_path / "both"), {"source": str(tmp_path / "both"), "split": "dev"}, sources[0], sources[0]]
+    results = measure_entries(lookup(on_circle(ANGLES)), entries)
+    figures = {task["name"]: task["scores"]["2"]["float32"]["spearman_cosine"] for task in results["tasks"]}
+    assert figures == {"both": pytest.approx(1), "both, dev": pytest.approx(-1)}
+    assert [entry["name"] for entry in results["failed"]] == ["strange", "strange (2)"]
+    lines = task_report(results).splitlines()
+    assert [line.split("  ")[0] for line in lines[4:6]] == ["both", "both, dev"]
+    assert '\n"both, dev",sts,2,float32,spearman_cosine,True,-' in csv_of_results(results)
+    tasks = [read_task(sources[1])[0]] * 2
+    assert [task["name"] for task in evaluate_tasks(lookup(on_circle(ANGLES)), tasks)["tasks"]] == [
+        "pairs",
+        "pairs (2)",
+    ]
 
 
 def test_pictures_are_refused_by_a_model_of_texts(images, tmp_path, make_student):

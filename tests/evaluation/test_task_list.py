@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from st_distill.evaluation.task_list import tasks_of_words
+from st_distill.evaluation.task_list import tasks_of_entries, tasks_of_words
 
 
 def test_words_of_a_command_line(tmp_path):
@@ -64,6 +64,30 @@ def test_names_are_told_apart(sources, names, tmp_path, monkeypatch):
             (tmp_path / source).touch()
     specs, _ = tasks_of_words(sources, {})
     assert [spec.name for spec in specs] == names
+
+
+@pytest.mark.parametrize(
+    ("entries", "names"),
+    [
+        (["data", {"source": "data", "split": "dev"}], ["data", "data, dev"]),
+        (
+            [{"source": "data", "split": "dev", "config": "en"}, {"source": "data", "split": "dev", "config": "de"}],
+            ["data, en", "data, de"],
+        ),
+        (["sts:data", "data"], ["data, sts", "data"]),
+        (
+            [{"source": "data", "limit": 5, "samples_per_label": None}, "data"],
+            ["data, limit 5, samples per label all", "data"],
+        ),
+        (["data", "data", "data"], ["data", "data (2)", "data (3)"]),
+        ([{"source": "a", "name": "x"}, {"source": "b", "name": "x"}], ["x", "x (2)"]),
+        (["a", {"source": "b", "name": "a (2)"}, "a"], ["a", "a (2)", "a (3)"]),
+        (["one/x", {"source": "one/x", "split": "dev"}, "two/x"], ["one/x", "one/x, dev", "two/x"]),
+    ],
+)
+def test_tasks_of_one_source_are_told_apart(entries, names):
+    specs, _ = tasks_of_entries(entries, {})
+    assert [spec.name or spec.source for spec in specs] == names
 
 
 def test_a_name_that_is_given_stays(tmp_path):
