@@ -231,16 +231,22 @@ def _of_dimensions(label: str, series: Mapping[str, Mapping[str, float | None]],
 def over_steps(name: str, title: str, history: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> Picture:
     """Terms of a loss over the steps of a stage; on a logarithmic axis where they span more than a factor of 20.
 
+    A single term that is the total is one line.
+
     Args:
         name, title: as in `Picture`.
         history: what the trainer logged, each entry with its "step".
-        terms: the keys to draw; an entry may lack one, or have None.
+        terms: the keys to draw, "loss" the total; an entry may lack one, or have None.
     """
     lines = {
         term: [(entry["step"], float(entry[term])) for entry in history if entry.get(term) is not None]
         for term in terms
     }
     lines = {term: points for term, points in lines.items() if points}
+    names = {term: term for term in lines}
+    if len(lines) == 2 and _are_one(lines):
+        del lines["loss"]
+        names = {term: f"{term}, the total" for term in lines}
     values = [value for points in lines.values() for _, value in points]
     with _style():
         from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -253,7 +259,7 @@ def over_steps(name: str, title: str, history: Sequence[Mapping[str, Any]], term
                 color=_INK if term == "loss" else _LINES[index % len(_LINES)],
                 linestyle=_DASHES[index % len(_DASHES)],
                 marker=_MARKERS[index % len(_MARKERS)] if len(points) < 20 else None,
-                label="total" if term == "loss" else _label(term),
+                label="total" if term == "loss" else _label(names[term]),
             )
         if min(values) > 0 and max(values) / min(values) > 20:
             axes.set_yscale("log")
@@ -270,14 +276,27 @@ def over_steps(name: str, title: str, history: Sequence[Mapping[str, Any]], term
         axes.set_xlabel("step")
         axes.set_ylabel("loss, weighted")
         _legend(figure)
-        changes = [f"{term} from {_number(points[0][1])} to {_number(points[-1][1])}" for term, points in lines.items()]
+        changes = [
+            f"{names[term]} from {_number(points[0][1])} to {_number(points[-1][1])}" for term, points in lines.items()
+        ]
         rows = [
             [str(entry["step"]), *(_number(entry.get(term)) for term in lines)]
             for entry in history
             if any(entry.get(term) is not None for term in lines)
         ]
         description = f"Line chart over {rows[0][0]} to {rows[-1][0]} steps: {'; '.join(changes)}."
-        return _finished(figure, name, title, description, ["step", *lines], rows)
+        return _finished(figure, name, title, description, ["step", *(names[term] for term in lines)], rows)
+
+
+def _are_one(lines: Mapping[str, Sequence[tuple[int, float]]]) -> bool:
+    """Whether two lines, one of them "loss", are a total and its only term, of which one would hide the other."""
+    first, second = lines.values()
+    return (
+        "loss" in lines
+        and [step for step, _ in first] == [step for step, _ in second]
+        # The trainer rounds the terms to four places.
+        and all(math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-4) for (_, a), (_, b) in zip(first, second))
+    )
 
 
 def similarity_scatter(

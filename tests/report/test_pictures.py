@@ -82,6 +82,25 @@ def test_terms_over_steps():
     assert "loss from 90 to 2; cosine from 1 to 0.5" in picture.description
 
 
+def legend(picture) -> list[str]:
+    return [element.text for element in ElementTree.fromstring(picture.svg).iter(f"{SVG}text")]
+
+
+def test_a_single_term_is_one_line():
+    history = [{"step": 1, "loss": 0.91236, "cosine": 0.9124}, {"step": 2, "loss": 0.5, "cosine": 0.5}]
+    picture = over_steps("stage-1", "Stage 1", history, ["loss", "cosine"])
+    assert picture.header == ("step", "cosine, the total")
+    assert picture.rows == (("1", "0.9124"), ("2", "0.5"))
+    assert picture.description.endswith("steps: cosine, the total from 0.9124 to 0.5.")
+    assert "cosine, the total" in legend(picture)
+    assert "total" not in legend(picture)
+    # What another objective adds is in the total alone.
+    history[1]["loss"] = 0.6
+    picture = over_steps("stage-1", "Stage 1", history, ["loss", "cosine"])
+    assert picture.header == ("step", "loss", "cosine")
+    assert {"total", "cosine"} <= set(legend(picture))
+
+
 def test_similarities_in_steps_of_a_tenth():
     groups = {"any two texts": [(0.05, 0.2), (0.05, 0.4), (1.0, 0.9)], "near ones": [(-0.95, -1.0)]}
     picture = similarity_scatter("similarities", "Similarities", groups, 0.5)
