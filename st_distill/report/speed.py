@@ -20,9 +20,12 @@ from typing import Any
 
 __all__ = ["Speed", "measure_speed", "missing_backends"]
 
-_BATCH = 32
+#: Texts encoded at a time.
+BATCH = 32
 #: Passes over the texts; the median counts.
 _PASSES = 3
+#: Seconds after which a converted model that has not encoded the texts is given up.
+_LONGEST = 900
 #: What each backend besides torch needs, and the line that installs it. ONNX and OpenVINO are sentence-transformers' own.
 _BACKENDS = {
     "onnxruntime": (("onnx", "onnxruntime", "onnxscript"), "st-distill[onnx]"),
@@ -87,56 +90,86 @@ def measure_speed(
     for backend, (packages, _) in _BACKENDS.items():
         if all(_is_installed(package) for package in packages):
             jobs += [{"model": name, "backend": backend, "arguments": dict(models[name])} for name in exported]
-    task = json.dumps({"jobs": jobs, "texts": list(texts)})
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "st_distill.report.speed"],
-        input=task,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env={**os.environ, "TQDM_DISABLE": "1"},
-        check=False,
-    )
+    try:
+        found = _asked("st_distill.report.speed", {"jobs": jobs, "texts": list(texts)})
+    except RuntimeError as error:
+        return [Speed(job["model"], job["backend"], None, None, "", str(error)) for job in jobs]
+    return [Speed(**entry) for entry in found]
+
+
+def _asked(module: str, task: Mapping[str, Any], seconds: float | None = None) -> Any:
+    """What a module, run in a fresh process, prints as its last line in answer to a task on its standard input.
+
+    Raises:
+        RuntimeError: for a process that fails, or does not end within ``seconds``, with its last word.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", module],
+            input=json.dumps(task),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, "TQDM_DISABLE": "1"},
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"it did not end within {seconds:g} seconds") from None
     if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        return [Speed(job["model"], job["backend"], None, None, "", reason) for job in jobs]
-    return [Speed(**entry) for entry in json.loads(done.stdout.strip().splitlines()[-1])]
+        raise RuntimeError((done.stderr.strip().splitlines() or ["it ended without a word"])[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def _measured(job: Mapping[str, Any], texts: list[str]) -> Speed:
-    """One model, in this process."""
+def _measured(job: Mapping[str, Any], texts: Sequence[str]) -> Speed:
+    """One model. With torch it runs in a copy of this process, which has imported the libraries and nothing more; with another
+    backend it is converted in such a copy, and runs in a fresh process, which has not seen the conversion."""
+    name, backend = job["model"], job["backend"]
+    try:
+        if backend == "torch":
+            return Speed(name, backend, **_in_child(lambda: _torch(job["arguments"], texts)))
+        with tempfile.TemporaryDirectory() as folder:
+            limit = _in_child(lambda: _convert(backend, job["arguments"], Path(folder)))
+            task = {"backend": backend, "folder": folder, **limit, "texts": texts}
+            return Speed(name, backend, **_asked("st_distill.report.converted", task, _LONGEST), device="cpu")
+    except RuntimeError as error:
+        return Speed(name, backend, None, None, "", str(error))
+
+
+def _torch(arguments: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+    before = resident()
+    model = _loaded(**arguments)
+    speed = rate(lambda batch: model.encode(batch, batch_size=BATCH, show_progress_bar=False), texts)
+    return {"texts_per_second": speed, "memory": taken_since(before), "device": str(model.device)}
+
+
+def _convert(backend: str, arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Write a model for a backend, as `st_distill.report.converted` reads it; returns its ``max_seq_length``."""
+    if backend != "onnxruntime":
+        options = {**arguments, "backend": backend.lower(), "device": "cpu", "model_kwargs": {"export": True}}
+        model = _loaded(**options)
+        model.save_pretrained(str(folder), create_model_card=False)
+    else:
+        from st_distill.modules.onnx import export_onnx
+
+        model = _loaded(**{**arguments, "device": "cpu"})
+        export_onnx(model, folder / "model.onnx")
+        model.tokenizer.save_pretrained(folder)
+    return {"max_seq_length": model.max_seq_length}
+
+
+def _loaded(max_seq_length: int | None = None, **arguments: Any) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    name, backend, arguments = job["model"], job["backend"], dict(job["arguments"])
-    limit = arguments.pop("max_seq_length", None)
-    try:
-        before = _resident()
-        if backend == "onnxruntime":
-            device = "cpu"
-            model = _limited(SentenceTransformer(**{**arguments, "device": "cpu"}), limit)
-            rate, before = _onnx_rate(model, texts), None
-        else:
-            if backend != "torch":
-                arguments |= {"backend": backend.lower(), "device": "cpu", "model_kwargs": {"export": True}}
-            model = _limited(SentenceTransformer(**arguments), limit)
-            device = str(model.device)
-            rate = _rate(lambda batch: model.encode(batch, batch_size=_BATCH, show_progress_bar=False), texts)
-            before = before if backend == "torch" else None  # the conversion's memory is not the model's
-        peak = _peak_resident()
-        memory = None if before is None or peak is None else max(0.0, (peak - before) / 1e6)
-        return Speed(name, backend, rate, memory, device)
-    except Exception as error:  # whatever a stranger's model or the exporter raises: the other models still count
-        return Speed(name, backend, None, None, "", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-
-
-def _limited(model: Any, limit: int | None) -> Any:
-    if limit is not None:
-        model.max_seq_length = limit
+    model = SentenceTransformer(**arguments)
+    if max_seq_length is not None:
+        model.max_seq_length = max_seq_length
     return model
 
 
-def _rate(encode: Callable[[list[str]], Any], texts: list[str]) -> float:
-    encode(texts[:_BATCH])  # the first batch also pays for threads and memory
+def rate(encode: Callable[[Sequence[str]], Any], texts: Sequence[str]) -> float:
+    """Texts per second, the median of three passes."""
+    encode(texts[:BATCH])  # the first batch also pays for threads and memory
     seconds = []
     for _ in range(_PASSES):
         start = time.perf_counter()
@@ -145,60 +178,52 @@ def _rate(encode: Callable[[list[str]], Any], texts: list[str]) -> float:
     return len(texts) / statistics.median(seconds)
 
 
-def _onnx_rate(model: Any, texts: list[str]) -> float:
-    import onnxruntime
-
-    from st_distill.modules.onnx import export_onnx
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        export_onnx(model, path)
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def encode(inputs: list[str]) -> None:
-        ordered = sorted(inputs, key=len)  # as encode does, so that a batch needs little padding
-        for start in range(0, len(ordered), _BATCH):
-            tokens = model.preprocess(ordered[start : start + _BATCH])
-            session.run(None, {name: tokens[name].numpy() for name in ("input_ids", "attention_mask")})
-
-    return _rate(encode, texts)
+def resident() -> int | None:
+    """Bytes of this process that are in memory now; None where the system does not tell."""
+    return _of_status("VmRSS")
 
 
-def _resident() -> int | None:
-    """Bytes of this process that are in memory now."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, AttributeError):
-        return None
+def taken_since(before: int | None) -> float | None:
+    """10**6 bytes that this process has had in memory beyond ``before``, at most; None where the system does not tell."""
+    peak = _of_status("VmHWM")
+    return None if before is None or peak is None else max(0.0, (peak - before) / 1e6)
 
 
-def _peak_resident() -> int | None:
-    """The most bytes of this process that have been in memory."""
+def _of_status(field: str) -> int | None:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
 
 
-def _in_child(job: Mapping[str, Any], texts: list[str]) -> Speed:
-    """`_measured` in a copy of this process, which has imported the libraries and nothing more."""
-    if not hasattr(os, "fork"):
-        return _measured(job, texts)
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        with os.fdopen(writing, "w", encoding="utf-8") as pipe:
-            json.dump(asdict(_measured(job, texts)), pipe)
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, encoding="utf-8") as pipe:
-        said = pipe.read()
-    os.waitpid(child, 0)
-    if not said:
-        return Speed(job["model"], job["backend"], None, None, "", "its process ended without a result")
-    return Speed(**json.loads(said))
+def _in_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``work`` returns, done in a copy of this process; RuntimeError with its reason where it fails."""
+    if hasattr(os, "fork"):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            with os.fdopen(writing, "w", encoding="utf-8") as pipe:
+                json.dump(_outcome(work), pipe)
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading, encoding="utf-8") as pipe:
+            said = pipe.read()
+        os.waitpid(child, 0)
+        outcome = json.loads(said) if said else {"error": "its process ended without a result"}
+    else:
+        outcome = _outcome(work)
+    if "error" in outcome:
+        raise RuntimeError(outcome["error"])
+    return outcome
+
+
+def _outcome(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return work()
+    except Exception as error:  # whatever a stranger's model or the exporter raises: the other models still count
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
 
 
 def main() -> None:
@@ -206,7 +231,7 @@ def main() -> None:
     import sentence_transformers  # noqa: F401 - imported once, before the copies
 
     task = json.load(sys.stdin)
-    print(json.dumps([asdict(_in_child(job, task["texts"])) for job in task["jobs"]]), flush=True)
+    print(json.dumps([asdict(_measured(job, task["texts"])) for job in task["jobs"]]), flush=True)
 
 
 if __name__ == "__main__":

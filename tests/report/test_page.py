@@ -16,6 +16,7 @@ from st_distill.cli import main
 from st_distill.errors import MissingExtraError
 from st_distill.files import read_record, write_record
 from st_distill.report.page import write_page
+from st_distill.report.speed import resident
 
 NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
@@ -77,6 +78,17 @@ def test_the_page_shows_what_the_run_has(page):
         "6 of 12 texts of the evaluation's retrieval (50 %) are training texts too",
     ):
         assert word in elements.text
+
+
+def test_a_converted_model_has_its_memory(page):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    rows = re.findall(r"<th[^>]*>([^<]*)</th><td>onnxruntime, cpu</td>(.*?)</tr>", page.read_text(encoding="utf-8"))
+    assert [name for name, _ in rows] == ["student", TEACHER]
+    for _, cells in rows:
+        memory = re.findall("<td>([^<]*)</td>", cells)[-1]
+        # The conversion, as the libraries alone, takes hundreds of MB.
+        assert memory == "-" if resident() is None else 0 < int(memory.removesuffix(" MB")) < 100
 
 
 def test_every_picture_is_a_png_too(page):

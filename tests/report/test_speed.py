@@ -1,9 +1,15 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
+import sys
+import types
 
 import pytest
+import sentence_transformers
 
+from st_distill.report import converted, speed
 from st_distill.report.speed import measure_speed, missing_backends
 
 
@@ -41,3 +47,42 @@ def test_a_model_that_fails_leaves_the_others(only, make_student, tmp_path):
     assert whole.error is None
     assert (whole.backend, whole.device) == ("torch", "cpu")
     assert whole.texts_per_second > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "reason"),
+    [(0.01, "it did not end within 0.01 seconds"), (None, "ModuleNotFoundError: No module named 'optimum'")],
+)
+def test_a_converted_model_that_fails_says_why(seconds, reason, monkeypatch):
+    if seconds is None and importlib.util.find_spec("optimum") is not None:
+        pytest.skip("optimum is installed")
+    monkeypatch.setattr(speed, "_in_child", lambda work: work())
+    monkeypatch.setattr(speed, "_convert", lambda backend, arguments, folder: {"max_seq_length": 8})
+    monkeypatch.setattr(speed, "_LONGEST", seconds)
+    failed = speed._measured({"model": "a", "backend": "ONNX", "arguments": {}}, ["a cat"])
+    assert failed == speed.Speed("a", "ONNX", None, None, "", reason)
+
+
+def test_the_backends_of_sentence_transformers_read_what_was_converted(make_student, monkeypatch, tmp_path, capsys):
+    """Without the backends themselves: how a model is asked for, and that the second one finds the first one's folder."""
+    asked = []
+
+    def load(path=None, *, model_name_or_path=None, **options):
+        asked.append((path or model_name_or_path, options))
+        return student
+
+    student = make_student()
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", load)
+    arguments = {"model_name_or_path": "large", "revision": "main", "device": "cuda", "max_seq_length": 8}
+    limit = speed._convert("OpenVINO", arguments, tmp_path)
+    assert (tmp_path / "modules.json").is_file()
+    export = {"export": True}
+    assert asked == [("large", {"revision": "main", "backend": "openvino", "device": "cpu", "model_kwargs": export})]
+    monkeypatch.setitem(sys.modules, "optimum", types.ModuleType("optimum"))
+    monkeypatch.setitem(sys.modules, "optimum.intel", types.ModuleType("optimum.intel"))
+    task = {"backend": "OpenVINO", "folder": str(tmp_path), **limit, "texts": ["a cat"]}
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(task)))
+    converted.main()
+    assert set(json.loads(capsys.readouterr().out)) == {"texts_per_second", "memory"}
+    assert asked[1] == (str(tmp_path), {"backend": "openvino", "device": "cpu", "local_files_only": True})
+    assert student.max_seq_length == 8
