@@ -245,8 +245,10 @@ def over_steps(name: str, title: str, history: Sequence[Mapping[str, Any]], term
     lines = {term: points for term, points in lines.items() if points}
     names = {term: term for term in lines}
     if len(lines) == 2 and _are_one(lines):
-        del lines["loss"]
-        names = {term: f"{term}, the total" for term in lines}
+        # The total is the one that the trainer does not round.
+        (term,) = lines.keys() - {"loss"}
+        del lines[term]
+        names = {"loss": f"{term}, the total"}
     values = [value for points in lines.values() for _, value in points]
     with _style():
         from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -259,7 +261,7 @@ def over_steps(name: str, title: str, history: Sequence[Mapping[str, Any]], term
                 color=_INK if term == "loss" else _LINES[index % len(_LINES)],
                 linestyle=_DASHES[index % len(_DASHES)],
                 marker=_MARKERS[index % len(_MARKERS)] if len(points) < 20 else None,
-                label="total" if term == "loss" else _label(names[term]),
+                label="total" if names[term] == "loss" else _label(names[term]),
             )
         if min(values) > 0 and max(values) / min(values) > 20:
             axes.set_yscale("log")

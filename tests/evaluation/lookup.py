@@ -1,4 +1,4 @@
-"""Models whose vectors are known by hand."""
+"""Models whose vectors are known by hand, and what tasks come to with them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.input_module import InputModule
+
+from st_distill.evaluation import Task, TaskSpec, evaluate_tasks, read_task
+
+#: Texts on a circle, in degrees.
+ANGLES = {"a": 0, "b": 10, "c": 50, "d": 60, "e": 170, "f": 180}
 
 
 class Lookup(InputModule):
@@ -46,3 +51,14 @@ def on_circle(degrees: dict[str, float]) -> dict[str, list[float]]:
 def random_table(count: int, width: int, seed: int = 0) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
     return {f"text {row}": generator.normal(size=width) for row in range(count)}
+
+
+def only(source: TaskSpec | str) -> Task:
+    """The one task of a source."""
+    (task,) = read_task(source)
+    return task
+
+
+def measure(task: Task, angles: dict[str, float] = ANGLES) -> float | None:
+    """The main figure of a task, by a model with these texts on a circle."""
+    return evaluate_tasks(lookup(on_circle(angles)), [task])["tasks"][0]["scores"]["2"]["float32"][task.metric]

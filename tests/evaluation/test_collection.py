@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import pytest
 from data_files import write
-from lookup import lookup, on_circle
+from lookup import measure, only
 
-from st_distill.evaluation import TaskSpec, evaluate_tasks, read_task
-
-ANGLES = {"a": 0, "b": 10, "c": 50, "d": 60, "e": 170, "f": 180}
-
-
-def only(source):
-    (task,) = read_task(source)
-    return task
-
-
-def measure(task, angles=ANGLES):
-    return evaluate_tasks(lookup(on_circle(angles)), [task])["tasks"][0]["scores"]["2"]["float32"][task.metric]
+from st_distill.evaluation import TaskSpec, read_task
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 from data_files import write
-from lookup import lookup, on_circle
+from lookup import ANGLES, lookup, on_circle
 
 from st_distill.evaluation import evaluate_tasks, measure_entries, read_task
 from st_distill.evaluation.measuring import measure_tasks, require_modalities
 from st_distill.evaluation.results import csv_of_results
 from st_distill.report import report, task_report
 
-ANGLES = {"a": 0, "b": 10, "c": 50, "d": 60}
 PAIRS = [{"sentence1": "a", "sentence2": text, "score": score} for text, score in (("b", 3), ("c", 2), ("d", 1))]
 
 

@@ -7,23 +7,11 @@ import json
 import pytest
 from data_files import write
 from datasets import Dataset, DatasetDict, Image
-from lookup import lookup, on_circle
+from lookup import ANGLES, lookup, measure, on_circle, only
 
 from st_distill.evaluation import TaskSpec, evaluate_tasks, read_task
 from st_distill.evaluation.results import csv_of_results
 from st_distill.report import task_report
-
-ANGLES = {"a": 0, "b": 10, "c": 50, "d": 60, "e": 170, "f": 180}
-
-
-def only(source):
-    (task,) = read_task(source)
-    return task
-
-
-def measure(task, angles=ANGLES):
-    return evaluate_tasks(lookup(on_circle(angles)), [task])["tasks"][0]["scores"]["2"]["float32"][task.metric]
-
 
 PAIRS = [("a", "b"), ("a", "c"), ("a", "d"), ("a", "f")]
 CASES = {

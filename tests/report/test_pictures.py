@@ -87,11 +87,11 @@ def legend(picture) -> list[str]:
 
 
 def test_a_single_term_is_one_line():
-    history = [{"step": 1, "loss": 0.91236, "cosine": 0.9124}, {"step": 2, "loss": 0.5, "cosine": 0.5}]
+    history = [{"step": 1, "loss": 0.00002, "cosine": 0.0}, {"step": 2, "loss": 0.5, "cosine": 0.5}]
     picture = over_steps("stage-1", "Stage 1", history, ["loss", "cosine"])
     assert picture.header == ("step", "cosine, the total")
-    assert picture.rows == (("1", "0.9124"), ("2", "0.5"))
-    assert picture.description.endswith("steps: cosine, the total from 0.9124 to 0.5.")
+    assert picture.rows == (("1", "2e-05"), ("2", "0.5"))  # the total, which is not rounded
+    assert picture.description.endswith("steps: cosine, the total from 2e-05 to 0.5.")
     assert "cosine, the total" in legend(picture)
     assert "total" not in legend(picture)
     # What another objective adds is in the total alone.
