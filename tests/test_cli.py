@@ -12,6 +12,7 @@ from st_distill import __version__
 from st_distill.cli import main
 from st_distill.exporting import export
 from st_distill.modules import MatryoshkaProjection
+from st_distill.recipe import diagnose
 
 RECIPE = """\
 output: {folder}/out
@@ -123,8 +124,13 @@ def test_eval_keeps_what_is_measured_where_a_task_fails(pairs, tmp_path, make_st
     }
 
 
-def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path, capsys):
+def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path, capsys, caplog, monkeypatch):
     tasks, mend = pairs
+
+    def cannot(*arguments, **options):
+        raise ValueError("no diagnosis")
+
+    monkeypatch.setattr(diagnose, "diagnose_vectors", cannot)
     changes = ["stages.0.steps=1", f"evaluation.tasks={json.dumps(tasks)}"]
     changes += [f"evaluation.retrieval={{path: {tasks[1]}, columns: [sentence1, sentence2]}}"]
     changes += [f"evaluation.similarity={tasks[1]}"]
@@ -134,6 +140,7 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
     for name in ("retrieval", "similarity", "broken"):
         assert f"Not measured: {name} (RuntimeError: out of memory)" in said.out
     assert said.out.splitlines()[-1] == f"The model is in {tmp_path}/out."
+    assert "The student could not be diagnosed: no diagnosis." in caplog.text
     assert "3 tasks could not be measured: retrieval, similarity, broken." in said.err
     results = json.loads((tmp_path / "out-run" / "results.json").read_text())["results"]
     assert [task["name"] for task in results["tasks"]["tasks"]] == ["pairs", "last"]
