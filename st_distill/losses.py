@@ -172,7 +172,7 @@ class _DistillLoss(nn.Module, CachedLossMixin):
         return torch.stack(list(terms.values())).sum()
 
     def _all_terms(self, embeddings: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
-        if self.gather_across_devices:
+        if self.gather_across_devices and self._compares_texts:
             embeddings = [all_gather_with_grad(embedding) for embedding in embeddings]
             labels = all_gather(labels)
         student = torch.cat(embeddings)
@@ -183,6 +183,12 @@ class _DistillLoss(nn.Module, CachedLossMixin):
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
+
+    @property
+    def _compares_texts(self) -> bool:
+        """Whether a term compares a batch's texts with each other. One that does not is a mean over rows, and the mean of
+        the processes' gradients, which training takes anyway, is that of the joint batch."""
+        return True
 
     @property
     def is_wrapped(self) -> bool:
@@ -286,7 +292,8 @@ class CosineDistill(_DistillLoss):
         length_parts: into how many parts of like length the encoder takes a column of the batch, each part padded to its own
             longest text; the loss is that of the whole batch. Default: as many as are worth it, in several processes
             1. GradCache has its mini-batches instead.
-        gather_across_devices: take the loss over the joint batch of all processes.
+        gather_across_devices: accepted as by the other losses. A mean over rows needs no other process's rows: each process
+            returns that of its own, and the mean of their gradients is that of the joint batch.
     """
 
     def __init__(
@@ -315,6 +322,10 @@ class CosineDistill(_DistillLoss):
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         return {"cosine": batch.cosine(self.dims, self.cosine_weights)}
 
+    @property
+    def _compares_texts(self) -> bool:
+        return False
+
     def get_config_dict(self) -> dict[str, Any]:
         config = super().get_config_dict()
         return config if self.cosine_weights == "equal" else {**config, "cosine_weights": self.cosine_weights}
@@ -324,7 +335,8 @@ class SimilarityDistill(_DistillLoss):
     """Mean squared difference of the student's and the teacher's cosine matrices; arXiv 2412.19048, equation 2.
 
     Student and teacher may have any two widths. Args: as `CosineDistill`; ``dims`` are the student's prefixes (or heads),
-    each compared with the whole teacher and averaged.
+    each compared with the whole teacher and averaged; ``gather_across_devices`` takes the loss over the joint batch of all
+    processes.
     """
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
@@ -390,7 +402,8 @@ class JasperDistill(_DistillLoss):
         length_parts: into how many parts of like length the encoder takes a column of the batch, each part padded to its own
             longest text; the loss is that of the whole batch. Default: as many as are worth it, in several processes
             1. GradCache has its mini-batches instead.
-        gather_across_devices: take the losses over the joint batch of all processes.
+        gather_across_devices: take the losses over the joint batch of all processes. With the cosine term alone there is
+            nothing to gather, see `CosineDistill`.
 
     Raises:
         TypeError: inside MatryoshkaLoss and other loss modifiers, which cannot wrap a loss that returns several terms.
@@ -470,6 +483,10 @@ class JasperDistill(_DistillLoss):
             "triplet": lambda: batch.triplet(self.dims, self.margin, bits=self.bits),
         }
         return {name: weight * compute[name]() for name, weight in self.weights.items()}
+
+    @property
+    def _compares_texts(self) -> bool:
+        return self.weights.keys() != {"cosine"}
 
     def get_config_dict(self) -> dict[str, Any]:
         config = {"weights": self.weights, "margin": self.margin, **super().get_config_dict()}

@@ -111,6 +111,18 @@ class TestValues:
         loss = losses.JasperDistill(student, teacher=rows, weights={"cosine": 1.0, "triplet": 0.0})
         assert list(loss(features(student, sentences[:4]), torch.arange(4))) == ["cosine"]
 
+    @pytest.mark.parametrize("weights", [{"cosine": 1.0}, {"cosine": 1.0, "triplet": 1.0}, {"similarity": 1.0}])
+    def test_only_relations_need_the_rows_of_other_processes(self, weights, student, rows, sentences, monkeypatch):
+        gathered = []
+        for name in ("all_gather", "all_gather_with_grad"):
+            monkeypatch.setattr(losses, name, lambda tensor: (gathered.append(tensor), tensor)[1])
+        loss_list = [losses.JasperDistill(student, teacher=rows, weights=weights, gather_across_devices=True)]
+        if weights == {"cosine": 1.0}:
+            loss_list.append(losses.CosineDistill(student, teacher=rows, gather_across_devices=True))
+        for loss in loss_list:
+            loss(features(student, sentences[:4]), torch.arange(4))
+        assert len(gathered) == (0 if weights == {"cosine": 1.0} else 2)
+
     def test_rotated_labels_start_low_after_a_ridge_start(self, student, sentences):
         """The cosine term knows the projection's random rotation, for vectors and for row numbers."""
         pooled = student.encode(sentences, output_value=None)
