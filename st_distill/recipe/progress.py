@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -18,13 +18,14 @@ __all__ = ["StageProgress", "show_progress_of"]
 _NO_TERM = {"grad_norm", "learning_rate", "epoch", "step", "num_input_tokens_seen", "total_flos"}
 
 
-def show_progress_of(trainer: Any, title: str, inputs: int, unit: str = "rows") -> None:
+def show_progress_of(trainer: Any, title: str, batch: int, inputs: int, unit: str = "rows") -> None:
     """Put `StageProgress` in the place of the trainer's own bar, table or prints, which have no terms and no rate.
 
     Args:
         trainer: a Trainer.
         title: of the stage, such as "Stage 2 of 4, all".
-        inputs: texts, pictures or rows that a step sees, in all processes together.
+        batch: texts, pictures or rows of a batch, in all processes together.
+        inputs: those of the stage's data.
         unit: what these are.
     """
     # A notebook's table is of a class that cannot be imported without IPython.
@@ -33,7 +34,7 @@ def show_progress_of(trainer: Any, title: str, inputs: int, unit: str = "rows") 
     replaced = [trainer.pop_callback(kind) for kind in own]
     if any(replaced):
         bar = not trainer.args.disable_tqdm and sys.stderr.isatty()
-        trainer.add_callback(StageProgress(title, inputs, unit=unit, bar=bar))
+        trainer.add_callback(StageProgress(title, batch, inputs, unit=unit, bar=bar))
 
 
 class StageProgress(TrainerCallback):
@@ -41,22 +42,31 @@ class StageProgress(TrainerCallback):
 
     Args:
         title: of the stage.
-        inputs: texts, pictures or rows that a step sees.
+        batch: texts, pictures or rows of a full batch, in all processes together.
+        inputs: those of the stage's data.
         bar: a bar that moves and a line below it, for a terminal. Otherwise a line at each log of the trainer, for a file, a
             notebook or a CI's log.
         unit: what the inputs are.
         stream: where to; default: the standard error stream.
     """
 
-    def __init__(self, title: str, inputs: int, *, bar: bool, unit: str = "rows", stream: TextIO | None = None) -> None:
-        self.title, self.inputs, self.unit, self.bar, self.stream = title, inputs, unit, bar, stream
+    def __init__(
+        self, title: str, batch: int, inputs: int, *, bar: bool, unit: str = "rows", stream: TextIO | None = None
+    ) -> None:
+        self.title, self.batch, self.inputs, self.unit = title, batch, inputs, unit
+        self.bar, self.stream = bar, stream
         self._bar: Any = None
         self._line: Any = None
-        self._begin = (0.0, 0)
+        self._begin = (0.0, 0, 0.0)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, *, train_dataloader: Sized | None = None, **kwargs: Any
+    ) -> None:
         # A stage that is continued does not count the steps of its earlier run.
-        self._begin = (time.monotonic(), state.global_step)
+        self._begin = (time.monotonic(), state.global_step, state.epoch or 0.0)
+        if train_dataloader is not None:
+            # Incomplete batches may be left out, and so may much of the larger of several datasets.
+            self.inputs = min(self.inputs, len(train_dataloader) * self.batch)
         if self.bar and state.is_world_process_zero:
             self._bar = tqdm(
                 desc=self.title,
@@ -81,7 +91,9 @@ class StageProgress(TrainerCallback):
         rate = steps / seconds if seconds > 0 else 0.0
         told = [_terms(logs)]
         if rate > 0:
-            told.append(f"{rate * self.inputs:,.0f} {self.unit}/s")
+            # By the epochs, since the last step of each accumulates what batches are left, and the last batch is shorter.
+            seen = ((state.epoch or 0.0) - self._begin[2]) * self.inputs
+            told.append(f"{seen / seconds:,.0f} {self.unit}/s")
         if self._bar is not None:
             self._line.set_description_str(", ".join(told))
             return

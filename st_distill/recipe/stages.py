@@ -249,8 +249,7 @@ def run_stage(
             evaluator=evaluator if args.eval_strategy != "no" else None,
             callbacks=None if diagnosis is None else [diagnosis],
         )
-        rows = args.train_batch_size * args.gradient_accumulation_steps * processes.count
-        show_progress_of(trainer, title, *_inputs(stage, data, rows))
+        show_progress_of(trainer, title, *_inputs(stage, data, args.train_batch_size * processes.count))
         is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         whole = copy.deepcopy(model).cpu() if is_sharded and processes.is_main else model
         if trainer.is_fsdp_enabled:
@@ -293,14 +292,19 @@ def _steps(stage: Stage, data: StageData, processes: int) -> int:
     return int(arguments.get("num_train_epochs", 1) * rows / stage.effective_batch(processes))
 
 
-def _inputs(stage: Stage, data: StageData, rows: int) -> tuple[int, str]:
-    """How many texts or pictures so many rows are, and what they are called; rows, where the datasets differ."""
+def _inputs(stage: Stage, data: StageData, batch: int) -> tuple[int, int, str]:
+    """How many texts or pictures are in a batch of so many rows and in the data, and what they are called.
+
+    Rows, where the datasets differ in their columns.
+    """
+    rows = sum(len(dataset) for dataset in data.datasets.values())
     columns = {
         sum(column not in LABEL_COLUMNS for column in dataset.column_names) for dataset in data.datasets.values()
     }
     if len(columns) > 1:
-        return rows, "rows"
-    return rows * columns.pop(), "pictures" if stage.trains_vision else "texts"
+        return batch, rows, "rows"
+    count = columns.pop()
+    return batch * count, rows * count, "pictures" if stage.trains_vision else "texts"
 
 
 def _for_card(model: SentenceTransformer) -> dict[str, Any]:
