@@ -22,8 +22,10 @@ from st_distill.recipe.schema import Stage
 from st_distill.recipe.student import encoder_layers
 from st_distill.recipe.words import FieldPath, any_of, suggest
 
-__all__ = ["AdapterRules"]
+__all__ = ["AdapterRules", "parameter_names"]
 
+#: Names that a student may have before those of its encoder's own parts.
+_PREFIXES = ("0.model.", "0.auto_model.")
 #: Why a field of peft.LoraConfig is none of a recipe's, where more can be said than that adapters have no use for it.
 _REFUSED = {
     "bias": "adapters leave biases as they are; train them in a stage of their own, train: [bias]",
@@ -73,7 +75,8 @@ class AdapterRules(RunRules):
         if options.get("use_dora") and in_4bit:
             self.error((*where, "use_dora"), "cannot be merged into weights that were in 4 bits; leave it out")
         self._lora_layers(where, options)
-        if len(self.problems) == before:  # else what is left of the options may be no mistake by itself
+        # Else what is left of the options may be no mistake by itself.
+        if len(self.problems) == before and self.sound((*path, "train")):
             self._lora_targets(where, stage, options)
 
     def _lora_options(self, where: FieldPath, given: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +165,7 @@ class AdapterRules(RunRules):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                config = lora_config(stage, name, depth)
+                config = lora_config(stage, name, depth, parameter_names(encoder))
                 targets = config.target_modules
                 if targets is not None and not (isinstance(targets, str) and targets.lower() == _ALL_LINEAR):
                     for inner, module in encoder.named_modules():
@@ -176,6 +179,11 @@ class AdapterRules(RunRules):
                 peft.inject_adapter_in_model(config, encoder)
         except (ValueError, TypeError, ImportError) as error:
             self.error(where, one_line(error))
+
+
+def parameter_names(encoder: torch.nn.Module) -> list[str]:
+    """What a student may call the parameters of its encoder."""
+    return [f"{prefix}{name}" for name, _ in encoder.named_parameters() for prefix in _PREFIXES]
 
 
 def _is_adaptable(module: torch.nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
+from st_distill.recipe.patterns import matching
 from st_distill.recipe.quantized import dequantized, is_quantized, restore
 from st_distill.recipe.schema import Stage
 from st_distill.recipe.student import encoder_layers
@@ -23,21 +25,25 @@ FIELDS = (
 )
 
 
-def lora_config(stage: Stage, layers: str, depth: int) -> LoraConfig:
-    """peft's configuration of a stage's adapters.
+def lora_config(stage: Stage, layers: str, depth: int, parameters: Iterable[str]) -> LoraConfig:
+    """peft's configuration of a stage's adapters: in the layers that ``lora`` names, or else in those that ``train`` names.
 
     Args:
         stage: that has ``lora``.
         layers: name of the list of layers in the encoder: "encoder.layer", or "layers".
         depth: number of layers.
+        parameters: names of the student's parameters, where ``train`` lists patterns for them.
 
     Raises:
+        ValueError: where ``train`` lists patterns, and none is of a layer's parameter.
         ValueError, TypeError: peft's own, for what it does not take.
     """
     options: dict[str, Any] = {"lora_alpha": 16, **(stage.lora or {})}
     chosen = options.pop("layers_to_transform", None)
     if chosen is None and isinstance(stage.train, dict):
         chosen = list(range(depth - stage.train["last_layers"], depth))
+    elif chosen is None and isinstance(stage.train, list):
+        chosen = _layers_of(stage.train, layers, parameters)
     if chosen is not None:
         # Not by peft's layers_to_transform, which does not find layers at the root of the encoder (Qwen2's).
         kept = "|".join(str(index) for index in ([chosen] if isinstance(chosen, int) else chosen))
@@ -46,6 +52,19 @@ def lora_config(stage: Stage, layers: str, depth: int) -> LoraConfig:
             excluded = "|".join(rf"(?:.*\.)?{re.escape(suffix)}" for suffix in excluded) or "(?!)"
         options["exclude_modules"] = rf"(?!{re.escape(layers)}\.(?:{kept})\.).*|(?:{excluded})"
     return LoraConfig(**options)
+
+
+def _layers_of(patterns: list[str], layers: str, parameters: Iterable[str]) -> list[int]:
+    """Numbers of the layers with a parameter in whose name one of the patterns is found."""
+    place, parameters = re.compile(rf"\.{re.escape(layers)}\.(\d+)\."), list(parameters)
+    found = [place.search(name) for pattern in patterns for name in matching(pattern, parameters)]
+    numbers = sorted({int(match[1]) for match in found if match is not None})
+    if not numbers:
+        raise ValueError(
+            f"Adapters belong to the text encoder's layers, and train: {patterns} names a parameter of none. Name one, such as "
+            f"'{layers}.0.', write train: all for adapters in every layer, or leave lora out."
+        )
+    return numbers
 
 
 def layers_name(encoder: nn.Module, layers: nn.ModuleList) -> str:
@@ -65,7 +84,8 @@ def add_adapters(model: SentenceTransformer, stage: Stage, base: Path) -> None:
     # A checkpoint holds the adapters alone and names the model that they belong to.
     encoder.name_or_path = str(base.resolve())
     layers = encoder_layers(next(iter(model.children())))
-    encoder.add_adapter(lora_config(stage, layers_name(encoder, layers), len(layers)))
+    parameters = [name for name, _ in model.named_parameters()]
+    encoder.add_adapter(lora_config(stage, layers_name(encoder, layers), len(layers), parameters))
 
 
 def merge_adapters(model: SentenceTransformer) -> None:

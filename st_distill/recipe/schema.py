@@ -353,9 +353,9 @@ class Stage(Part):
     lora: dict[str, Any] | None = field(
         default=None,
         metadata=about(
-            "train low-rank adapters of the encoder layers instead of their weights, and merge them when the stage ends: r, "
-            "lora_alpha, lora_dropout, target_modules, exclude_modules, layers_to_transform, rank_pattern, alpha_pattern, "
-            "use_rslora, use_dora and init_lora_weights (true or gaussian) of peft.LoraConfig"
+            "train low-rank adapters of the encoder layers that train names instead of their weights, and merge them when the "
+            "stage ends: r, lora_alpha, lora_dropout, target_modules, exclude_modules, layers_to_transform, rank_pattern, "
+            "alpha_pattern, use_rslora, use_dora and init_lora_weights (true or gaussian) of peft.LoraConfig"
         ),
     )
     losses: dict[str, float] | None = field(

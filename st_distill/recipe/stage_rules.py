@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer import losses as standard_losses
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
 from st_distill.errors import one_line
-from st_distill.recipe.adapter_rules import AdapterRules
+from st_distill.recipe.adapter_rules import AdapterRules, parameter_names
 from st_distill.recipe.arguments import RESERVED
 from st_distill.recipe.columns import Kind
 from st_distill.recipe.data import LABEL_COLUMNS, columns_of
@@ -23,8 +23,7 @@ from st_distill.recipe.words import FieldPath, show_path, suggest
 
 __all__ = ["StageRules"]
 
-#: Names that the parts of a student may have before their own: the encoder's, and the projection's.
-_PREFIXES = ("0.model.", "0.auto_model.")
+#: What the names of a projection's parameters are made of.
 _PLACES, _HEADS, _KINDS = range(1, 6), range(12), ("weight", "bias")
 
 
@@ -90,7 +89,7 @@ class StageRules(AdapterRules):
         elif self.recipe.images is not None and isinstance(stage.train, list) and not self.recipe.texts:
             self.error(where, "only a stage with train: vision learns from images")
         elif isinstance(stage.train, list) and (encoder := self.encoder(stage)) is not None:
-            names = [f"{prefix}{name}" for name, _ in encoder.named_parameters() for prefix in _PREFIXES]
+            names = parameter_names(encoder)
             names += [f"{place}.linears.{head}.{kind}" for place, head, kind in product(_PLACES, _HEADS, _KINDS)]
             for index, pattern in enumerate(stage.train):
                 try:

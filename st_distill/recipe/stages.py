@@ -237,10 +237,14 @@ def run_stage(
         arguments["use_cpu"] = True
     args = SentenceTransformerTrainingArguments(output_dir=str(checkpoints), **{"seed": seed, **arguments})
     _check_rows(data, args.train_batch_size, processes.count, drop_last=args.dataloader_drop_last)
-    _check_kernel(model, stage, args.device)
+    trained = trained_parameters(model, stage.train)
+    _check_kernel(model, trained, args.device)
     if stage.lora is not None:
         add_adapters(model, stage, base)
-    with training_only(model, _trained(model, stage)), dropout_of(model, stage.dropout):
+        # They stand in for the encoder layers they are in; what has none (the projection) is trained itself.
+        adapters = {name for name, _ in model.named_parameters() if "lora_" in name}
+        trained = {name for name in trained if not name.startswith("0.")} | adapters
+    with training_only(model, trained), dropout_of(model, stage.dropout):
         trainer = StageTrainer(
             model=trainee,
             args=args,
@@ -341,11 +345,11 @@ def _check_rows(data: StageData, batch: int, processes: int, *, drop_last: bool)
             )
 
 
-def _check_kernel(model: SentenceTransformer, stage: Stage, device: torch.device) -> None:
+def _check_kernel(model: SentenceTransformer, trained: set[str], device: torch.device) -> None:
     config = getattr(model.transformers_model, "config", None)
     if device.type != "cpu" or getattr(config, "_attn_implementation", None) != "flex_attention":
         return
-    if any(name.startswith("0.") for name in _trained(model, stage)):
+    if any(name.startswith("0.") for name in trained):
         raise ValueError(
             "The student's attn_implementation must have a backward pass where its encoder is trained. Got flex_attention on a "
             "CPU, which has none there: leave it out, or set sdpa."
@@ -365,12 +369,3 @@ def save_model(model: SentenceTransformer, folder: Path) -> None:
 def _finite(value: Any) -> Any:
     # JSON has no NaN. The trainer logs one for the terms of a loss that no step since the last log has used.
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _trained(model: SentenceTransformer, stage: Stage) -> set[str]:
-    trained = trained_parameters(model, stage.train)
-    if stage.lora is None:
-        return trained
-    # The adapters stand in for the encoder layers they are in; what has none (the projection) is trained itself.
-    adapters = {name for name, _ in model.named_parameters() if "lora_" in name}
-    return {name for name in trained if not name.startswith("0.")} | adapters

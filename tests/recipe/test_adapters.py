@@ -99,6 +99,18 @@ def test_dora_and_weights_in_4_bits(problems_of, monkeypatch):
     assert found == {"use_dora": "cannot be merged into weights that were in 4 bits; leave it out"}
 
 
+@pytest.mark.parametrize("student", ["tiny_bert", "tiny_qwen2"])
+def test_a_list_that_names_no_layer(problems_of, student):
+    found = problems_of({"r": 2}, student=student, train=["linears"])
+    assert list(found) == [""]
+    assert re.search(
+        r"train: \['linears'\] names a parameter of none.* write train: all .* or leave lora out", found[""]
+    )
+    named = "layer" if student == "tiny_bert" else "layers"
+    assert problems_of({"r": 2}, student=student, train=["linears", rf"{named}\.1\."]) == {}
+    assert problems_of({"r": 2, "layers_to_transform": [0]}, student=student, train=["linears"]) == {}
+
+
 # --- in the encoder
 
 
@@ -134,6 +146,15 @@ def test_named_layers_come_before_the_last_ones(adapted):
     assert found == {"encoder.layer.0.attention.self.query"}
     found = places(adapted("tiny_bert", {"last_layers": 1}, exclude_modules=["value"]))
     assert found == {"encoder.layer.3.attention.self.query"}
+
+
+@pytest.mark.parametrize(("student", "query"), [("tiny_bert", "query"), ("tiny_qwen2", "q_proj")])
+def test_a_list_of_parameters_names_the_layers(adapted, student, query):
+    found = places(adapted(student, [r"layers?\.0\.", rf"layers?\.2\..*{query}\.weight"], target_modules=[query]))
+    assert {int(re.search(r"layers?\.(\d)", name)[1]) for name in found} == {0, 2}
+    assert all(name.endswith(query) for name in found)
+    with pytest.raises(ValueError, match=r"train: \['linears'\] names a parameter of none"):
+        adapted(student, ["linears"])
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"use_rslora": True, "init_lora_weights": "gaussian"}])

@@ -336,11 +336,19 @@ class TestStages:
         out = SentenceTransformer(str(folder / "out"), device="cpu")
         assert not any("lora" in name for name in out.state_dict())
 
-    @pytest.mark.parametrize(("student", "excluded"), [("tiny_bert", "value"), ("tiny_qwen2", "v_proj")])
-    def test_lora_in_the_last_layers(self, student, excluded, make_recipe, folder, request):
+    @pytest.mark.parametrize(
+        ("student", "excluded", "train"),
+        [
+            ("tiny_bert", "value", {"last_layers": 1}),
+            ("tiny_qwen2", "v_proj", {"last_layers": 1}),
+            ("tiny_bert", "value", [r"layer\.1\..*query\.weight$"]),
+        ],
+    )
+    def test_lora_in_the_last_layers(self, student, excluded, train, make_recipe, folder, request):
         spec = {"model": request.getfixturevalue(student), "layers": [0, 2]}
         stage = {
-            "train": {"last_layers": 1},
+            "name": "last",
+            "train": train,
             "lora": {"r": 2, "exclude_modules": [excluded]},
             "steps": 2,
             "batch": 8,
@@ -348,7 +356,7 @@ class TestStages:
         }
         run(make_recipe(student=spec, stages=[stage], images=None, evaluation=None))
         start = load_student(folder / "out-run" / "start", device="cpu").state_dict()
-        trained = load_student(folder / "out-run" / "stages" / "1-last-1-layers" / "model", device="cpu").state_dict()
+        trained = load_student(folder / "out-run" / "stages" / "1-last" / "model", device="cpu").state_dict()
         changed = {name for name in start if not torch.equal(start[name], trained[name])}
         assert any(re.search(r"\.layers?\.1\.", name) for name in changed)
         assert not any(excluded in name for name in changed)

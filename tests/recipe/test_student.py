@@ -11,7 +11,7 @@ from st_distill.modules import MatryoshkaProjection
 from st_distill.modules import Transformer as ImageTransformer
 from st_distill.recipe import stages
 from st_distill.recipe.patterns import matching
-from st_distill.recipe.schema import Stage, Student
+from st_distill.recipe.schema import Student
 from st_distill.recipe.student import (
     build_student,
     dropout_of,
@@ -51,9 +51,9 @@ def test_flex_attention_cannot_train_on_a_cpu(tiny_bert):
     student = build_student(Student(model=tiny_bert, attn_implementation="flex_attention"), device="cpu")
     student.append(MatryoshkaProjection(32, [8]))
     with pytest.raises(ValueError, match="must have a backward pass .* Got flex_attention on a CPU"):
-        stages._check_kernel(student, Stage(train="all"), torch.device("cpu"))
-    stages._check_kernel(student, Stage(train="projection"), torch.device("cpu"))
-    stages._check_kernel(student, Stage(train="all"), torch.device("cuda"))
+        stages._check_kernel(student, trained_parameters(student, "all"), torch.device("cpu"))
+    stages._check_kernel(student, trained_parameters(student, "projection"), torch.device("cpu"))
+    stages._check_kernel(student, trained_parameters(student, "all"), torch.device("cuda"))
 
 
 def test_a_projection_the_model_ends_in_is_left_off(make_student, tmp_path):
