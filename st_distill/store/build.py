@@ -28,7 +28,7 @@ from st_distill.store.format import (
 )
 from st_distill.store.processes import Alone, Leader, Member, adopt, enter
 from st_distill.store.shards import NewIndexShard, NewTeacherShard, close
-from st_distill.store.texts import read_texts
+from st_distill.store.texts import check_new_roles, read_texts
 from st_distill.teacher import Teacher, Variant
 from st_distill.vectors import missing_sentence, shorten
 
@@ -268,6 +268,7 @@ class Builder:
 
     def _register(self, texts: list[str], roles: list[str]) -> np.ndarray:
         """Text numbers (texts,); new texts and new rows get the next ones."""
+        check_new_roles(texts, roles, self.description.roles)
         hashes = hash_texts(texts)
         numbers = self.contents.table.find(hashes)
         fresh: dict[bytes, int] = {}

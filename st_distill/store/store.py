@@ -116,7 +116,8 @@ class TeacherStore:
 
         Args:
             path: folder of the store, which is made, or added to.
-            texts: strings, or (text, role) pairs; any iterable. Equal texts are embedded once.
+            texts: strings, or (text, role) pairs; any iterable. Equal texts are embedded once. A query and its document are
+                two texts: (query, "query") and (document, "document").
             teachers: one or several, with distinct names. A teacher that the store knows must be of the same revision and
                 settings, and have the same prompt for each role.
             roles: one role for all texts; then ``texts`` are strings.

@@ -19,6 +19,10 @@ from st_distill.vectors import shorten
 CHUNK = 4096  # texts that are looked up at a time
 
 
+# Roles are names of a kind of text, of which a store has few. What is longer, or one of many, is a text that stands in the
+# place of a role.
+_ROLE_WORDS, _ROLE_CHARACTERS, _ROLES = 3, 64, 32
+
 _OURS = {files.FolderLock.NAME, "index", "teachers", FOLDER}  # what a build writes before the description
 
 
@@ -131,3 +135,27 @@ def read_texts(texts: Iterable[Any], roles: str | None) -> Iterator[tuple[list[s
             chunk_roles.append(role)
         yield chunk_texts, chunk_roles
         position += len(chunk)
+
+
+def check_new_roles(texts: Sequence[str], roles: Sequence[str], known: Sequence[str]) -> None:
+    """See to it that what a store is to know as roles can be such, and no documents in (query, document) pairs.
+
+    Args:
+        texts: of a chunk.
+        roles: of each of the texts.
+        known: the store's roles.
+
+    Raises:
+        ValueError: a role that is not ``known`` reads like a text, or there are more roles than a store has uses for.
+    """
+    new = set(roles) - set(known)
+    wrong = {role for role in new if len(role) > _ROLE_CHARACTERS or len(role.split()) > _ROLE_WORDS}
+    if not wrong and len(known) + len(new) <= _ROLES:
+        return
+    place = next(place for place, role in enumerate(roles) if role in (wrong or new))
+    found = "" if wrong else f", one of {len(known) + len(new)} roles"
+    raise ValueError(
+        "The pairs among the 'texts' must be (text, role), where the role is a name such as 'query'. Got "
+        f"{shorten(roles[place])} as the role of {shorten(texts[place])}{found}; give a query and its document as two texts, "
+        "(query, 'query') and (document, 'document')."
+    )

@@ -140,6 +140,32 @@ def test_texts_that_cannot_be(tmp_path, texts, error, message):
         create(tmp_path / "s", texts, Counting())
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["a", ("what a cat is", "A cat is a small animal.")],
+        [("what a cat is", "猫" * 65)],
+        [(f"capital {number}", f"City-{number}") for number in range(40)],
+        # Of texts of which the store knows some, and has taken some.
+        [*(("a", f"role-{number}") for number in range(20)), *(("b", f"role-{number}") for number in range(4100))],
+    ],
+)
+def test_documents_in_the_place_of_roles(tmp_path, texts):
+    function = Counting()
+    message = r"must be \(text, role\), .* as the role of '.*give .* as two texts, \(query, 'query'\) and \(document"
+    with pytest.raises(ValueError, match=message):
+        create(tmp_path / "s", texts, function)
+    assert not function.asked
+
+
+def test_roles_of_their_own(tmp_path):
+    function = Counting()
+    pairs = [("a", "web search query"), *(("a", f"kind-{number}") for number in range(30)), ("b", None)]
+    store = create(tmp_path / "s", pairs, function)
+    assert len(store.roles) == 32
+    assert len(create(tmp_path / "s", [("c", "web search query")], function)) == 33
+
+
 def test_arguments_that_cannot_be(tmp_path):
     teacher = teacher_of(Counting())
     (tmp_path / "file").touch()
