@@ -152,8 +152,8 @@ class Builder:
             logger.warning(
                 "Teacher '%s' has given vectors of length 0, which have no direction to learn, for %d of the texts, the first "
                 "%s. They are kept, and nothing becomes NaN: such a text learns from the other teachers alone; where none has "
-                "a vector for it, the cosine term leaves it out, and the other two teach that it is unlike every text. If that "
-                "is not meant, leave these texts out.",
+                "a vector for it, the cosine term leaves it out, and the other two teach that it is unlike every text. Such a "
+                "text is mostly empty, or has no word that the teacher knows; if that is not meant, leave it out.",
                 teacher.name,
                 zeros.count,
                 shorten(zeros.first),

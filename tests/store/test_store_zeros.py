@@ -43,6 +43,7 @@ def test_they_are_told_of_once_in_a_build(make, tmp_path, caplog):
             "Teacher 't' has given vectors of length 0, which have no direction to learn, for 2 of"
         )
         assert "the first 'no words of a language at all, in more characters than a war…'" in message
+        assert "Such a text is mostly empty, or has no word that the teacher knows" in message
         # What is there already was told of when it came.
         TeacherStore.create(tmp_path / "s", [*TEXTS[:-1]], make(tmp_path), show_progress=False)
     assert len(told(caplog)) == 1
