@@ -322,15 +322,23 @@ class _Rules(StageRules, ImageRules):
             self.error((*path, "start"), "'ridge' needs a teacher to learn from")
         if teacher is None or widest <= teacher:
             return
-        too_wide = f"{widest} is above the teachers' {teacher} dimensions"
+        # Each with its remedy, because whoever wants such a width needs them all.
+        wrong = {}
         if projection.start == "ridge":
-            self.error(where, f"{too_wide}, which a ridge start cannot give; leave it out, or set start: random")
-        elif projection.rotation != "none":
-            self.error(where, f"{too_wide}, which a rotation needs; leave it out, or set rotation: none")
-        elif any(self.compares(stage, widest) for stage in distils):
+            wrong["a ridge start cannot give it"] = "start: random"
+        if projection.rotation != "none":
+            wrong["a rotation cannot reach it"] = "rotation: none"
+        if any(self.compares(stage, widest) for stage in distils):
+            wrong["the cosine term has nothing to compare it with"] = (
+                "teacher_head: true (or losses without the cosine)"
+            )
+        if self.recipe.export_teacher:
+            wrong["the exported teacher has no such axes"] = "export_teacher: false"
+        if wrong:
             self.error(
                 where,
-                f"{too_wide}, which the cosine term needs; leave it out, set teacher_head: true, or give losses without it",
+                f"{widest} is above the teachers' {teacher} dimensions: {'; '.join(wrong)}. Leave it out, or set "
+                f"{', and '.join(wrong.values())}",
             )
 
     def no_heads(self, projection: Projection, widest: int) -> None:
@@ -362,9 +370,6 @@ class _Rules(StageRules, ImageRules):
             self.error(
                 path, "needs embeddings in the teacher's coordinates, which teacher_head takes over; leave one out"
             )
-        elif self.teacher_width is not None and max(recipe.projection.dims) > self.teacher_width:
-            wide = f"{max(recipe.projection.dims)} is above the teacher's {self.teacher_width}"
-            self.error(path, f"needs dimensions that the teacher has, but {wide}; leave it out")
         elif not any(
             "cosine" in stage.weights(recipe.projection) for stage in recipe.stages if not stage.trains_vision
         ):

@@ -112,9 +112,9 @@ MISTAKES = {
     "dims 0": ("dims: [32, 16]", "dims: [32, 0]", 17, "projection.dims[1]: must be at least 1, got 0"),
     "dims twice": ("dims: [32, 16]", "dims: [16, 16]", 17, "projection.dims[1]: is there twice: 16"),
     "dims no list": ("dims: [32, 16]", "dims: 32", 17, "expected a list of whole numbers, got the number 32; write [32]"),
-    "dims above the teacher": ("dims: [32, 16]", "dims: [48, 16]", 17, "48 is above the teachers' 32 dimensions, which a ridge"),
-    "rotation above": ("dims: [32, 16]", "dims: [48]\n  start: random", 17, "which a rotation needs"),
-    "cosine above": ("dims: [32, 16]", "dims: [48]\n  start: random\n  rotation: none", 17, "which the cosine term needs"),
+    "dims above the teacher": ("dims: [32, 16]", "dims: [48, 16]", 17, "48 is above the teachers' 32 dimensions: a ridge"),
+    "rotation above": ("dims: [32, 16]", "dims: [48]\n  start: random", 17, "a rotation cannot reach it"),
+    "cosine above": ("dims: [32, 16]", "dims: [48]\n  start: random\n  rotation: none", 17, "the cosine term has nothing to compare it with"),
     "identity above": ("dims: [32, 16]", "dims: [40]\n  start: identity", 17, "no wider than the student's 32 dimensions"),
     "no heads": ("dims: [32, 16]", "dims: [32]\n  heads: none", 18, "needs a static embedding as the student; leave heads out"),
     "no heads at random": ("dims: [32, 16]", "dims: [32]\n  start: random\n  heads: none", 19, "no map that could start at random"),
@@ -231,7 +231,7 @@ def test_a_mistake_is_found_in_its_line(problems_of, old, new, line, message):
         ("texts:\n", "  - name: other\n    model: BERT\ntexts:\n", "export_teacher: needs one teacher that is a model, got 2 teachers"),
         ("    model: BERT\ntexts", "    vectors: texts.parquet\n    column: vector\n    text_column: text\ntexts", "got one without a 'model'"),
         ("  dims: [32, 16]\n", "  dims: [32, 16]\n  teacher_head: true\n", "which teacher_head takes over"),
-        ("  dims: [32, 16]\n", "  dims: [48, 16]\n  start: random\n  rotation: none\n", "48 is above the teacher's 32"),
+        ("  dims: [32, 16]\n", "  dims: [48, 16]\n  start: random\n  rotation: none\n", "the exported teacher has no such axes"),
         ("output: out/model\n", "output: out/model\nwork: out/model-teacher\n", "is written beside the output"),
     ],
 )  # fmt: skip
@@ -390,6 +390,25 @@ def test_the_width_of_a_sentence_transformers_teacher(recipe, make_student, tmp_
     assert "53 is above the teachers' 52 dimensions" in format_problems(check(recipe))
     recipe.student = Student(model=str(tmp_path / "teacher"), pooling="cls")
     assert "leave pooling out" in format_problems(check(recipe))
+
+
+def test_all_that_a_projection_wider_than_the_teachers_needs(recipe):
+    recipe.projection, recipe.export_teacher = Projection(dims=[48, 16]), True
+    (problem,) = check(recipe)
+    assert str(problem) == (
+        "projection.dims[0]: 48 is above the teachers' 32 dimensions: a ridge start cannot give it; a rotation cannot reach it; "
+        "the cosine term has nothing to compare it with; the exported teacher has no such axes. Leave it out, or set "
+        "start: random, and rotation: none, and teacher_head: true (or losses without the cosine), and export_teacher: false"
+    )
+    recipe.projection.start = "random"
+    assert "a ridge start" not in format_problems(check(recipe))
+    recipe.projection.rotation, recipe.export_teacher = "none", False
+    (problem,) = check(recipe)
+    assert problem.message.endswith("Leave it out, or set teacher_head: true (or losses without the cosine)")
+    recipe.projection.teacher_head = True
+    assert check(recipe) == []
+    recipe.projection.teacher_head, recipe.stages[0].losses = False, {"similarity": 1.0}
+    assert check(recipe) == []
 
 
 def test_a_model_that_needs_its_own_code(recipe, tmp_path):
