@@ -19,7 +19,7 @@ COMPATIBILITY_TESTS ?= tests/compatibility tests/test_functional.py tests/test_l
 	tests/test_exporting.py tests/modules tests/recipe/test_runner.py
 # For each module the tests of it, and how many of its mutants are tried, where not all are.
 STORE_TESTS := store,test_verify.py
-MUTATED := functional.py:test_functional.py: losses.py:test_losses.py: batch.py:test_losses.py: $(foreach part,build damage format processes store \
+MUTATED := functional.py:test_functional.py: hinges.py:test_functional.py: losses.py:test_losses.py: batch.py:test_losses.py: $(foreach part,build damage format processes store \
 	shards texts,store/$(part).py:$(STORE_TESTS):40)
 
 .PHONY: demo test lint docs faults fuzz reliability coverage mutation soak compatibility audit clean

@@ -25,6 +25,7 @@ LAYERS = [
     "progress",
     "environment",
     "card",
+    "hinges",
     "functional",
     "alignment",
     "modules",
