@@ -20,12 +20,13 @@ from st_distill.files import read_array_header
 from st_distill.modules.lengths import tell_too_long
 from st_distill.recipe import quantized
 from st_distill.recipe.conversion import as_mapping
-from st_distill.recipe.data import existing_path, load_texts, rows_of
+from st_distill.recipe.data import load_texts
 from st_distill.recipe.diagnose import diagnose_recipe
 from st_distill.recipe.image_rules import ImageRules
 from st_distill.recipe.load import Document, in_order, read_document
 from st_distill.recipe.models import UnknownModel, text_tokenizer
 from st_distill.recipe.schema import Projection, Recipe, Stage, TeacherSpec
+from st_distill.recipe.sources import existing_path, rows_of
 from st_distill.recipe.stage_rules import StageRules
 from st_distill.recipe.words import FieldPath, suggest
 from st_distill.tables import FORMATS

@@ -23,9 +23,10 @@ from st_distill.diagnosis import (
     diagnose_vectors,
 )
 from st_distill.files import read_json, write_json
-from st_distill.recipe.data import columns_of, load_texts, stream_rows
+from st_distill.recipe.data import load_texts
 from st_distill.recipe.models import UnknownModel, read_prompts, text_tokenizer
 from st_distill.recipe.schema import Projection, Recipe, Stage, Student, TeacherSpec, Texts
+from st_distill.recipe.sources import columns_of, stream_rows
 from st_distill.recipe.teachers import make_teacher
 from st_distill.recipe.words import FieldPath
 from st_distill.store import StoreView, TeacherStore

@@ -16,9 +16,10 @@ from st_distill.errors import one_line
 from st_distill.recipe.adapter_rules import AdapterRules, parameter_names
 from st_distill.recipe.arguments import RESERVED
 from st_distill.recipe.columns import Kind
-from st_distill.recipe.data import LABEL_COLUMNS, columns_of
+from st_distill.recipe.data import LABEL_COLUMNS
 from st_distill.recipe.patterns import matching
 from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Objective, Stage, Texts
+from st_distill.recipe.sources import columns_of
 from st_distill.recipe.words import FieldPath, show_path, suggest
 
 __all__ = ["StageRules"]

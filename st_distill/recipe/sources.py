@@ -1,0 +1,211 @@
+"""Where a source's rows are: its file, folder, dataset of the hub or object of Python, found and opened."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+
+from st_distill.errors import one_line
+from st_distill.files import read_json
+from st_distill.recipe.columns import Kind, kind_of_values, kinds_of_features, names_of, table_of
+from st_distill.recipe.schema import ImageSource, Texts
+from st_distill.recipe.words import suggest
+from st_distill.tables import FORMATS, text_rows
+
+__all__ = ["columns_of", "existing_path", "name_of", "read_rows", "rows_of", "sentence", "stream_rows"]
+
+#: Rows that the columns of a text format are judged by.
+_SAMPLE = 1000
+_METADATA = ("metadata.parquet", "metadata.jsonl", "metadata.csv")
+
+
+def read_rows(source: Texts | ImageSource) -> datasets.Dataset:
+    """The rows of a source up to its limit, every column."""
+    if source.data is not None:
+        dataset = datasets.Dataset.from_dict({"text": source.data}) if isinstance(source.data, list) else source.data
+    elif source.path is not None:
+        dataset = _read_path(existing_path(source.path), source)
+    else:
+        dataset = datasets.load_dataset(
+            source.dataset, source.config, split=source.split or "train", revision=source.revision
+        )
+    if source.limit is not None and source.limit < len(dataset):
+        dataset = dataset.select(range(source.limit))
+    if len(dataset) == 0:
+        raise ValueError(f"{name_of(source)} has no rows.")
+    return dataset
+
+
+def stream_rows(source: Texts, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """What these columns hold in each row of a source, up to its limit, read as it is asked for and not checked.
+
+    Raises:
+        ValueError: for a file that is absent or cannot be read, once the reading comes to it.
+    """
+    return itertools.islice(_stream(source, list(columns)), source.limit)
+
+
+def _stream(source: Texts, columns: list[str]) -> Iterator[tuple[Any, ...]]:
+    if isinstance(source.data, list):
+        yield from ((text,) for text in source.data)
+        return
+    if source.path is None:
+        rows = source.data
+        if rows is None:
+            rows = datasets.load_dataset(
+                source.dataset, source.config, split=source.split or "train", revision=source.revision, streaming=True
+            )
+        yield from (tuple(row.get(column) for column in columns) for row in rows)
+        return
+    path = existing_path(source.path)
+    if _is_saved(path):
+        saved = _reading(path, lambda: datasets.load_from_disk(str(_saved_split(path, source))))
+        yield from (tuple(row[column] for column in columns) for row in saved.select_columns(columns))
+        return
+    for file in _files(path, source):
+        if file.suffix != ".parquet":
+            yield from (tuple(row.get(column) for column in columns) for row in text_rows(file))
+            continue
+        with _reading(file, partial(pq.ParquetFile, file)) as parquet:
+            for batch in parquet.iter_batches(batch_size=_SAMPLE, columns=columns):
+                yield from zip(*(batch.column(column).to_pylist() for column in columns))
+
+
+def columns_of(source: Texts | ImageSource) -> dict[str, Kind] | None:
+    """Columns of a source and what each holds, without reading more than the beginning; None for a hub dataset.
+
+    Raises:
+        ValueError: where the file or folder is absent or is of no format that is known here.
+    """
+    if source.data is not None:
+        return {"text": "text"} if isinstance(source.data, list) else kinds_of_features(source.data.features)
+    if source.path is None:
+        return None
+    path = existing_path(source.path)
+    if _is_saved(path):
+        info = _saved_split(path, source) / "dataset_info.json"
+        return kinds_of_features(_reading(info, lambda: datasets.Features.from_dict(read_json(info)["features"])))
+    first = _files(path, source)[0]
+    if first.suffix == ".parquet":
+        return kinds_of_features(_reading(first, lambda: datasets.Features.from_arrow_schema(pq.read_schema(first))))
+    rows = list(itertools.islice(text_rows(first), _SAMPLE))
+    return {name: kind_of_values([row.get(name) for row in rows]) for name in names_of(rows)}
+
+
+def rows_of(source: Texts | ImageSource) -> int | None:
+    """How many rows a source has, up to its limit, without keeping them; None for a hub dataset.
+
+    Raises:
+        ValueError: as `columns_of`, and for a text format that is broken further on.
+    """
+    if source.data is not None:
+        count = len(source.data)
+    elif source.path is None:
+        return None
+    else:
+        path = existing_path(source.path)
+        count = len(_read_path(path, source)) if _is_saved(path) else sum(map(_row_count, _files(path, source)))
+    return count if source.limit is None else min(count, source.limit)
+
+
+def _read_path(path: Path, source: Texts | ImageSource) -> datasets.Dataset:
+    if _is_saved(path):
+        return _reading(path, lambda: datasets.load_from_disk(str(_saved_split(path, source))))
+    files = _files(path, source)
+    if files[0].suffix == ".parquet":
+        if not _reading(path, lambda: sum(pq.read_metadata(file).num_rows for file in files)):
+            raise ValueError(f"{name_of(source)} has no rows.")  # datasets says something else of it
+        return _reading(path, lambda: datasets.Dataset.from_parquet([str(file) for file in files]))
+    kinds = columns_of(source) or {}
+    rows: Iterator[dict[str, Any]] = itertools.chain.from_iterable(text_rows(file) for file in files)
+    if source.limit is not None:
+        rows = itertools.islice(rows, source.limit)
+    return datasets.Dataset(table_of(rows, kinds, path))
+
+
+def _row_count(file: Path) -> int:
+    if file.suffix == ".parquet":
+        return int(_reading(file, lambda: pq.read_metadata(file).num_rows))
+    return sum(1 for _ in text_rows(file))
+
+
+def existing_path(name: str) -> Path:
+    """The path of a file or folder that exists; ValueError with the nearest name otherwise."""
+    path = Path(name)
+    try:
+        exists = path.exists()
+    except OSError as error:  # a name that is too long, say
+        raise ValueError(f"There can be no file or folder '{name}': {error.strerror}.") from None
+    if not exists:
+        beside = [str(path.parent / entry.name) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ValueError(sentence(f"There is no file or folder '{name}'{suggest(str(path), beside)}"))
+    return path
+
+
+def _is_saved(path: Path) -> bool:
+    return path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+
+
+def _saved_split(path: Path, source: Texts | ImageSource) -> Path:
+    if not (path / "dataset_dict.json").is_file():
+        return path
+    listed = path / "dataset_dict.json"
+    splits = _reading(listed, lambda: [str(split) for split in read_json(listed)["splits"]])
+    split = source.split or "train"
+    if split not in splits:
+        raise ValueError(sentence(f"{path} has no split '{split}'{suggest(split, splits, always=True)}"))
+    return path / split
+
+
+def _files(path: Path, source: Texts | ImageSource) -> list[Path]:
+    """The files of one format that a path stands for."""
+    if isinstance(source, ImageSource) and path.is_dir():
+        metadata = [path / name for name in _METADATA if (path / name).is_file()]
+        if metadata:
+            return metadata[:1]
+    elif path.is_file():
+        if path.suffix not in FORMATS:
+            raise ValueError(f"{path} must be one of {', '.join(FORMATS)}. Got '{path.suffix}' instead.")
+        return [path]
+    files = sorted(
+        file
+        for file in path.iterdir()
+        # A pipe would be waited for.
+        if file.suffix in FORMATS and not file.name.startswith(".") and file.is_file()
+    )
+    if isinstance(source, ImageSource):
+        files = [file for file in files if file.suffix == ".parquet"]
+        if not files:
+            raise ValueError(
+                f"{path} must hold metadata.csv, metadata.jsonl or metadata.parquet (columns file_name and "
+                f"{source.caption}), or parquet files of pictures. Found none of them."
+            )
+    formats = sorted({file.suffix for file in files})
+    if len(formats) != 1:
+        found = f"Found {' and '.join(formats)}" if formats else "Found none of them"
+        raise ValueError(
+            f"{path} must hold files of one format ({', '.join(FORMATS)}). {found}. Name one file, or a pure folder."
+        )
+    return files
+
+
+def _reading(path: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception as error:  # damaged files lead the libraries to errors of every kind
+        cause = error.__cause__ or error
+        raise ValueError(f"{path} cannot be read: {one_line(cause)}.") from error
+
+
+def sentence(text: str) -> str:
+    return text if text.endswith("?") else f"{text}."
+
+
+def name_of(source: Texts | ImageSource) -> str:
+    return source.path or source.dataset or "the data given in Python"
