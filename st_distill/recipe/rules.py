@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from st_distill.recipe.words import Found
+from st_distill.recipe.words import Found, describe
 
-__all__ = ["Rule", "about", "above", "at_least", "below_one", "names_list", "not_empty", "numbers_list"]
+__all__ = ["Rule", "about", "above", "at_least", "below_one", "names_list", "not_empty", "numbers_list", "python_only"]
 
 Rule = Callable[[Any], Iterable[Found]]
 
@@ -61,6 +61,11 @@ def names_list(value: Any) -> Iterator[Found]:
 def not_empty(value: Any) -> Iterator[Found]:
     if value is not None and not value:
         yield (), "must not be empty"
+
+
+def python_only(value: Any) -> Iterator[Found]:
+    if value is not None and isinstance(value, (str, int, float, list, tuple, Mapping)):
+        yield (), f"is an object given in Python, got {describe(value)}"
 
 
 def about(help: str, *rules: Rule) -> dict[str, Any]:
