@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -171,8 +170,14 @@ def applied(experiment: Experiment) -> Iterator[None]:
 
         changes.append(mock.patch.object(stages, "distill_loss", changed))
     if experiment.average:
-        trainer = partial(StageTrainer, callbacks=[_Average(experiment.average)])
-        changes.append(mock.patch.object(stages, "StageTrainer", trainer))
+
+        def averaging(*args: Any, **options: Any) -> StageTrainer:
+            trainer = StageTrainer(*args, **options)
+            trainer.add_callback(_Average(experiment.average))
+            used.append(None)
+            return trainer
+
+        changes.append(mock.patch.object(stages, "StageTrainer", averaging))
     for change in changes:
         change.start()
     try:
@@ -180,5 +185,5 @@ def applied(experiment: Experiment) -> Iterator[None]:
     finally:
         for change in changes:
             change.stop()
-    if experiment.changes_loss and not used:
-        raise RuntimeError("The recipe did not use the changed loss: the figures would be those of the plain one.")
+    if changes and not used:
+        raise RuntimeError("The recipe did not use the change: the figures would be those of the plain one.")
