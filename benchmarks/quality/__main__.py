@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality run --data DATA --teacher MINILM --out out/quality
     python -m benchmarks.quality trial plain --data DATA --teacher MINILM --out out/quality --steps 150
-    python -m benchmarks.quality table --out out/quality
+    python -m benchmarks.quality table --out out/quality --steps 300 --batch 32
     python -m benchmarks.quality plot --out out/quality
 
 DATA holds parquet files, see texts.py and tasks.py; MINILM is the name or folder of all-MiniLM-L6-v2. Whatever is done is
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.quality.measure import run_method, run_teachers
 from benchmarks.quality.methods import METHODS, RATES, Settings
-from benchmarks.quality.results import print_table, read
+from benchmarks.quality.results import chosen, print_table, read
 from benchmarks.quality.teacher import Workshop
 from benchmarks.quality.trials import TRIALS
 
@@ -61,19 +61,22 @@ def main() -> None:
     plot = commands.add_parser("plot", help="draw the results, a picture per claim")
     for command in (table, plot):
         command.add_argument("--split", choices=["dev", "test"], default="test")
+        command.add_argument("--steps", type=int, help="of what was trained, only runs of so many steps")
+        command.add_argument("--batch", type=int, help="of what was trained, only runs of so many pairs a step")
     table.add_argument("--student", choices=list(RATES), default="3-layer")
     for command in (run, trial, table, plot):
         command.add_argument("--out", type=Path, default=Path("out/quality"))
 
     options = parser.parse_args()
     results = options.out / "results.jsonl"
-    if options.command == "table":
-        print_table(read(results), options.split, options.student)
-        return
-    if options.command == "plot":
+    if options.command in ("table", "plot"):
+        lines = chosen(read(results), steps=options.steps, batch=options.batch)
+        if options.command == "table":
+            print_table(lines, options.split, options.student)
+            return
         from benchmarks.quality.plot import draw
 
-        draw(read(results), options.split, options.out)
+        draw(lines, options.split, options.out)
         return
     shop = Workshop(options.out, options.data, options.teacher, rows=options.rows)
     for split in options.splits:

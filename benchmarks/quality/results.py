@@ -66,6 +66,16 @@ def groups(lines: list[Line], split: str, student: str | None = None) -> dict[st
     return table
 
 
+def chosen(lines: list[Line], *, steps: int | None = None, batch: int | None = None) -> list[Line]:
+    """The lines of runs of so many steps and pairs a step, and those of whatever was not trained."""
+    wanted = {"steps": steps, "batch": batch}
+    return [
+        line
+        for line in lines
+        if not line["seconds"] or all(value in (None, line["settings"].get(name)) for name, value in wanted.items())
+    ]
+
+
 def labels(lines: list[Line]) -> dict[str, str]:
     """What each run is called: its name, and its steps and rate where runs of that name differ in more than the seed.
 
