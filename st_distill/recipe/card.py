@@ -16,6 +16,7 @@ from st_distill.card import escaped, markdown_table, replace_sections
 from st_distill.evaluation.failures import failures
 from st_distill.exporting import DESCRIPTION
 from st_distill.files import read_json
+from st_distill.recipe.conversion import Part
 from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, Texts
 
 __all__ = ["evaluation_results", "write_run_card"]
@@ -26,10 +27,12 @@ _TERMS = {
     "similarity": "a batch the teachers' matrix of similarities (`similarity`)",
     "triplet": "pairs of texts the teachers' order (`triplet`, by a margin)",
 }
-#: What may be a path: what stands between quotes, with spaces or not, and what has a slash in it.
-_PATH = re.compile(r"""(?<!\w)'[^']*'|"[^"]*"|[^\s'"(),;]*[/\\][^\s'"(),;]*""")
-#: Letters of a hub's name, at most.
-_HUB_NAME = 96
+#: Fields of a recipe that name files and folders, and those that may name a repository of the hub instead.
+_PATHS = ("path", "vectors", "output", "work")
+_MAY_BE_HUB = ("model", "dataset", "vision", "source", "tasks")
+_DATA_FILES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".yaml", ".yml", ".npy")
+#: What an error offers instead of a name that is not there: names of other files.
+_HINT = re.compile(r"[;,]? did you mean .*?\?(?=\s|$)")
 #: Letters of an error that a card repeats, at most.
 _LONGEST = 300
 
@@ -54,7 +57,7 @@ def write_run_card(
     """
     name = Path(recipe.output).name
     description = read_json(folder / DESCRIPTION)
-    sections = {"Results": _results(results)} if results else {}
+    sections = {"Results": _results(results, recipe)} if results else {}
     sections["Training"] = _training(recipe, stages, environment)
     sections["Licence"] = _licences(recipe)
     sections["Citation"] = _citations(stages)
@@ -167,7 +170,7 @@ def _opening(name: str, recipe: Recipe, description: Mapping[str, Any]) -> str:
     )
 
 
-def _results(results: Mapping[str, Any]) -> str:
+def _results(results: Mapping[str, Any], recipe: Recipe) -> str:
     columns: list[tuple[str, Mapping[str, float | None]]] = []
     notes = []
     if fidelity := results.get("fidelity"):
@@ -215,7 +218,7 @@ def _results(results: Mapping[str, Any]) -> str:
     if speeds:
         parts.append(markdown_table(["Model", "Parameters", "Weights", "Texts per second"], speeds))
     if failed := failures(results):
-        lines = [f"- {escaped(entry['name'])}: {escaped(_without_folders(entry['error']))}" for entry in failed]
+        lines = [f"- {escaped(entry['name'])}: {escaped(_reason(entry['error'], recipe))}" for entry in failed]
         parts += ["Could not be measured:", "\n".join(lines)]
     return "\n\n".join(parts)
 
@@ -357,20 +360,49 @@ def _data(source: Texts | ImageSource) -> str:
     return escaped(Path(source.path).name) if source.path is not None else "given in Python"
 
 
-def _without_folders(sentence: str) -> str:
-    """A sentence with the files and folders of this machine named by their last part, and not longer than a line or two."""
-    for folder in (Path.cwd(), Path.home()):  # their names may hold spaces
-        sentence = sentence.replace(str(folder), "/")
+def _reason(sentence: str, recipe: Recipe) -> str:
+    """Why something was not measured, without the folders of this machine, and not longer than a line or two.
 
-    def last_part(match: re.Match[str]) -> str:
-        quote = match[0][0] if match[0][0] in "'\"" else ""
-        path = match[0].strip(quote or None)
-        if path.startswith(("http://", "https://")) or (len(path) <= _HUB_NAME and _hub_name(path)):
-            return match[0]
-        return quote + (re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path) + quote
-
-    sentence = _PATH.sub(last_part, sentence)
+    The recipe's own paths become their last part. What has a slash in it then may be a path, of which nobody can tell where
+    it begins, since folders have spaces in their names: it is not repeated.
+    """
+    sentence = _HINT.sub("", sentence)
+    paths, names = _places(vars(recipe))
+    for path in sorted(paths, key=len, reverse=True):
+        place = rf"(?<![\w./\\-]){re.escape(path)}"
+        sentence = re.sub(rf"{place}[/\\](?=\w)", "", sentence)
+        sentence = re.sub(rf"{place}(?![\w-])", lambda _, path=path: Path(path).name, sentence)  # type: ignore[misc]
+    rest = sentence
+    for name in names:
+        rest = re.sub(rf"(?<![\w./\\-]){re.escape(name)}(?![\w./\\-])", "", rest)
+    if "/" in rest or "\\" in rest:
+        return "its error is in the log of the run and in its report"
     return sentence if len(sentence) <= _LONGEST else sentence[: _LONGEST - 1].rstrip() + "…"
+
+
+def _places(fields: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """All that has a slash in the fields of a part of a recipe: paths, in every way to write them, and the hub's names."""
+    paths: set[str] = set()
+    names: set[str] = set()
+    for field, value in fields.items():
+        if field in ("data", "teacher"):  # Python's own, and texts
+            continue
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, (Part, Mapping)):
+                more_paths, more_names = _places(entry if isinstance(entry, Mapping) else vars(entry))
+                paths |= more_paths
+                names |= more_names
+            elif isinstance(entry, str) and field in _MAY_BE_HUB and _hub_name(entry) and not _is_file_name(entry):
+                names.add(entry)
+            elif isinstance(entry, str) and field in (*_PATHS, *_MAY_BE_HUB) and entry:
+                written = {entry, str(Path(entry)), str(Path(entry).absolute()), str(Path(entry).resolve())}
+                paths |= {path for path in written if "/" in path or "\\" in path}
+    return paths, names
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether "owner/name" looks like a file that is not there any more."""
+    return Path(name).suffix.lower() in _DATA_FILES or Path(name).parent.is_dir()
 
 
 def _percent(share: float | None) -> str:

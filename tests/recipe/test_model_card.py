@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from st_distill.exporting import export
 from st_distill.modules import MatryoshkaProjection
-from st_distill.recipe import Recipe
+from st_distill.recipe import Evaluation, Recipe
 from st_distill.recipe.card import evaluation_results, write_run_card
 
 RESULTS = {
@@ -134,19 +134,24 @@ def test_sections(card, tmp_path):
     assert str(tmp_path) not in text
 
 
-def test_what_failed_is_told_without_this_machine(recipe, make_student, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", "/users/an owner")
+def test_what_failed_is_told_without_this_machine(recipe, make_student, tmp_path):
+    elsewhere = "its error is in the log of the run and in its report"
+    own = tmp_path / "own.parquet"
+    recipe.evaluation = Evaluation(tasks=["secret/x.parquet"])
+    recipe.texts[0].path = "My Files/secret project/pairs.parquet"
     told = {
-        "Row 3 of /users/an owner/data/x.jsonl must have a text in column 'a'": (
-            "Row 3 of x.jsonl must have a text in column 'a'"
-        ),
-        "No such file or folder: '/mnt/big disk/own.tsv', and \"C:\\\\data\\\\x y.tsv\" neither": (
-            "No such file or folder: 'own.tsv', and \"x y.tsv\" neither"
-        ),
-        "'owner/name' needs https://example.org/data and/or the teacher's a/b/c/": (
-            "'owner/name' needs https://example.org/data and/or the teacher's c"
-        ),
-        f"{tmp_path}/secret/own.parquet is broken" + "!" * 900: "own.parquet is broken" + "!" * 278 + "…",
+        f"Row 3 of {own} must have a text in column 'a'": "Row 3 of own.parquet must have a text in column 'a'",
+        f"{tmp_path}/first|teacher/config.json has no 'a'": "config.json has no 'a'",
+        "My Files/secret project/pairs.parquet cannot be read": "pairs.parquet cannot be read",
+        "Files/secret project/pairs.parquet cannot be read": elsewhere,
+        "There is no file or folder 'x.tsv'; did you mean 'owner-of-a.tsv'?": "There is no file or folder 'x.tsv'",
+        "secret/x.parquet cannot be read": "x.parquet cannot be read",
+        "hidden/x.parquet cannot be read": elsewhere,
+        "C:\\data\\x y.tsv cannot be read": elsewhere,
+        "/users/an owner/x.tsv cannot be read": elsewhere,
+        "'someone/large' has no tokenizer": "'someone/large' has no tokenizer",
+        "someone/large/x.bin is damaged": elsewhere,
+        f"{own} is broken" + "!" * 900: "own.parquet is broken" + "!" * 278 + "…",
     }
     entries = [{"name": "a_task", "error": error} for error in told]
     tasks = {"dims": [24], "precisions": ["float32"], "tasks": [], "failed": entries[1:]}
