@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from st_distill.files import write_text
 
-__all__ = ["escaped", "markdown_table", "replace_sections", "tell_usage"]
+__all__ = ["dimensions", "escaped", "markdown_table", "replace_sections", "tell_usage", "usage"]
 
 #: sentence-transformers puts the repository's name in its place when a model is pushed to the hub.
 _MODEL_ID = "sentence_transformers_model_id"
@@ -57,7 +57,7 @@ def usage(description: Mapping[str, Any], prompts: Mapping[str, str]) -> str:
         others = " or ".join(filter(None, [", ".join(map(str, dims[1:-1])), str(dims[-1])]))
         parts += [
             "### Shorter vectors",
-            f"The first {others} dimensions of a vector are good embeddings too, and take less room:",
+            f"The first {others} dimensions of a vector are embeddings too, and take less room:",
             f'```python\nmodel = SentenceTransformer("{_MODEL_ID}", truncate_dim={dims[1]})\n'
             f"embeddings = model.encode(sentences, normalize_embeddings=True)\n# (3, {dims[1]})\n```",
         ]
@@ -73,15 +73,21 @@ def usage(description: Mapping[str, Any], prompts: Mapping[str, str]) -> str:
     return "\n\n".join(parts)
 
 
-def dimensions(description: Mapping[str, Any]) -> str:
-    """The section on the vectors' dimensions and lengths, without its heading."""
+def dimensions(description: Mapping[str, Any], *, trained: bool = False) -> str:
+    """The section on the vectors' dimensions and lengths, without its heading.
+
+    Args:
+        description: as of `tell_usage`.
+        trained: whether a loss is known to have looked at each of its dimensions.
+    """
     full = "have unit length" if description["unit_length"]["full"] else "do not have unit length"
     dims = description["dims"]
     lines = [f"Full vectors have {dims[0]} dimensions and {full}."]
     if len(dims) > 1:
         shorter = ", ".join(map(str, dims[1:]))
         lines += [
-            f"The model was also trained at {shorter} dimensions: `model.encode(texts, truncate_dim={dims[1]})`.",
+            f"{'The model was also trained at' if trained else 'They can be cut to'} {shorter} dimensions: "
+            f"`model.encode(texts, truncate_dim={dims[1]})`.",
             "Truncated vectors do not have unit length: compare them by cosine, or pass `normalize_embeddings=True`.",
         ]
     return "\n".join(lines)

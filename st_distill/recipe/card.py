@@ -12,11 +12,12 @@ from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from st_distill import __version__
-from st_distill.card import escaped, markdown_table, replace_sections
+from st_distill.card import dimensions, escaped, markdown_table, replace_sections, usage
 from st_distill.evaluation.failures import failures
 from st_distill.exporting import DESCRIPTION
 from st_distill.files import read_json
 from st_distill.recipe.conversion import Part
+from st_distill.recipe.diagnose import trained_dims
 from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, Texts
 
 __all__ = ["evaluation_results", "write_run_card"]
@@ -57,11 +58,19 @@ def write_run_card(
     """
     name = Path(recipe.output).name
     description = read_json(folder / DESCRIPTION)
-    sections = {"Results": _results(results, recipe)} if results else {}
+    # Dimensions that a projection has and no loss looked at are not recommended.
+    trained = trained_dims(recipe)
+    told = description | {
+        "dims": [dim for dim in description["dims"] if dim == description["dims"][0] or dim in trained]
+    }
+    prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    sections = {"Usage": usage(told, prompts), "Dimensions": dimensions(told, trained=True)}
+    if results:
+        sections["Results"] = _results(results, recipe)
     sections["Training"] = _training(recipe, stages, environment)
     sections["Licence"] = _licences(recipe)
     sections["Citation"] = _citations(stages)
-    tags = ["distillation", *(["matryoshka"] if len(description["dims"]) > 1 else [])]
+    tags = ["distillation", *(["matryoshka"] if len(told["dims"]) > 1 else [])]
     replace_sections(
         folder,
         sections,

@@ -31,7 +31,15 @@ from st_distill.recipe.teachers import make_teacher
 from st_distill.recipe.words import FieldPath
 from st_distill.store import StoreView, TeacherStore
 
-__all__ = ["FINDINGS", "all_findings", "diagnose_recipe", "diagnose_store", "diagnose_student", "write_findings"]
+__all__ = [
+    "FINDINGS",
+    "all_findings",
+    "diagnose_recipe",
+    "diagnose_store",
+    "diagnose_student",
+    "trained_dims",
+    "write_findings",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -186,19 +194,32 @@ def _dimensions(recipe: Recipe) -> Iterator[Placed]:
     projection = recipe.projection
     if projection is None:
         return
-    seen = set[int]().union(*(_looked_at(stage, projection) for stage in recipe.stages if not stage.trains_vision))
+    seen = _seen(recipe, projection)
     for index, dim in enumerate(projection.dims):
-        if dim in seen or (projection.heads != "independent" and dim < max(seen, default=0)):
+        if dim in seen:
             continue
-        yield (
-            ("projection", "dims", index),
-            Finding(
-                name="dimension not trained",
-                seen=f"no stage's losses look at the {dim} dimensions of the projection",
-                means="they stay as their start has left them",
-                remedy="add them to the 'dims' of a stage, or leave them out of the projection",
-            ),
-        )
+        if projection.heads != "independent" and dim < max(seen, default=0):
+            told = f"{dim} is a prefix that no stage's losses look at"
+            means = "it is as good as a rotation has sorted what the longer vectors hold, and not trained for"
+        else:
+            told = f"no stage's losses look at the {dim} dimensions of the projection"
+            means = "they stay as their start has left them"
+        remedy = f"add {dim} to the 'dims' of a stage, or leave it out of projection.dims"
+        place = ("projection", "dims", index)
+        yield place, Finding(name="dimension not trained", seen=told, means=means, remedy=remedy)
+
+
+def trained_dims(recipe: Recipe) -> list[int]:
+    """Those of the projection's dimensions that a loss of some stage looks at, in its order; none without a projection."""
+    projection = recipe.projection
+    if projection is None:
+        return []
+    seen = _seen(recipe, projection)
+    return [dim for dim in projection.dims if dim in seen]
+
+
+def _seen(recipe: Recipe, projection: Projection) -> set[int]:
+    return set[int]().union(*(_looked_at(stage, projection) for stage in recipe.stages if not stage.trains_vision))
 
 
 def _looked_at(stage: Stage, projection: Projection) -> set[int]:

@@ -12,6 +12,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 
 from st_distill.cli import main
 from st_distill.recipe import Recipe, check, dump_recipe, run
+from st_distill.recipe.diagnose import trained_dims
+from st_distill.recipe.load import load_recipe
 from st_distill.recipe.schema import PAPER_LOSSES
 from st_distill.report import findings_report, report
 from st_distill.report.facts import task_rows
@@ -202,6 +204,30 @@ def test_what_is_knowable_before_work_is_a_warning_of_check(make_recipe, folder,
     assert all(problem.message in shown for problem in problems)
     recipe.diagnosis = False
     assert check(recipe) == []
+
+
+@pytest.mark.parametrize(
+    ("dims", "cosine_dims", "untrained"),
+    [(None, None, set()), ([32], None, {16, 8}), ([32], [16], {8}), ([16, 8], None, {32}), ([32], [16, 8], set())],
+)
+def test_a_prefix_that_no_loss_looks_at_is_told(make_recipe, dims, cosine_dims, untrained):
+    losses = {"cosine": 10, "similarity": 200}
+    stages = [{"train": "all", "steps": 4, "batch": 8, "dims": dims, "cosine_dims": cosine_dims, "losses": losses}]
+    recipe = make_recipe("prefixes", projection={"dims": [32, 16, 8]}, stages=stages)
+    found = [problem for problem in check(recipe) if problem.message.startswith("dimension not trained")]
+    places = {f"projection.dims[{[32, 16, 8].index(dim)}]" for dim in untrained}
+    assert {problem.path for problem in found} == places
+    assert sum("is a prefix that no stage's losses look at" in problem.message for problem in found) == len(
+        untrained - {32}
+    )
+
+
+@pytest.mark.parametrize("name", ["default", "jasper"])
+def test_the_presets_train_every_dimension(name, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"preset: {name}\nstudent: {{model: a/b}}\nteachers: [{{model: a/b}}]\ntexts: x.parquet\n")
+    recipe = load_recipe(path)
+    assert trained_dims(recipe) == recipe.projection.dims
 
 
 def test_what_a_run_finds_is_told_and_written(make_recipe, folder, caplog):

@@ -93,6 +93,25 @@ def test_metadata_that_the_hub_reads(card):
     assert len(scores) == 9
 
 
+def test_only_dimensions_that_a_loss_looked_at_are_called_trained(recipe, make_student):
+    for stage in recipe.stages:
+        stage.dims = [16]
+    recipe.stages[1].cosine_dims = [24]
+    recipe.projection.dims = [24, 16, 8]
+    export(make_student(MatryoshkaProjection(32, [24, 16, 8])), recipe.output)
+    assert "They can be cut to 16, 8 dimensions" in (Path(recipe.output) / "README.md").read_text()
+    write_run_card(Path(recipe.output), recipe, STAGES, {}, {})
+    text = (Path(recipe.output) / "README.md").read_text()
+    assert "The model was also trained at 16 dimensions: `model.encode(texts, truncate_dim=16)`" in text
+    assert "The first 16 dimensions of a vector" in text
+    assert "matryoshka" in text
+    recipe.stages[0].dims = recipe.stages[1].dims = [24]
+    write_run_card(Path(recipe.output), recipe, STAGES, {}, {})
+    text = (Path(recipe.output) / "README.md").read_text()
+    assert "trained at" not in text
+    assert "Shorter vectors" not in text
+
+
 def test_what_was_not_measured_is_no_result(recipe):
     assert evaluation_results(recipe, {}) == []
     assert [result.metric_value for result in evaluation_results(recipe, {"similarity": RESULTS["similarity"]})] == [
