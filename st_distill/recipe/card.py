@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ _MAY_BE_HUB = ("model", "dataset", "vision", "source", "tasks")
 _DATA_FILES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".yaml", ".yml", ".npy")
 #: What an error offers instead of a name that is not there: names of other files.
 _HINT = re.compile(r"[;,]? did you mean .*?\?(?=\s|$)")
+#: Letters of an identifier, at most; the hub has 96, and a number and a dimension come behind it.
+_IDENTIFIER = 64
 #: Letters of an error that a card repeats, at most.
 _LONGEST = 300
 
@@ -114,15 +117,18 @@ def _metadata(
 def evaluation_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalResult]:
     """The student's figures, as the hub keeps them: one for each task, metric and dimension, in [-1, 1] or [0, 1]."""
     found: list[EvalResult] = []
+    words: dict[str, str] = {}
 
     def add(task: str, task_name: str, data: str, metric: str, metric_name: str, scores: Mapping[str, Any]) -> None:
+        if data not in words:
+            words[data] = _distinct(_identifier(data), set(words.values()))
         for dim, value in scores.items():
             if value is not None:
                 found.append(
                     EvalResult(
                         task_type=task,
                         task_name=task_name,
-                        dataset_type=f"{data.lower().replace(' ', '-')}-{dim}",
+                        dataset_type=f"{words[data]}-{dim}",
                         dataset_name=f"{data}, {dim} dimensions",
                         metric_type=metric,
                         metric_name=metric_name,
@@ -164,6 +170,18 @@ def evaluation_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalR
         kind = measured["kind"].replace("_", "-")
         add(kind, kind.replace("-", " ").capitalize(), measured["name"], measured["metric"], measured["metric"], values)
     return found
+
+
+def _identifier(name: str) -> str:
+    """``name`` in the letters that the hub's identifiers have, and no slash: that would name a stranger's repository."""
+    return (
+        re.sub(r"[-.]*[^a-z0-9.-]+[-.]*|[-.]{2,}", "-", name.lower()).strip("-.")[:_IDENTIFIER].rstrip("-.") or "task"
+    )
+
+
+def _distinct(word: str, others: Container[str]) -> str:
+    numbered = (f"{word}-no.{number}" for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([word], numbered) if candidate not in others)
 
 
 def _opening(name: str, recipe: Recipe, description: Mapping[str, Any]) -> str:

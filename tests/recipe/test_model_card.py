@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
 
 from st_distill.exporting import export
 from st_distill.modules import MatryoshkaProjection
@@ -91,6 +92,19 @@ def test_metadata_that_the_hub_reads(card):
     assert scores["information-retrieval", "Held-out pairs, 8 dimensions", "cosine_ndcg@10"] == 0.25
     assert scores["teacher-fidelity", "Held-out texts, 24 dimensions", "spearman"] == 0.91
     assert len(scores) == 9
+
+
+def test_identifiers_of_tasks_are_valid_and_nobodys(recipe):
+    names = ["a/test", "a/test, limit 20", "a/test (2)", "a test", "数据", "../x..y--z", "L" * 200]
+    task = {"kind": "sts", "metric": "spearman", "scores": {"64": {"float32": {"spearman": 0.5}}}}
+    found = evaluation_results(recipe, {"tasks": {"tasks": [task | {"name": name} for name in names]}})
+    types = [result.dataset_type for result in found]
+    assert types[:5] == ["a-test-64", "a-test-limit-20-64", "a-test-2-64", "a-test-no.2-64", "task-64"]
+    for name in types:
+        validate_repo_id(name)
+        assert "/" not in name
+    assert len(set(types)) == len(names)
+    assert [result.dataset_name for result in found] == [f"{name}, 64 dimensions" for name in names]
 
 
 def test_only_dimensions_that_a_loss_looked_at_are_called_trained(recipe, make_student):
