@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from st_distill.files import write_text
 
-__all__ = ["dimensions", "escaped", "markdown_table", "replace_sections", "tell_usage", "usage"]
+__all__ = ["dimensions", "escaped", "markdown_table", "replace_sections", "section", "tell_usage", "usage"]
 
 #: sentence-transformers puts the repository's name in its place when a model is pushed to the hub.
 _MODEL_ID = "sentence_transformers_model_id"
@@ -127,6 +127,12 @@ def replace_sections(
     header = card.data.to_yaml()
     # Parsed again, so that what is written is known to be read.
     write_text(path, str(ModelCard(f"---\n{header}\n---\n\n{text.strip()}\n")))
+
+
+def section(folder: Path, heading: str) -> str:
+    """What stands under a heading of level two in a folder's README.md; empty where there is none."""
+    path = folder / "README.md"
+    return _split(ModelCard(path.read_text(encoding="utf-8")).text)[1].get(heading, "") if path.is_file() else ""
 
 
 def _split(text: str) -> tuple[str, dict[str, str]]:

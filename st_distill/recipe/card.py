@@ -13,13 +13,14 @@ from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from st_distill import __version__
-from st_distill.card import dimensions, escaped, markdown_table, replace_sections, usage
+from st_distill.card import dimensions, escaped, markdown_table, replace_sections, section, usage
 from st_distill.evaluation.failures import failures
 from st_distill.exporting import DESCRIPTION
 from st_distill.files import read_json
 from st_distill.recipe.conversion import Part
 from st_distill.recipe.diagnose import trained_dims
-from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, Texts
+from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, TeacherSpec, Texts
+from st_distill.recipe.words import folder_name
 
 __all__ = ["evaluation_results", "write_run_card"]
 
@@ -35,6 +36,8 @@ _MAY_BE_HUB = ("model", "dataset", "vision", "source", "tasks")
 _DATA_FILES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".yaml", ".yml", ".npy")
 #: What an error offers instead of a name that is not there: names of other files.
 _HINT = re.compile(r"[;,]? did you mean .*?\?(?=\s|$)")
+#: In sentence-transformers' card: the names of the trainer's data.
+_TRAINING_DATA = re.compile(r"^- \*\*Training Datasets?:\*\*\n(?:[ \t]+- .*\n)+", re.MULTILINE)
 #: Letters of an identifier, at most; the hub has 96, and a number and a dimension come behind it.
 _IDENTIFIER = 64
 #: Letters of an error that a card repeats, at most.
@@ -67,7 +70,10 @@ def write_run_card(
         "dims": [dim for dim in description["dims"] if dim == description["dims"][0] or dim in trained]
     }
     prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    sections = {"Usage": usage(told, prompts), "Dimensions": dimensions(told, trained=True)}
+    # Of the data it knows those of the last stage, and of files their kind ("parquet").
+    details = _TRAINING_DATA.sub("", section(folder, "Model Details"))
+    sections = {"Model Details": details} if details else {}
+    sections |= {"Usage": usage(told, prompts), "Dimensions": dimensions(told, trained=True)}
     if results:
         sections["Results"] = _results(results, recipe)
     sections["Training"] = _training(recipe, stages, environment)
@@ -186,7 +192,10 @@ def _distinct(word: str, others: Container[str]) -> str:
 
 def _opening(name: str, recipe: Recipe, description: Mapping[str, Any]) -> str:
     kinds = "texts and images" if "image" in description["modalities"] else "texts"
-    teachers = [_model(teacher.model) if teacher.model else escaped(str(teacher.name)) for teacher in recipe.teachers]
+    teachers = [
+        _model(teacher.model, called=_own_name(teacher)) if teacher.model else escaped(str(teacher.name))
+        for teacher in recipe.teachers
+    ]
     taught = f", taught by {_listed(teachers)}" if teachers else ""
     layers = recipe.student.layers
     start = _model(recipe.student.model) + ("" if layers is None else f" with {len(layers)} of its layers")
@@ -330,20 +339,25 @@ def _licences(recipe: Recipe) -> str:
 
 
 def _licence_of(name: str, kind: str) -> str | None:
+    licence = _card_of(name, kind).get("license")
+    return escaped(str(licence)) if licence else None
+
+
+def _card_of(name: str, kind: str) -> dict[str, Any]:
+    """The metadata of a model or dataset, as far as this machine has them."""
     if Path(name).exists():
         card: Any = Path(name) / "README.md"
     else:
         try:
             card = try_to_load_from_cache(name, "README.md", repo_type=kind)
         except HFValidationError:
-            return None
+            return {}
     if not isinstance(card, (str, Path)) or not Path(card).is_file():
-        return None
+        return {}
     try:
-        licence = (metadata_load(card) or {}).get("license")
+        return metadata_load(card) or {}
     except ValueError:
-        return None  # a stranger's card need not be well-formed
-    return escaped(str(licence)) if licence else None
+        return {}  # a stranger's card need not be well-formed
 
 
 def _citations(stages: Sequence[Mapping[str, Any]]) -> str:
@@ -372,9 +386,24 @@ def _hub_name(name: str) -> str | None:
     return name
 
 
-def _model(name: str) -> str:
-    hub = _hub_name(name)
-    return f"[{hub}](https://huggingface.co/{hub})" if hub else escaped(Path(name).name)
+def _model(name: str, *, called: str | None = None) -> str:
+    """A model of the hub with its address; one of a folder as it is called, and what its card says that it was made from."""
+    if hub := _hub_name(name):
+        return _link(hub)
+    card = _card_of(name, "model")
+    label = escaped(str(called or card.get("model_name") or Path(name).name))
+    bases = card.get("base_model")
+    base = _hub_name(bases) if isinstance(bases, str) else None
+    return f"{label} (from {_link(base)})" if base else label
+
+
+def _own_name(teacher: TeacherSpec) -> str | None:
+    """The name that the recipe gives to a teacher; None where it is no more than its folder's."""
+    return None if teacher.name == folder_name(Path(str(teacher.model)).name) else teacher.name
+
+
+def _link(hub: str) -> str:
+    return f"[{hub}](https://huggingface.co/{hub})"
 
 
 def _data_link(name: str) -> str:
