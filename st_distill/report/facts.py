@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from st_distill.recipe.schema import Images, ImageSource, TeacherSpec, Texts
+from st_distill.recipe.schema import Images, ImageSource, Recipe, TeacherSpec, Texts
 from st_distill.report.run import Run
 from st_distill.report.speed import Speed
 from st_distill.store import TeacherStore
@@ -98,7 +99,8 @@ def origin(run: Run) -> list[Fact]:
     recipe = run.recipe
     if recipe is None:
         return []
-    student = recipe.student.model
+    names = _short_names(recipe)
+    student = names[recipe.student.model]
     if recipe.student.layers is not None:
         student += f", layers {', '.join(map(str, recipe.student.layers))}"
     dims = (
@@ -110,12 +112,16 @@ def origin(run: Run) -> list[Fact]:
         notes = [f"weight {teacher.weight:g}"]
         if str(teacher.name) in widths:
             notes.insert(0, f"{widths[str(teacher.name)]} dimensions")
-        facts.append(Fact(f"Teacher {teacher.name}", _teacher(teacher), ", ".join(notes)))
-    facts += [Fact("Texts", _source(source)) for source in recipe.texts]
+        facts.append(Fact(f"Teacher {teacher.name}", _teacher(teacher, names), ", ".join(notes)))
+    facts += [Fact("Texts", _source(source, names)) for source in recipe.texts]
     if recipe.images is not None:
         vision = recipe.images.vision
-        kind = vision if isinstance(vision, str) else f"{(vision or {}).get('model_type', 'none')}, from random weights"
-        facts.append(Fact("Pictures", _source(recipe.images), f"vision encoder: {kind}"))
+        kind = (
+            names[vision]
+            if isinstance(vision, str)
+            else f"{(vision or {}).get('model_type', 'none')}, from random weights"
+        )
+        facts.append(Fact("Pictures", _source(recipe.images, names), f"vision encoder: {kind}"))
     return facts
 
 
@@ -126,16 +132,36 @@ def _widths(run: Run) -> dict[str, int]:
         return {}  # a run that has not embedded its texts yet
 
 
-def _teacher(teacher: TeacherSpec) -> str:
+def _teacher(teacher: TeacherSpec, names: Mapping[str, str]) -> str:
     if teacher.model is not None:
-        return teacher.model
-    return f"vectors in {teacher.vectors}" if teacher.vectors is not None else "a Python object"
+        return names[teacher.model]
+    return f"vectors in {names[teacher.vectors]}" if teacher.vectors is not None else "a Python object"
 
 
-def _source(source: Texts | ImageSource | Images) -> str:
+def _source(source: Texts | ImageSource | Images, names: Mapping[str, str]) -> str:
     if source.path is not None:
-        return source.path
+        return names[source.path]
     return source.dataset if source.dataset is not None else "given in Python"
+
+
+def _short_names(recipe: Recipe) -> dict[str, str]:
+    """Of the files, folders and models of a recipe the name on a page that others see: no more of a path than tells it
+    from the others. A name of the hub stays whole."""
+    files = [source.path for source in recipe.texts] + [teacher.vectors for teacher in recipe.teachers]
+    models: list[Any] = [recipe.student.model, *(teacher.model for teacher in recipe.teachers)]
+    if recipe.images is not None:
+        files.append(recipe.images.path)
+        models.append(recipe.images.vision)
+    local = {path for path in files if path is not None}
+    named = {name for name in models if isinstance(name, str)}
+    local |= {name for name in named if Path(name).is_absolute() or name.count("/") > 1 or Path(name).exists()}
+    parts = {path: Path(path).parts for path in local}
+    names = {name: name for name in named}
+    for path, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        kept = next((n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others)), len(own))
+        names[path] = "/".join(own[-kept:])
+    return names
 
 
 def stage_rows(run: Run) -> Table:

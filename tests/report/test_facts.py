@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from st_distill.report.facts import headline, size_rows, stage_rows, storage_rows
+from st_distill.recipe import Recipe
+from st_distill.report.facts import headline, origin, size_rows, stage_rows, storage_rows
 from st_distill.report.run import Run, StageRun
 from st_distill.report.speed import Speed
 
@@ -41,6 +42,34 @@ def test_the_figures_that_decide():
     assert facts["Speed"] == ("1,234", "texts per second; b: 175")
     assert {fact.name: fact.value for fact in headline(RESULTS, [])}["Speed"] == "340"
     assert headline({}, []) == []
+
+
+def test_the_origin_names_no_folders_but_those_that_tell_apart():
+    recipe = Recipe(
+        output="out",
+        student={"model": "/data/secret/student"},
+        teachers=[
+            {"model": "/data/secret/large/model", "name": "large"},
+            {"model": "/data/secret/other/model", "name": "other"},
+            "someone/model",
+            {"vectors": "secret/api.parquet", "name": "api"},
+        ],
+        texts=["/data/secret/texts.parquet", {"dataset": "someone/texts"}],
+        images={"path": "/data/secret/pictures", "vision": "someone/eyes"},
+        stages=[{"train": "all", "steps": 1}],
+    )
+    facts = origin(Run(Path("nowhere"), recipe, None, (), {}, {}))
+    assert [(fact.name, fact.value) for fact in facts] == [
+        ("Student", "student"),
+        ("Teacher large", "large/model"),
+        ("Teacher other", "other/model"),
+        ("Teacher model", "someone/model"),
+        ("Teacher api", "vectors in api.parquet"),
+        ("Texts", "texts.parquet"),
+        ("Texts", "someone/texts"),
+        ("Pictures", "pictures"),
+    ]
+    assert facts[-1].note == "vision encoder: someone/eyes"
 
 
 def test_sizes():
