@@ -23,7 +23,7 @@ from st_distill.recipe.frozen import POOLED, is_whole
 from st_distill.recipe.load import dump_recipe, load_recipe
 from st_distill.recipe.runner import START, what_to_embed
 from st_distill.recipe.schema import Recipe
-from st_distill.recipe.state import RunState
+from st_distill.recipe.state import RunState, read_results, results_remedy
 from st_distill.store import TeacherStore
 from st_distill.store.damage import find_damage, mend_store
 from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
@@ -244,12 +244,13 @@ def _of_run(folder: Path, repair: bool, recipe: Any, show_progress: bool, notes:
             for checkpoint in numbered(state.stage_folder(index) / "checkpoints"):  # type: ignore[union-attr]
                 if wrong := what_is_wrong(checkpoint):
                     yield _made_again(folder, checkpoint, wrong, repair)
-    results = folder / "results.json"
-    if results.is_file():
-        try:
-            files.read_json(results)
-        except ValueError as error:
-            yield _made_again(folder, results, str(error), repair)
+    try:
+        read_results(folder)
+    except ValueError as error:
+        message = str(error).partition(". ")[0]  # what else it says is the remedy
+        remedy = results_remedy(folder)
+        finding = _made_again(folder, folder / "results.json", message, repair)
+        yield replace(finding, remedy=remedy[0].lower() + remedy[1:])
 
 
 def _run_state(folder: Path, repair: bool) -> tuple[RunState | None, list[Finding]]:

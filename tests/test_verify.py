@@ -14,6 +14,7 @@ from st_distill.cli import main
 from st_distill.exporting import export
 from st_distill.modules import MatryoshkaProjection
 from st_distill.recipe import run
+from st_distill.report.run import read_run
 from st_distill.store import damage
 from st_distill.verify import verify
 
@@ -243,6 +244,30 @@ def test_damage_of_a_run(file, repaired, harm, finished, capsys):
         for path, content in kept.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"results": 3}', '{"results": {}, "environment": []}'])
+def test_damaged_results_are_measured_again(content, finished, capsys):
+    """One answer, wherever it is told; and it is one that helps."""
+    work = finished / "out-run"
+    results = work / "results.json"
+    whole = results.read_bytes()
+    try:
+        results.write_text(content)
+        command = f"Remove it, and measure again with: st-distill run {work}/recipe.yaml --resume"
+        with pytest.raises(ValueError, match=f"The file {results} .*{command}"):
+            read_run(work)
+        (finding,) = verify(work).findings
+        assert finding.file == "results.json"
+        assert finding.remedy == f"r{command[1:]}"
+        assert verify(work, repair=True).is_whole
+        assert not results.exists()
+        assert main(["run", str(work / "recipe.yaml"), "--resume"]) == 0
+        capsys.readouterr()
+        assert verify(work).findings == []
+        assert read_run(work).environment
+    finally:
+        results.write_bytes(whole)
 
 
 def test_a_damaged_stage_is_not_gone_on_from(finished):

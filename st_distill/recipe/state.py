@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
-from st_distill.files import copy_of, differences, manifest, mending, read_record, write_record
+from st_distill.files import copy_of, differences, manifest, mending, read_json, read_record, write_record
 from st_distill.recipe.conversion import as_mapping
 from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Projection, Recipe, Stage
 from st_distill.teacher import Teacher
@@ -50,6 +51,32 @@ _FREE_PREFIXES = (
 )
 #: Further ones that only matter where the best checkpoint is kept.
 _BEST_PREFIXES = ("eval_", "metric_for_best", "greater_is_better")
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The ``results.json`` of a work folder: "results" and "environment"; empty where there is none yet.
+
+    Raises:
+        ValueError: it is damaged; the sentence says which command makes it again.
+    """
+    path = folder / "results.json"
+    try:
+        stored = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"The file {path} is not JSON. {results_remedy(folder)}") from error
+    if not isinstance(stored, dict) or not all(
+        isinstance(stored.get(key, {}), dict) for key in ("results", "environment")
+    ):
+        raise ValueError(f"The file {path} must hold a run's results. It does not. {results_remedy(folder)}")
+    return stored
+
+
+def results_remedy(folder: Path) -> str:
+    """What brings a damaged ``results.json`` back: the run, which measures again what it has no results of."""
+    command = f"st-distill run {shlex.quote(str(folder / 'recipe.yaml'))} --resume"
+    return f"Remove it, and measure again with: {command}"
 
 
 class RunState:

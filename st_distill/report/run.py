@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from st_distill.files import mending, read_json, sha256
+from st_distill.files import sha256
 from st_distill.recipe.diagnose import all_findings
 from st_distill.recipe.load import load_recipe
 from st_distill.recipe.schema import Recipe
-from st_distill.recipe.state import RunState
+from st_distill.recipe.state import RunState, read_results
 
 __all__ = ["Run", "read_run"]
 
@@ -87,12 +87,8 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             f"The 'run' must be the work folder of a run, with a run.json. Got {path} instead: name the recipe's work "
             "folder, by default its output with -run behind it."
         )
-    recipe_path, results_path = folder / "recipe.yaml", folder / "results.json"
-    stored = read_json(results_path) if results_path.is_file() else {}
-    if not isinstance(stored, dict) or not all(
-        isinstance(stored.get(key, {}), dict) for key in ("results", "environment")
-    ):
-        raise ValueError(f"The file {results_path} must hold a run's results. It does not: {mending(folder)}.")
+    recipe_path = folder / "recipe.yaml"
+    stored = read_results(folder)
     stages = []
     for stage in state.stages:
         metrics = dict(stage.get("metrics", {}))
