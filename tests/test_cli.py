@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -55,6 +56,17 @@ def test_check_prints_every_mistake_with_its_line(recipe, capsys):
     assert any(f"{recipe}:2: student.layers" in line for line in lines)
     assert any(f"{recipe}:8: stages[0].step: unknown field; did you mean 'steps'?" in line for line in lines)
     assert lines[-1] == f"2 mistakes in {recipe}."
+
+
+def test_a_log_has_no_bars(recipe, tmp_path):
+    """The libraries' own would fill it with carriage returns."""
+    words = [sys.executable, "-m", "st_distill", "run", str(recipe)]
+    unset = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    assert "Stage 1 of 1" in done.stderr
+    assert "\r" not in done.stderr
+    assert "%|" not in done.stderr
 
 
 def test_run_embed_eval_export_info(recipe, tmp_path, capsys):

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():  # the libraries' bars would fill a log with carriage returns
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # of sentence-transformers' own; those of st-distill are lines here
     options = _parser().parse_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):  # a name in a recipe may hold characters that no terminal can show
         sys.stdout.reconfigure(errors="backslashreplace")
