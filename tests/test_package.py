@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import st_distill
+from st_distill import recipe
 from st_distill.pretrain import Encoder, LengthEvaluation, Masking, Pretraining, TokenizerSpec
 from st_distill.recipe.reference import reference
 
@@ -95,8 +96,16 @@ def test_the_public_names_are_there():
 
 
 def test_the_documentation_has_every_field():
-    """``python -c "from st_distill.recipe.reference import reference; print(reference())"`` prints the tables anew."""
+    """``python -c "from st_distill import recipe
+    from st_distill.recipe.reference import reference; print(reference())"`` prints the tables anew."""
     assert reference().strip() in (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+
+
+def test_every_part_of_a_recipe_is_described():
+    written = {line.removeprefix("### ") for line in reference().splitlines() if line.startswith("### ")}
+    assert written == {name for name in recipe.__all__ if isinstance(getattr(recipe, name), type)} - {"RunResult"}
+    page = (ROOT / "docs" / "api" / "recipe.md").read_text(encoding="utf-8")
+    assert [name for name in recipe.__all__ if f":: st_distill.recipe.{name}\n" not in page] == []
 
 
 def test_the_documentation_has_every_field_of_pretraining():

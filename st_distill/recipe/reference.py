@@ -11,6 +11,7 @@ from st_distill.recipe.conversion import Part, default_of, expected, hints
 from st_distill.recipe.schema import (
     Evaluation,
     Images,
+    ImageSource,
     Objective,
     Projection,
     Recipe,
@@ -24,7 +25,7 @@ __all__ = ["reference"]
 
 
 #: The parts of a recipe of distillation, from the outermost in.
-_PARTS = (Recipe, Student, TeacherSpec, Texts, Images, Projection, Stage, Objective, Evaluation)
+_PARTS = (Recipe, Student, TeacherSpec, Texts, Images, Projection, Stage, Objective, Evaluation, ImageSource)
 
 
 def reference(parts: Sequence[type[Part]] = _PARTS) -> str:
