@@ -17,7 +17,18 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 import st_distill
 from st_distill.errors import RecipeError
 from st_distill.exporting import load_student
-from st_distill.recipe import Evaluation, Recipe, Stage, checkpoints, evaluate_model, frozen, runner, stages, start
+from st_distill.recipe import (
+    Evaluation,
+    Recipe,
+    Stage,
+    checkpoints,
+    evaluate_model,
+    frozen,
+    measuring,
+    runner,
+    stages,
+    start,
+)
 from st_distill.recipe.schema import PAPER_LOSSES
 
 FAST = {"use_cpu": True, "disable_tqdm": True}
@@ -113,7 +124,7 @@ def test_the_four_stages(make_recipe, folder, sentences, images, monkeypatch):
 
     # A second start with resume does nothing again, and gives the same figures.
     monkeypatch.setattr(runner, "run_stage", None)
-    monkeypatch.setattr(runner, "evaluate", None)
+    monkeypatch.setattr(runner, "measure", None)
     assert run(make_recipe(), resume=True) == result
 
 
@@ -468,7 +479,12 @@ class TestStages:
     @pytest.mark.parametrize("prompts", ["one ", {"query": "one "}])
     def test_teachers_are_measured_as_they_teach(self, prompts, make_recipe, folder, sentences, monkeypatch):
         measured = {}
-        monkeypatch.setattr(runner, "evaluate", lambda student, teachers, **options: measured.update(teachers) or {})
+
+        def note(student, teachers=(), **options):
+            measured.update(teachers)
+            return {}
+
+        monkeypatch.setattr(measuring, "evaluate", note)
         options = {"prompts": prompts, "truncate_dim": 24, "max_seq_length": 4, "dtype": "bfloat16"}
         recipe = make_recipe(teachers=[{"model": str(folder / "first"), "name": "short", **options}])
         recipe.evaluation = Evaluation(retrieval=str(folder / "pairs.parquet"))
