@@ -19,9 +19,10 @@ from st_distill.exporting import DESCRIPTION as MODEL_DESCRIPTION
 from st_distill.exporting import export_damage, load_student
 from st_distill.files import FolderLock
 from st_distill.recipe.checkpoints import numbered, what_is_wrong
+from st_distill.recipe.embedding import what_to_embed
 from st_distill.recipe.frozen import POOLED, is_whole
 from st_distill.recipe.load import dump_recipe, load_recipe
-from st_distill.recipe.runner import START, what_to_embed
+from st_distill.recipe.runner import START
 from st_distill.recipe.schema import Recipe
 from st_distill.recipe.state import RunState, read_results, results_remedy
 from st_distill.store import TeacherStore

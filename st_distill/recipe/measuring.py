@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ def measure(
     store: StoreView | None,
     *,
     speed: bool = True,
+    failed: Iterable[dict[str, str]] = (),
 ) -> dict[str, Any]:
     """What `st_distill.evaluation.evaluate` returns of all that an evaluation names, with its tasks.
 
@@ -40,13 +41,14 @@ def measure(
         evaluation: of the recipe, or a part of it.
         store: with the teachers' vectors of the evaluation's texts; None: they are not compared with.
         speed: time the models.
+        failed: what could not be measured already, as "failed" has it.
     """
     width = model.get_embedding_dimension()
     spec = recipe.projection
     nested = [] if spec is None or spec.heads == "independent" else spec.dims
     dims = [dim for dim in nested if width is not None and dim <= width] or None
     results = evaluate(model, dims=dims)
-    failed: list[dict[str, str]] = []
+    failed = list(failed)
     teachers: dict[str, SentenceTransformer] = {}
     timed: list[str] = []
 
@@ -86,7 +88,7 @@ def measure(
     if images is not None and model.supports("image"):
         attempt("images", lambda: evaluate(model, dims=dims, images=pictures_and_captions(images)))
     if evaluation.tasks:
-        results["tasks"] = measure_entries(model, evaluation.tasks, dims=dims)
+        attempt("tasks", lambda: {"tasks": measure_entries(model, evaluation.tasks, dims=dims)})
     attempt("size and speed", lambda: evaluate(model, teachers=teachers, dims=dims, speed=timed or None))
     return results | ({"failed": failed} if failed else {})
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from transformers import set_seed
 
 from st_distill.diagnosis import DiagnosisCallback
 from st_distill.environment import environment
-from st_distill.errors import RecipeError, one_line
+from st_distill.errors import Problem, RecipeError, one_line
 from st_distill.evaluation import TeacherFidelityEvaluator
-from st_distill.evaluation.failures import failures
+from st_distill.evaluation.failures import failure, failures
 from st_distill.exporting import export, export_damage, export_teacher, load_student
 from st_distill.files import differences, manifest, read_json, write_json, write_text
 from st_distill.modules.matryoshka import find_projection
 from st_distill.recipe.card import write_run_card
 from st_distill.recipe.check import check
-from st_distill.recipe.data import fingerprint, load_texts, read_images
+from st_distill.recipe.data import fingerprint, read_images
 from st_distill.recipe.diagnose import (
     FINDINGS,
     all_findings,
@@ -35,6 +35,7 @@ from st_distill.recipe.diagnose import (
     diagnose_student,
     write_findings,
 )
+from st_distill.recipe.embedding import embed_texts, fidelity_texts
 from st_distill.recipe.frozen import POOLED, PooledVectors, pooled_vectors, reads_pooled_vectors, with_frozen_encoder
 from st_distill.recipe.load import dump_recipe, load_recipe
 from st_distill.recipe.measuring import measure, texts_and_vectors
@@ -45,7 +46,7 @@ from st_distill.recipe.stages import StageData, distill_loss, label_texts, run_s
 from st_distill.recipe.start import start_student, tell_too_long_texts
 from st_distill.recipe.state import RunState, fields_digest, stage_fields
 from st_distill.recipe.student import choose_attention
-from st_distill.recipe.teachers import make_teacher, teacher_model, teacher_view
+from st_distill.recipe.teachers import teacher_model, teacher_view
 from st_distill.recipe.vision import OwnVectors, image_data, with_eyes
 from st_distill.store import StoreView, TeacherStore
 from st_distill.teacher import Teacher
@@ -54,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 #: In the folder of the student before its first stage: what determined it, and the checksums of its files.
 START = "start.json"
+#: Fields whose mistakes leave a trained student one that can be exported.
+_OF_EVALUATION = ("evaluation", "teachers")
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,15 @@ def run(
     if isinstance(recipe, Recipe) and overrides:
         raise ValueError("The 'overrides' are for a recipe from a file. Got a Recipe: change its fields instead.")
     with Processes() as processes:
-        if errors := [problem for problem in check(recipe, overrides, diagnose=False) if problem.level == "error"]:
+        errors = [problem for problem in check(recipe, overrides, diagnose=False) if problem.level == "error"]
+        # A run that has trained already may go on to its end without what only the evaluation needs.
+        is_of_evaluation = [problem.path.startswith(_OF_EVALUATION) for problem in errors]
+        if errors and not (resume and from_stage is None and all(is_of_evaluation)):
             raise RecipeError(errors)
         if not isinstance(recipe, Recipe):
             recipe = load_recipe(os.fspath(recipe), overrides)
         _join(processes, recipe)
-        return _Run(recipe, processes, show_progress).run(resume=resume, from_stage=from_stage)
+        return _Run(recipe, processes, show_progress).run(resume=resume, from_stage=from_stage, errors=errors)
 
 
 def embed(recipe: Recipe, *, show_progress: bool = True) -> TeacherStore:
@@ -116,8 +122,8 @@ def embed(recipe: Recipe, *, show_progress: bool = True) -> TeacherStore:
     with Processes() as processes:
         _join(processes, recipe)
         with locked(recipe.work_folder, processes):
-            sources = [*recipe.texts, *_fidelity_texts(recipe)]
-            return _embed(recipe, sources, processes, show_progress and processes.is_main)
+            sources = [*recipe.texts, *fidelity_texts(recipe)]
+            return embed_texts(recipe, sources, (processes.rank, processes.count), show_progress and processes.is_main)
 
 
 def evaluate_model(model: SentenceTransformer, recipe: Recipe, *, show_progress: bool = True) -> dict[str, Any]:
@@ -142,7 +148,7 @@ def evaluate_model(model: SentenceTransformer, recipe: Recipe, *, show_progress:
         with Processes() as processes:
             _join(processes, recipe)
             recipe.work_folder.mkdir(parents=True, exist_ok=True)
-            store = _embed(recipe, [evaluation.texts], processes, show_progress)
+            store = embed_texts(recipe, [evaluation.texts], (processes.rank, processes.count), show_progress)
             processes.by_main(store.check)
             teacher = teacher_view(recipe, store)
     return measure(model, recipe, evaluation, teacher)
@@ -157,12 +163,13 @@ class _Run:
         self.output = Path(recipe.output)
         self._is_checked = False
 
-    def run(self, *, resume: bool, from_stage: int | None) -> RunResult:
+    def run(self, *, resume: bool, from_stage: int | None, errors: Sequence[Problem]) -> RunResult:
+        """Run it; ``errors`` in its evaluation or teachers stop it where a stage is left to be done."""
         if from_stage is not None and not 1 <= from_stage <= len(self.recipe.stages):
             stages = ", ".join(f"{number} {stage.name}" for number, stage in enumerate(self.recipe.stages, start=1))
             raise ValueError(f"The 'from_stage' must be the number of a stage ({stages}). Got {from_stage} instead.")
         with locked(self.folder, self.processes):
-            state = self.processes.by_main(lambda: self._planned(resume, from_stage)) or RunState(self.folder)
+            state = self.processes.by_main(lambda: self._planned(resume, from_stage, errors)) or RunState(self.folder)
             if all(stage["done"] for stage in state.stages):
                 logger.info("Every stage is done already.")
                 model = load_student(state.finished_model(len(state.stages) - 1))
@@ -172,7 +179,7 @@ class _Run:
             # Read again, because only the main process has entered what the stages found.
             return RunResult(self.output, results, all_findings(self.folder, RunState(self.folder).stages))
 
-    def _planned(self, resume: bool, from_stage: int | None) -> RunState:
+    def _planned(self, resume: bool, from_stage: int | None, errors: Sequence[Problem]) -> RunState:
         state = RunState(self.folder)
         if state.exists and not resume:
             raise ValueError(
@@ -180,7 +187,13 @@ class _Run:
                 "folder."
             )
         text = _as_yaml(self.recipe)
-        state.recipe = None if text is None else hashlib.sha256(text.encode("utf-8")).hexdigest()
+        digest = None if text is None else hashlib.sha256(text.encode("utf-8")).hexdigest()
+        # What has been changed in a recipe since its run began is looked at as that of a new one.
+        if errors and (digest is None or state.recipe != digest or not all(stage["done"] for stage in state.stages)):
+            raise RecipeError(errors)
+        for problem in errors:
+            logger.warning("%s", problem)
+        state.recipe = digest
         state.plan(self._plan(), from_stage=from_stage)
         if text is not None:
             write_text(self.folder / "recipe.yaml", text)
@@ -211,8 +224,9 @@ class _Run:
         store: TeacherStore | None = None
         teacher: StoreView | None = None
         if self.recipe.teachers and (wanted or starts or self._evaluates_fidelity(first)):
-            sources = [*self.recipe.texts, *_fidelity_texts(self.recipe)]
-            store = _embed(self.recipe, sources, self.processes, self.show_progress)
+            sources = [*self.recipe.texts, *fidelity_texts(self.recipe)]
+            process = (self.processes.rank, self.processes.count)
+            store = embed_texts(self.recipe, sources, process, self.show_progress)
             teacher = self._checked(store)
             labelled = label_texts(self.recipe.texts, store)
         self.processes.by_main(lambda: self._diagnose(first, store, labelled))
@@ -376,17 +390,26 @@ class _Run:
         self.processes.meet()  # before the main process writes what the others are looking at
         if is_done:
             return stored["results"]
-        evaluation, teacher = self.recipe.evaluation, None
-        if evaluation is not None and evaluation.texts is not None and self.recipe.teachers:
-            store = _embed(self.recipe, [evaluation.texts], self.processes, self.show_progress)
-            teacher = self._checked(store)
-        self.processes.by_main(lambda: self._write(model, teacher, state.stages, results_path, wanted))
+        self.processes.by_main(lambda: self._write(model, state.stages, results_path, wanted))
         return json.loads(results_path.read_text(encoding="utf-8"))["results"]
+
+    def _of_held_out_texts(self, source: Texts) -> StoreView:
+        """The teachers' vectors of the evaluation's texts; no teacher is asked for what the store has.
+
+        In the main process alone, which measures: the others wait for it, whatever goes wrong here.
+        """
+        try:
+            store = TeacherStore.open(self.folder / "teachers")
+            texts_and_vectors(source, teacher_view(self.recipe, store))
+        except (ValueError, OSError):
+            store = embed_texts(self.recipe, [source], (0, 1), self.show_progress)
+        if not self._is_checked:
+            store.check()
+        return teacher_view(self.recipe, store)
 
     def _write(
         self,
         model: SentenceTransformer,
-        teacher: StoreView | None,
         stages: list[dict[str, Any]],
         results_path: Path,
         wanted: str,
@@ -398,12 +421,15 @@ class _Run:
             for dim in spec.dims:
                 export(model, self.output.with_name(f"{self.output.name}-{dim}"), dim)
         logger.info("Exported to %s.", self.output)
-        if self.recipe.export_teacher:
-            export_teacher(model, teacher_model(self.recipe.teachers[0]), self.recipe.teacher_output)
-            logger.info("Teacher in the student's space: %s.", self.recipe.teacher_output)
-        results = {}
-        if self.recipe.evaluation is not None:
-            results = measure(exported, self.recipe, self.recipe.evaluation, teacher)
+        results, evaluation, teacher = {}, self.recipe.evaluation, None
+        if evaluation is not None:
+            failed = []
+            if evaluation.texts is not None and self.recipe.teachers:
+                try:
+                    teacher = self._of_held_out_texts(evaluation.texts)
+                except Exception as error:  # of data, of a teacher, of memory: what was trained is kept all the same
+                    failed.append(failure("fidelity", error))
+            results = measure(exported, self.recipe, evaluation, teacher, failed=failed)
         if self.recipe.diagnosis:
             try:
                 write_findings(self.folder, "after", diagnose_student(self.recipe, exported, teacher))
@@ -412,6 +438,9 @@ class _Run:
         machine = environment()
         write_run_card(self.output, self.recipe, stages, results, machine)
         write_json(results_path, {"of": wanted, "results": results, "environment": machine})
+        if self.recipe.export_teacher:  # at last, because the teacher may be gone by now
+            export_teacher(model, teacher_model(self.recipe.teachers[0]), self.recipe.teacher_output)
+            logger.info("Teacher in the student's space: %s.", self.recipe.teacher_output)
 
 
 def start_of(folder: Path) -> str | None:
@@ -421,11 +450,6 @@ def start_of(folder: Path) -> str | None:
         return None if any(differences(folder, noted["files"])) else noted["of"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-
-
-def what_to_embed(recipe: Recipe) -> tuple[Iterable[tuple[str, str | None]], list[Teacher]]:
-    """The (text, role) pairs of a recipe's store, which can be gone through again, and its teachers."""
-    return _Rows([*recipe.texts, *_fidelity_texts(recipe)]), [make_teacher(spec) for spec in recipe.teachers]
 
 
 def _as_yaml(recipe: Recipe) -> str | None:
@@ -440,41 +464,6 @@ def _join(processes: Processes, recipe: Recipe) -> None:
     arguments = [stage.training_arguments() for stage in recipe.stages]
     timeout = max(float(given.get("ddp_timeout", 1800.0)) for given in arguments)
     processes.join(cpu=any(given.get("use_cpu") for given in arguments), timeout=timeout)
-
-
-def _embed(recipe: Recipe, sources: list[Texts], processes: Processes, show_progress: bool) -> TeacherStore:
-    """The teachers' vectors of the texts of ``sources``; what the store has is not embedded again."""
-    rows = _Rows(sources)
-    teachers = [make_teacher(spec) for spec in recipe.teachers]
-    logger.info("Teachers: %s.", ", ".join(teacher.name for teacher in teachers))
-    return TeacherStore.create(
-        recipe.work_folder / "teachers",
-        rows,
-        teachers,
-        dtype=recipe.store_dtype,
-        process=(processes.rank, processes.count),
-        show_progress=show_progress,
-    )
-
-
-def _fidelity_texts(recipe: Recipe) -> list[Texts]:
-    evaluation = recipe.evaluation
-    return [] if evaluation is None or evaluation.texts is None else [evaluation.texts]
-
-
-class _Rows:
-    """The (text, role) pairs of some sources, which can be gone through again for each teacher."""
-
-    def __init__(self, sources: list[Texts]) -> None:
-        self.sources = [(load_texts(source), source.roles) for source in sources]
-
-    def __len__(self) -> int:
-        return sum(len(dataset) * len(dataset.column_names) for dataset, _ in self.sources)
-
-    def __iter__(self) -> Iterator[tuple[str, str | None]]:
-        for dataset, roles in self.sources:
-            for column in dataset.column_names:
-                yield from ((text, roles.get(column)) for text in dataset[column])
 
 
 def _results(path: Path) -> dict[str, Any]:

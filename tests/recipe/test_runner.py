@@ -30,6 +30,7 @@ from st_distill.recipe import (
     start,
 )
 from st_distill.recipe.schema import PAPER_LOSSES
+from st_distill.recipe.teachers import make_teacher
 
 FAST = {"use_cpu": True, "disable_tqdm": True}
 
@@ -489,7 +490,7 @@ class TestStages:
         recipe = make_recipe(teachers=[{"model": str(folder / "first"), "name": "short", **options}])
         recipe.evaluation = Evaluation(retrieval=str(folder / "pairs.parquet"))
         evaluate_model(SentenceTransformer(str(folder / "first"), device="cpu"), recipe)
-        model, teacher = measured["short"], runner.make_teacher(recipe.teachers[0])
+        model, teacher = measured["short"], make_teacher(recipe.teachers[0])
         np.testing.assert_allclose(model.encode_query(sentences), teacher.encode(sentences, role="query"), atol=1e-6)
         document = teacher.encode(sentences, role="document")
         np.testing.assert_allclose(model.encode_document(sentences), document, atol=1e-6)

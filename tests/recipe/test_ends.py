@@ -1,0 +1,88 @@
+"""The end of a run, where something that only its evaluation needs is gone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+
+import pytest
+from datasets import Dataset
+
+from st_distill.errors import RecipeError
+from st_distill.recipe import Recipe, runner
+
+
+@pytest.fixture
+def recipe(tmp_path, make_student, tiny_bert, sentences):
+    make_student().save(str(tmp_path / "teacher"))
+    Dataset.from_dict({"text": sentences}).to_parquet(tmp_path / "texts.parquet")
+    Dataset.from_dict({"text": sentences[:6]}).to_parquet(tmp_path / "held-out.parquet")
+    return Recipe(
+        output=str(tmp_path / "out"),
+        student={"model": tiny_bert, "layers": [0, 3], "max_seq_length": 16, "pooling": "mean"},
+        teachers=[{"model": str(tmp_path / "teacher"), "name": "large"}],
+        texts=[str(tmp_path / "texts.parquet")],
+        projection={"dims": [24, 8]},
+        stages=[{"train": "projection", "steps": 1, "batch": 8, "arguments": {"use_cpu": True, "disable_tqdm": True}}],
+        evaluation={"texts": str(tmp_path / "held-out.parquet")},
+    )
+
+
+@pytest.fixture
+def after_training(monkeypatch) -> Callable[[Callable[[], object]], None]:
+    """A function that has something happen when a run's stage is trained."""
+    original = runner.run_stage
+
+    def then(happen: Callable[[], object]) -> None:
+        def run_stage(*arguments, **options):
+            metrics = original(*arguments, **options)
+            happen()
+            return metrics
+
+        monkeypatch.setattr(runner, "run_stage", run_stage)
+
+    return then
+
+
+def run(recipe: Recipe, **options) -> runner.RunResult:
+    return runner.run(recipe, show_progress=False, **options)
+
+
+def test_held_out_texts_that_went_missing(recipe, after_training, tmp_path, caplog):
+    file, kept = tmp_path / "held-out.parquet", tmp_path / "kept"
+    after_training(lambda: file.rename(kept))
+    result = run(recipe)
+    assert [entry["name"] for entry in result.results["failed"]] == ["fidelity"]
+    assert "There is no file or folder" in result.results["failed"][0]["error"]
+    assert "fidelity" in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out-run" / "results.json").read_text())["results"] == result.results
+    caplog.clear()
+    assert run(recipe, resume=True).results["failed"] == result.results["failed"]
+    assert "evaluation.texts.path: there is no file or folder" in caplog.text.lower()
+    with pytest.raises(RecipeError, match="There is no file or folder"):
+        run(recipe, resume=True, from_stage=1)
+    kept.rename(file)
+    mended = run(recipe, resume=True).results
+    assert set(mended["fidelity"]["spearman"]) == {"24", "8"}
+    assert "failed" not in mended
+    recipe.evaluation.texts.path = str(tmp_path / "held_out.parquet")  # a slip in the recipe is told before any work
+    with pytest.raises(RecipeError, match="did you mean"):
+        run(recipe, resume=True)
+
+
+def test_a_teacher_that_went_missing(recipe, after_training, tmp_path):
+    after_training(lambda: shutil.rmtree(tmp_path / "teacher"))
+    recipe.export_teacher = True
+    with pytest.raises((OSError, ValueError), match="teacher"):
+        run(recipe)
+    results = json.loads((tmp_path / "out-run" / "results.json").read_text())["results"]
+    assert [entry["name"] for entry in results["failed"]] == ["teacher large"]
+    assert set(results["fidelity"]["spearman"]) == {"24", "8"}  # of the vectors that the store has
+    assert "# out" in (tmp_path / "out" / "README.md").read_text()
+    shutil.rmtree(tmp_path / "out-run" / "teachers")
+    with pytest.raises((OSError, ValueError), match="teacher"):
+        run(recipe, resume=True)
+    results = json.loads((tmp_path / "out-run" / "results.json").read_text())["results"]
+    assert [entry["name"] for entry in results["failed"]] == ["fidelity", "teacher large"]
+    assert "must be a folder that exists" in results["failed"][0]["error"]
