@@ -419,8 +419,7 @@ class _Rules(StageRules, ImageRules):
         self.tasks((*path, "tasks"), evaluation.tasks or [])
         if evaluation.images is not None:
             self.pictures((*path, "images"), evaluation.images)
-            if not self.trains_vision and self.sound(("stages",)):
-                self.warn((*path, "images"), _IMAGE_MODEL)
+            self.pictures_to_measure((*path, "images"))
 
     def tasks(self, path: FieldPath, entries: list[Any]) -> None:
         """Tasks are known, local data are read as the evaluation will read them, and the student can be measured on them."""
@@ -449,7 +448,8 @@ class _Rules(StageRules, ImageRules):
         if self.student_model is not None and self.student_model.is_of_texts:
             self.error(
                 path,
-                "the task has pictures, and the student takes texts alone; leave it out, or add a stage that trains vision",
+                "needs a student that takes pictures, and this one takes texts alone; leave it out, or add a stage that trains "
+                "vision",
             )
         else:
             self.warn(path, _IMAGE_MODEL)

@@ -12,7 +12,7 @@ from torch import Tensor
 from st_distill.evaluation import evaluate, measure_entries
 from st_distill.evaluation.failures import failure
 from st_distill.recipe.data import load_scored_pairs, load_texts
-from st_distill.recipe.schema import Evaluation, Recipe, TeacherSpec, Texts
+from st_distill.recipe.schema import Evaluation, ImageSource, Recipe, TeacherSpec, Texts
 from st_distill.recipe.teachers import teacher_model
 from st_distill.recipe.vision import pictures_and_captions
 from st_distill.store import StoreView
@@ -75,6 +75,14 @@ def measure(
     def similarity(source: Texts) -> dict[str, Any]:
         return evaluate(model, teachers=teachers, dims=dims, similarity=load_scored_pairs(source))
 
+    def of_images(source: ImageSource) -> dict[str, Any]:
+        if not model.supports("image"):
+            raise ValueError(
+                f"The model takes {', '.join(map(str, model.modalities))} and no pictures. Leave 'images' out of the "
+                "evaluation, or measure a model that takes them."
+            )
+        return evaluate(model, dims=dims, images=pictures_and_captions(source))
+
     texts, pairs, scored, images = evaluation.texts, evaluation.retrieval, evaluation.similarity, evaluation.images
     for teacher in recipe.teachers:
         if evaluation.teachers and teacher.model is not None:
@@ -85,8 +93,8 @@ def measure(
         attempt("retrieval", lambda: retrieval(pairs))
     if scored is not None:
         attempt("similarity", lambda: similarity(scored))
-    if images is not None and model.supports("image"):
-        attempt("images", lambda: evaluate(model, dims=dims, images=pictures_and_captions(images)))
+    if images is not None:
+        attempt("images", lambda: of_images(images))
     if evaluation.tasks:
         attempt("tasks", lambda: {"tasks": measure_entries(model, evaluation.tasks, dims=dims)})
     attempt("size and speed", lambda: evaluate(model, teachers=teachers, dims=dims, speed=timed or None))

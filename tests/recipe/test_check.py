@@ -278,7 +278,6 @@ def test_all_mistakes_come_at_once_and_in_order(problems_of):
         ("    model: BERT\n", "    model: some/model\n", "'some/model' is not in the local cache, and the hub is switched off"),
         ("  dims: [32, 16]", "  dims: [32, 16]\n  start: identity", "set rotation: none"),
         ("  tokens: 4", "  tokens: 3", "4 x 4 patches give 1, 4, 16 tokens, got 3"),
-        ("  - train: vision\n    steps: 5\n", "", "no stage trains vision, so these are not used"),
     ],
 )  # fmt: skip
 def test_what_may_be_right_elsewhere_is_a_warning(problems_of, old, new, message, monkeypatch):
@@ -562,9 +561,9 @@ TASKS = BASE.replace("  - train: vision\n    steps: 5\n", "").replace("images: p
     [
         (
             "image_retrieval:pictures.jsonl",
-            "the task has pictures, and the student takes texts alone; leave it out, or add a stage",
+            "needs a student that takes pictures, and this one takes texts alone; leave it out, or add a stage",
         ),
-        ("image_retrieval:owner/pictures", "the task has pictures, and the student takes texts alone"),
+        ("image_retrieval:owner/pictures", "needs a student that takes pictures"),
         ("clusters.jsonl", "Row 1 of clusters.jsonl must have a label, a text, in column 'label'. Got None"),
         ("{source: pairs.csv, name: 3}", "The 'name' of a task must be a text. Got 3 instead"),
     ],
@@ -574,6 +573,16 @@ def test_a_task_that_cannot_be_measured_is_found_before_the_run(problems_of, tas
     (problem,) = [problem for problem in problems_of(TASKS.replace("TASK", task)) if problem.level == "error"]
     assert problem.path == "evaluation.tasks[0]"
     assert message in problem.message
+
+
+def test_pictures_to_measure_on_are_for_a_student_that_may_take_them(problems_of):
+    recipe = TASKS.replace("tasks: [TASK]", "images: pictures.jsonl")
+    assert "images: no stage trains vision, so these are not used" in format_problems(problems_of(recipe))
+    told = {problem.path: problem for problem in problems_of(recipe)}["evaluation.images"]
+    assert told.level == "error"
+    assert "this one takes texts alone" in told.message
+    told = {problem.path: problem for problem in problems_of(recipe.replace("model: BERT", "model: some/model"))}
+    assert told["evaluation.images"].level == "warning"
 
 
 def test_a_task_with_pictures_is_for_a_student_that_may_take_them(problems_of):

@@ -41,12 +41,19 @@ def test_each_part_that_fails_is_told_and_the_others_are_measured(recipe, make_s
     assert "The task 'images' could not be measured" in caplog.text
 
 
+def test_pictures_and_a_model_of_texts(recipe, make_student):
+    recipe.evaluation = Evaluation(images=recipe.evaluation.images, teachers=False)
+    (failed,) = evaluate_model(make_student(), recipe)["failed"]
+    assert failed["name"] == "images"
+    assert "The model takes text and no pictures" in failed["error"]
+
+
 def test_data_that_went_missing_fail_alone(recipe, make_student, tmp_path):
     evaluation = recipe.evaluation
     evaluation.teachers = False
     (tmp_path / "pairs.parquet").unlink()
     results = measure(make_student(), recipe, evaluation, None)
-    assert [entry["name"] for entry in results["failed"]] == ["retrieval", "similarity"]
+    assert [entry["name"] for entry in results["failed"]] == ["retrieval", "similarity", "images"]
     assert "pairs.parquet" in results["failed"][0]["error"]
     assert results["dims"] == [32]
     assert "failed" not in measure(make_student(), recipe, Evaluation(teachers=False), None)
