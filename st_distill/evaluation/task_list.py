@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -40,10 +41,10 @@ def tasks_of_words(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[l
 
     A task without a name of its own, whose default one another has too, gets as many of its folders in front as tell them
     apart. Of one source in several tasks, and of a name that is given twice, each gets what its fields say besides behind it
-    (``pairs, validation``), or else a number.
+    (``pairs (validation)``), or else a number. A name that is given stays as it is.
 
     Raises:
-        ValueError: for what is none of these.
+        ValueError: for what is none of these, and for a name that is given to two tasks.
     """
     specs: list[TaskSpec] = []
     names: list[str] = []
@@ -108,37 +109,45 @@ def _read(entries: Sequence[Any], defaults: Mapping[str, Any], place: str) -> tu
 
 
 def _told_apart(specs: list[TaskSpec], names: Sequence[str]) -> list[TaskSpec]:
-    """The tasks with as much of their sources in front of names that others have too as tells them apart, or what is theirs
-    behind them."""
-    own = [spec.name or default_name(spec.source) for spec in specs]
+    """The tasks; those without a name get one where others have theirs: with as much of their sources in front as tells them
+    apart, or with what is theirs behind."""
+    given = [spec.name for spec in specs if spec.name is not None]
+    for place, name in enumerate(given):
+        if name in given[:place] or name in names:
+            raise ValueError(
+                f"The 'name' of a task must be its alone. Got '{name}' for two of them: give each a name of its own."
+            )
+    unnamed = [spec for spec in specs if spec.name is None]
+    own = [default_name(spec.source) for spec in unnamed]
     told = []
-    for spec, name in zip(specs, own):
-        twins = [other for other, theirs in zip(specs, own) if theirs == name and other.source != spec.source]
-        is_shared = bool(twins) or name in names
-        told.append(_with_folders(spec, twins) if is_shared and spec.name is None else name)
+    for spec, name in zip(unnamed, own):
+        twins = [other for other, theirs in zip(unnamed, own) if theirs == name and other.source != spec.source]
+        told.append(_with_folders(spec, twins) if twins or name in given or name in names else name)
     said = [
-        _with_fields(spec, name, [other for other, theirs in zip(specs, told) if theirs == name])
-        for spec, name in zip(specs, told)
+        _with_fields(spec, name, [other for other, theirs in zip(unnamed, told) if theirs == name])
+        for spec, name in zip(unnamed, told)
     ]
-    return [
-        spec if name == before else replace(spec, name=name)
-        for spec, before, name in zip(specs, own, distinct_names(said))
-    ]
+    distinct = iter(zip(own, distinct_names(said, taken=[*given, *names])))
+    return [spec if spec.name is not None else _named(spec, *next(distinct)) for spec in specs]
+
+
+def _named(spec: TaskSpec, own: str, name: str) -> TaskSpec:
+    return spec if name == own else replace(spec, name=name)
 
 
 def _with_fields(spec: TaskSpec, name: str, twins: Sequence[TaskSpec]) -> str:
     """The name with those fields of a task behind it that others of that name have not."""
-    said = [name]
+    said = []
     for field in (*_PLAIN, *_NAMED):
         value = getattr(spec, field)
         if value != getattr(TaskSpec, field) and any(getattr(twin, field) != value for twin in twins):
             told = "all" if value is None else str(value)
             said.append(told if field in _PLAIN else f"{field.replace('_', ' ')} {told}")
-    return ", ".join(said)
+    return f"{name} ({'; '.join(said)})" if said else name
 
 
 def _with_folders(spec: TaskSpec, twins: Sequence[TaskSpec]) -> str:
-    places, others = _places(spec.source), [_places(twin.source) for twin in twins if twin.name is None]
+    places, others = _places(spec.source), [_places(twin.source) for twin in twins]
     for depth in range(2, max(map(len, (places, *others))) + 1):
         if all(places[-depth:] != other[-depth:] for other in others):
             return "/".join(places[-depth:])
@@ -146,9 +155,8 @@ def _with_folders(spec: TaskSpec, twins: Sequence[TaskSpec]) -> str:
 
 
 def _places(source: str) -> list[str]:
-    if not Path(source).exists():
-        return source.split("/")
-    return [*Path(source).resolve().parent.parts[1:], default_name(source)]
+    path = Path(os.path.normpath(source))
+    return [*path.relative_to(path.anchor).parts[:-1], default_name(source)]
 
 
 def _spec(word: str, defaults: Mapping[str, Any]) -> TaskSpec:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from st_distill.evaluation.kinds import (
 from st_distill.evaluation.pairs import collection_of_pairs, similarity_evaluator
 from st_distill.modules.image_loading import load_image
 from st_distill.options import check_whole_number
+from st_distill.tables import FORMATS
 
 __all__ = ["Task", "TaskSpec", "default_name", "distinct_names", "read_task"]
 
@@ -42,7 +44,7 @@ class TaskSpec:
     Args:
         source: a file (parquet, jsonl, json, csv, tsv), a folder of such, or the name of a data set on the hub.
         kind: of `KINDS`; None: told from the columns.
-        name: in the results; None: the last part of the source.
+        name: in the results, as it is; None: the last part of the source, told apart from others'.
         columns: what the data call a column: ``{"text": "utterance", "label": "intent"}``.
         split: the part to measure on; None: test, or else validation or dev, or the only one there is.
         train_split: where a classifier learns.
@@ -169,20 +171,21 @@ def read_task(spec: TaskSpec | str, *, batch_size: int = 32, show_progress_bar: 
 
 
 def default_name(source: str) -> str:
-    """What a task is called where it has no name of its own: the last part of its source, without a file's ending."""
-    if not Path(source).exists():
-        return source.rpartition("/")[2]
-    path = Path(source).resolve()
-    return path.stem if path.is_file() else path.name
+    """What a task is called where it has no name of its own: the last part of its source, without the ending of a format.
+
+    The source alone decides, also of what is not there, so that figures of one recipe can be matched.
+    """
+    path = Path(os.path.abspath(source))
+    return path.stem if path.suffix in FORMATS else path.name
 
 
-def distinct_names(names: Iterable[str]) -> list[str]:
-    """The names in their order, each that an earlier one has too with the next free number: "a", "b", "a (2)"."""
+def distinct_names(names: Iterable[str], *, taken: Collection[str] = ()) -> list[str]:
+    """The names in their order, each that an earlier one has too, or is taken, with the next free number: "a", "a (2)"."""
     names = list(names)
     distinct: list[str] = []
     for name in names:
         own, number = name, 2
-        while own in distinct or (own != name and own in names):
+        while own in distinct or own in taken or (own != name and own in names):
             own, number = f"{name} ({number})", number + 1
         distinct.append(own)
     return distinct
@@ -406,7 +409,7 @@ def _pictures(name: str, table: Table, columns: dict[str, str], options: dict[st
         evaluator = RetrievalEvaluator(queries, corpus, relevance, **options)
         tasks.append(
             Task(
-                name=f"{name}, {direction}",
+                name=f"{name} ({direction})",
                 kind="image_retrieval",
                 evaluator=evaluator,
                 metric=evaluator.primary_metric,

@@ -423,6 +423,7 @@ class _Rules(StageRules, ImageRules):
 
     def tasks(self, path: FieldPath, entries: list[Any]) -> None:
         """Tasks are known, local data are read as the evaluation will read them, and the student can be measured on them."""
+        found = len(self.problems)
         for index, entry in enumerate(entries):
             modalities: set[str] = set()
             try:
@@ -440,6 +441,11 @@ class _Rules(StageRules, ImageRules):
                 self.error((*path, index), one_line(error))
             if "image" in modalities:
                 self.pictures_to_measure((*path, index))
+        if len(self.problems) == found:
+            try:
+                tasks_of_entries(entries, {})
+            except ValueError as error:
+                self.error(path, one_line(error))
 
     def pictures_to_measure(self, path: FieldPath) -> None:
         """A student that is measured on pictures takes them, as far as that can be known before it is made."""

@@ -47,11 +47,11 @@ def test_a_source_twice_has_two_names(sources, tmp_path):
     entries = [str(tmp_path / "both"), {"source": str(tmp_path / "both"), "split": "dev"}, sources[0], sources[0]]
     results = measure_entries(lookup(on_circle(ANGLES)), entries)
     figures = {task["name"]: task["scores"]["2"]["float32"]["spearman_cosine"] for task in results["tasks"]}
-    assert figures == {"both": pytest.approx(1), "both, dev": pytest.approx(-1)}
+    assert figures == {"both": pytest.approx(1), "both (dev)": pytest.approx(-1)}
     assert [entry["name"] for entry in results["failed"]] == ["strange", "strange (2)"]
     lines = task_report(results).splitlines()
-    assert [line.split("  ")[0] for line in lines[4:6]] == ["both", "both, dev"]
-    assert '\n"both, dev",sts,2,float32,spearman_cosine,True,-' in csv_of_results(results)
+    assert [line.split("  ")[0] for line in lines[4:6]] == ["both", "both (dev)"]
+    assert "\nboth (dev),sts,2,float32,spearman_cosine,True,-" in csv_of_results(results)
     tasks = [read_task(sources[1])[0]] * 2
     assert [task["name"] for task in evaluate_tasks(lookup(on_circle(ANGLES)), tasks)["tasks"]] == [
         "pairs",
@@ -63,9 +63,9 @@ def test_pictures_are_refused_by_a_model_of_texts(images, tmp_path, make_student
     images[0].save(tmp_path / "a.png")
     tasks = read_task(write(tmp_path / "metadata.csv", [{"file_name": "a.png", "caption": "red"}]))
     with pytest.raises(
-        ValueError, match="'metadata, text to image' has inputs of the kind image, which the model does not"
+        ValueError, match=r"'metadata \(text to image\)' has inputs of the kind image, which the model does not"
     ):
         require_modalities(make_student(), tasks)
     require_modalities(lookup(on_circle(ANGLES)), tasks)  # takes both
     failed = measure_tasks(make_student(), tasks)["failed"]
-    assert [entry["name"] for entry in failed] == ["metadata, text to image", "metadata, image to text"]
+    assert [entry["name"] for entry in failed] == ["metadata (text to image)", "metadata (image to text)"]

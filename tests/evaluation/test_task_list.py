@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from st_distill.evaluation.task_list import tasks_of_entries, tasks_of_words
+from st_distill.evaluation.tasks import default_name
 
 
 def test_words_of_a_command_line(tmp_path):
@@ -58,31 +59,39 @@ def test_task_files_with_mistakes(content, match, tmp_path):
 )
 def test_names_are_told_apart(sources, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for source in sources:
+    assert [spec.name for spec in tasks_of_words(sources, {})[0]] == names
+    for source in sources:  # whether they are there or not
         if "." in source:
             (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / source).touch()
-    specs, _ = tasks_of_words(sources, {})
-    assert [spec.name for spec in specs] == names
+    assert [spec.name for spec in tasks_of_words(sources, {})[0]] == names
+
+
+def test_a_name_that_is_given_twice():
+    for other in ({"source": "b", "name": "x"}, "mteb:x"):
+        with pytest.raises(ValueError, match="Got 'x' for two of them"):
+            tasks_of_entries([{"source": "a", "name": "x"}, other], {})
 
 
 @pytest.mark.parametrize(
     ("entries", "names"),
     [
-        (["data", {"source": "data", "split": "dev"}], ["data", "data, dev"]),
+        (["data", {"source": "data", "split": "dev"}], ["data", "data (dev)"]),
         (
             [{"source": "data", "split": "dev", "config": "en"}, {"source": "data", "split": "dev", "config": "de"}],
-            ["data, en", "data, de"],
+            ["data (en)", "data (de)"],
         ),
-        (["sts:data", "data"], ["data, sts", "data"]),
+        (["sts:data", "data"], ["data (sts)", "data"]),
         (
             [{"source": "data", "limit": 5, "samples_per_label": None}, "data"],
-            ["data, limit 5, samples per label all", "data"],
+            ["data (limit 5; samples per label all)", "data"],
         ),
         (["data", "data", "data"], ["data", "data (2)", "data (3)"]),
-        ([{"source": "a", "name": "x"}, {"source": "b", "name": "x"}], ["x", "x (2)"]),
+        (["x", {"source": "b", "name": "x"}], ["x (2)", "x"]),
+        (["a/x", {"source": "a/x", "name": "x", "split": "dev"}], ["a/x", "x"]),
+        (["STS12", "mteb:STS12"], ["STS12 (2)"]),
         (["a", {"source": "b", "name": "a (2)"}, "a"], ["a", "a (2)", "a (3)"]),
-        (["one/x", {"source": "one/x", "split": "dev"}, "two/x"], ["one/x", "one/x, dev", "two/x"]),
+        (["one/x", {"source": "one/x", "split": "dev"}, "two/x"], ["one/x", "one/x (dev)", "two/x"]),
     ],
 )
 def test_tasks_of_one_source_are_told_apart(entries, names):
@@ -99,3 +108,12 @@ def test_a_name_that_is_given_stays(tmp_path):
     )
     specs, _ = tasks_of_words([str(tmp_path / "tasks.yaml")], {})
     assert [spec.name for spec in specs] == ["test", "b/test"]
+
+
+def test_the_name_of_a_source_is_the_same_when_it_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for source, name in (("../test.tsv", "test"), (".", "here"), ("owner/squad.v2", "squad.v2"), ("pairs/", "pairs")):
+        assert default_name(source) == name
+    (tmp_path / "test.tsv").touch()
+    assert default_name("../test.tsv") == "test"

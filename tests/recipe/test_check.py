@@ -575,6 +575,11 @@ def test_a_task_that_cannot_be_measured_is_found_before_the_run(problems_of, tas
     assert message in problem.message
 
 
+def test_tasks_of_one_name(problems_of):
+    told = problems_of(TASKS.replace("TASK", "{source: pairs.csv, name: x}, {source: pairs.csv, name: x}"))
+    assert "evaluation.tasks: The 'name' of a task must be its alone. Got 'x'" in format_problems(told)
+
+
 def test_pictures_to_measure_on_are_for_a_student_that_may_take_them(problems_of):
     recipe = TASKS.replace("tasks: [TASK]", "images: pictures.jsonl")
     assert "images: no stage trains vision, so these are not used" in format_problems(problems_of(recipe))
