@@ -16,7 +16,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["MissingExtraError", "OtherProcessError", "Problem", "RecipeError", "format_problems", "one_line"]
+__all__ = [
+    "MissingExtraError",
+    "OtherProcessError",
+    "Problem",
+    "RecipeError",
+    "format_problems",
+    "one_line",
+    "sentence",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +111,8 @@ def one_line(error: BaseException) -> str:
     """The error's message in one line without a full stop, to be put into a sentence."""
     text = " ".join(str(error).split()).rstrip(".")
     return text or type(error).__name__
+
+
+def sentence(text: str) -> str:
+    """The text with a full stop, unless it asks something ("did you mean ...?")."""
+    return text if text.endswith("?") else f"{text}."

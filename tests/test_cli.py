@@ -128,7 +128,7 @@ def test_eval_keeps_what_is_measured_where_a_task_fails(pairs, tmp_path, make_st
     results = json.loads(said.out)  # and nothing else
     assert [task["name"] for task in results["tasks"]] == ["pairs", "last"]
     assert results["failed"] == [{"name": "broken", "error": "RuntimeError: out of memory"}]
-    assert "st-distill: 1 task could not be measured: broken." in said.err
+    assert "st-distill: 1 part of the evaluation could not be measured: broken." in said.err
     assert {line.split(",")[0] for line in (tmp_path / "results.csv").read_text().splitlines()} == {
         "task",
         "pairs",
@@ -153,7 +153,7 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
         assert f"Not measured: {name} (RuntimeError: out of memory)" in said.out
     assert said.out.splitlines()[-1] == f"The model is in {tmp_path}/out."
     assert "The student could not be diagnosed: no diagnosis." in caplog.text
-    assert "3 tasks could not be measured: retrieval, similarity, broken." in said.err
+    assert "3 parts of the evaluation could not be measured: retrieval, similarity, broken." in said.err
     results = json.loads((tmp_path / "out-run" / "results.json").read_text())["results"]
     assert [task["name"] for task in results["tasks"]["tasks"]] == ["pairs", "last"]
     assert results["failed"][0] == {"name": "retrieval", "error": "RuntimeError: out of memory"}

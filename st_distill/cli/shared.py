@@ -50,7 +50,7 @@ def give_json(file: str | None, content: Mapping[str, Any]) -> None:
 def tell_failed(failed: Sequence[Mapping[str, str]]) -> int:
     """Name what could not be measured, each with its "name", and return the exit code that it comes to."""
     if failed and speaks():
-        those = f"{len(failed)} task{'s' if len(failed) > 1 else ''}"
+        those = f"{len(failed)} part{'s' if len(failed) > 1 else ''} of the evaluation"
         names = ", ".join(entry["name"] for entry in failed)
         print(f"st-distill: {those} could not be measured: {names}.", file=sys.stderr, flush=True)
     return 2 if failed else 0

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from st_distill.errors import one_line
+from st_distill.errors import one_line, sentence
 
 __all__ = ["failure", "failures"]
 
@@ -23,7 +23,7 @@ def failure(name: str, error: Exception) -> dict[str, str]:
         told = str(error).strip().splitlines()[-1].strip().rstrip(".")
     if not isinstance(error, (ValueError, OSError, ImportError, MemoryError)):  # no sentence for a user
         told = f"{type(error).__name__}: {told}"
-    logger.warning("The task '%s' could not be measured: %s.", name, told)
+    logger.warning("The part '%s' of the evaluation could not be measured: %s", name, sentence(told))
     return {"name": name, "error": told}
 
 

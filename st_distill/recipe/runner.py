@@ -18,7 +18,7 @@ from transformers import set_seed
 
 from st_distill.diagnosis import DiagnosisCallback
 from st_distill.environment import environment
-from st_distill.errors import Problem, RecipeError, one_line
+from st_distill.errors import Problem, RecipeError, one_line, sentence
 from st_distill.evaluation import TeacherFidelityEvaluator
 from st_distill.evaluation.failures import failure, failures
 from st_distill.exporting import export, export_damage, export_teacher, load_student
@@ -434,7 +434,7 @@ class _Run:
             try:
                 write_findings(self.folder, "after", diagnose_student(self.recipe, exported, teacher))
             except Exception as error:  # of the model, of memory: the card and the figures are written all the same
-                logger.warning("The student could not be diagnosed: %s.", one_line(error))
+                logger.warning("The student could not be diagnosed: %s", sentence(one_line(error)))
         machine = environment()
         write_run_card(self.output, self.recipe, stages, results, machine)
         write_json(results_path, {"of": wanted, "results": results, "environment": machine})

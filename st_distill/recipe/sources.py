@@ -11,14 +11,14 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 
-from st_distill.errors import one_line
+from st_distill.errors import one_line, sentence
 from st_distill.files import read_json
 from st_distill.recipe.columns import Kind, kind_of_values, kinds_of_features, names_of, table_of
 from st_distill.recipe.source_schema import ImageSource, Texts
 from st_distill.recipe.words import suggest
 from st_distill.tables import FORMATS, text_rows
 
-__all__ = ["columns_of", "existing_path", "name_of", "read_rows", "rows_of", "sentence", "stream_rows"]
+__all__ = ["columns_of", "existing_path", "name_of", "read_rows", "rows_of", "stream_rows"]
 
 #: Rows that the columns of a text format are judged by.
 _SAMPLE = 1000
@@ -201,10 +201,6 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
     except Exception as error:  # damaged files lead the libraries to errors of every kind
         cause = error.__cause__ or error
         raise ValueError(f"{path} cannot be read: {one_line(cause)}.") from error
-
-
-def sentence(text: str) -> str:
-    return text if text.endswith("?") else f"{text}."
 
 
 def name_of(source: Texts | ImageSource) -> str:

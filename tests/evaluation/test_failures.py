@@ -9,7 +9,12 @@ def test_an_error_is_one_line(caplog):
     assert failure("x", ValueError("No rows.\n Give one.")) == {"name": "x", "error": "No rows. Give one"}
     assert failure("x", KeyError("a"))["error"] == "KeyError: 'a'"
     assert failure("x", MemoryError())["error"] == "MemoryError"
-    assert "The task 'x' could not be measured: No rows. Give one." in caplog.text
+    assert "The part 'x' of the evaluation could not be measured: No rows. Give one." in caplog.text
+
+
+def test_a_question_has_no_full_stop(caplog):
+    assert failure("x", ValueError("No column 'a'; did you mean 'b'?"))["error"].endswith("'b'?")
+    assert caplog.messages == ["The part 'x' of the evaluation could not be measured: No column 'a'; did you mean 'b'?"]
 
 
 def test_the_traceback_of_another_process_is_not_told():

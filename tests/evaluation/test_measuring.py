@@ -29,7 +29,7 @@ def test_what_is_measured_stays_where_another_task_fails(sources, caplog):
     assert measured["scores"]["2"]["float32"]["spearman_cosine"] == pytest.approx(1)
     assert results["averages"]["2"]["float32"]["tasks"] == pytest.approx(1)
     assert results["failed"] == [{"name": "strange", "error": "KeyError: 'strange'"}]
-    assert "The task 'strange' could not be measured: KeyError: 'strange'" in caplog.text
+    assert "The part 'strange' of the evaluation could not be measured: KeyError: 'strange'" in caplog.text
     assert task_report(results).splitlines()[-1] == "Not measured: strange (KeyError: 'strange')"
 
 

@@ -38,7 +38,7 @@ def test_each_part_that_fails_is_told_and_the_others_are_measured(recipe, make_s
     assert [entry["name"] for entry in results["failed"]] == ["teacher large", "images"]
     assert list(results["similarity"]["scores"]) == list(results["retrieval"]["scores"]) == ["student"]
     assert results["models"]["student"]["parameters"] > 0
-    assert "The task 'images' could not be measured" in caplog.text
+    assert "The part 'images' of the evaluation could not be measured" in caplog.text
 
 
 def test_pictures_and_a_model_of_texts(recipe, make_student):
