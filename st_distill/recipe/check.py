@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,15 @@ from st_distill.files import read_array_header
 from st_distill.modules.lengths import tell_too_long
 from st_distill.recipe import quantized
 from st_distill.recipe.conversion import as_mapping
-from st_distill.recipe.data import load_texts
+from st_distill.recipe.data import load_scored_pairs, load_texts, read_images
 from st_distill.recipe.diagnose import diagnose_recipe
 from st_distill.recipe.image_rules import ImageRules
 from st_distill.recipe.load import Document, in_order, read_document
 from st_distill.recipe.models import UnknownModel, text_tokenizer
-from st_distill.recipe.schema import Projection, Recipe, Stage, TeacherSpec
+from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, TeacherSpec
 from st_distill.recipe.sources import existing_path, rows_of
 from st_distill.recipe.stage_rules import StageRules
-from st_distill.recipe.words import FieldPath, suggest
+from st_distill.recipe.words import FieldPath, show_path, suggest
 from st_distill.tables import FORMATS
 from st_distill.teacher import Teacher
 
@@ -400,6 +400,7 @@ class _Rules(StageRules, ImageRules):
                 )
         if evaluation.texts is not None:
             self.texts((*path, "texts"), evaluation.texts)
+            self.rows((*path, "texts"), evaluation.texts, load_texts)
             if not self.recipe.teachers and self.sound(("teachers",)):
                 self.error((*path, "texts"), "closeness to the teachers needs a teacher")
         for field, numbers in (("similarity", 1), ("retrieval", 0)):
@@ -416,10 +417,25 @@ class _Rules(StageRules, ImageRules):
                 self.error((*path, field, "columns"), f"must be {what}")
             elif source.columns is None and (kinds.count("text") < 2 or kinds.count("number") < numbers):
                 self.error((*path, field), f"must have {what}, got {', '.join(columns)}")
+            else:
+                self.rows((*path, field), source, load_scored_pairs if numbers else load_texts)
         self.tasks((*path, "tasks"), evaluation.tasks or [])
         if evaluation.images is not None:
             self.pictures((*path, "images"), evaluation.images)
             self.pictures_to_measure((*path, "images"))
+            self.rows((*path, "images"), evaluation.images, read_images)
+
+    def rows(self, path: FieldPath, source: Any, read: Callable[[Any], Any]) -> None:
+        """Every row of what is measured on after hours of training, as the evaluation will read it, where they are few."""
+        most = _MOST_PICTURES if isinstance(source, ImageSource) else _MOST_TEXTS
+        known = any(problem.level == "error" and problem.path.startswith(show_path(path)) for problem in self.problems)
+        if source.dataset is not None or known or not self.sound(path):
+            return
+        try:
+            if (rows_of(source) or 0) <= most:
+                read(source)
+        except (ValueError, TypeError, OSError) as error:
+            self.error(path, one_line(error))
 
     def tasks(self, path: FieldPath, entries: list[Any]) -> None:
         """Tasks are known, local data are read as the evaluation will read them, and the student can be measured on them."""
@@ -462,6 +478,8 @@ class _Rules(StageRules, ImageRules):
 
 
 _IMAGE_MODEL = "no stage trains vision, so the student has to be an image model already"
+#: Rows of an evaluation that are looked at before a run, each: seconds of reading.
+_MOST_TEXTS, _MOST_PICTURES = 100_000, 1000
 #: What a work folder has in it, from its first moment on.
 _OF_A_RUN = ("run.json", "teachers", "lock")
 _ONLY_MODELS = ("prompts", "dtype", "device", "batch_size", "batch_tokens", "max_seq_length", "trust_remote_code")

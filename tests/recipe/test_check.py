@@ -575,6 +575,36 @@ def test_a_task_that_cannot_be_measured_is_found_before_the_run(problems_of, tas
     assert message in problem.message
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("texts: gap.jsonl", "Row 1 of gap.jsonl has no text in column 'b' (null)"),
+        ("retrieval: {path: gap.jsonl, columns: [a, b]}", "Row 1 of gap.jsonl has no text in column 'b' (null)"),
+        (
+            "similarity: {path: scores.jsonl, columns: [a, c, score]}",
+            "Row 1 of scores.jsonl has no number in column 'score'",
+        ),
+        ("images: broken.jsonl", "broken.jsonl has a picture that cannot be read"),
+    ],
+)
+def test_rows_of_an_evaluation_are_looked_at_before_the_run(problems_of, part, message):
+    Path("gap.jsonl").write_text('{"a": "x", "b": "y"}\n{"a": "x", "b": null}\n')
+    Path("scores.jsonl").write_text('{"a": "x", "c": "y", "score": 1}\n{"a": "x", "c": "z", "score": null}\n')
+    Path("broken.png").write_bytes(b"no picture")
+    Path("broken.jsonl").write_text('{"image": "broken.png", "caption": "a"}\n')
+    field = part.partition(":")[0]
+    line = {
+        text.strip().partition(":")[0]: text for text in BASE.partition("evaluation:\n")[2].splitlines(keepends=True)
+    }
+    (told,) = [
+        problem
+        for problem in problems_of(BASE.replace(line[field], f"  {part}\n"))
+        if problem.path.startswith(f"evaluation.{field}")
+    ]
+    assert (told.path, told.level) == (f"evaluation.{field}", "error")
+    assert message in told.message
+
+
 def test_tasks_of_one_name(problems_of):
     told = problems_of(TASKS.replace("TASK", "{source: pairs.csv, name: x}, {source: pairs.csv, name: x}"))
     assert "evaluation.tasks: The 'name' of a task must be its alone. Got 'x'" in format_problems(told)
