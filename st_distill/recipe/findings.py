@@ -14,7 +14,7 @@ from st_distill.recipe.conversion import convert, default_of
 from st_distill.recipe.load import Document
 from st_distill.recipe.models import ModelFacts, UnknownModel, read_model
 from st_distill.recipe.schema import ImageSource, Recipe, Texts
-from st_distill.recipe.sources import columns_of
+from st_distill.recipe.sources import columns_of, name_of
 from st_distill.recipe.words import FieldPath, Found, suggest
 
 __all__ = ["Findings"]
@@ -197,6 +197,9 @@ class Findings:
         if not learnt:
             self.unused(path, texts, "texts that no stage learns from", ("share",))
         kinds = self.source(path, texts)
+        if kinds is not None and not kinds:  # a text format's columns are those of its rows
+            self.error(path, f"{name_of(texts)} has no rows")
+            return None
         if kinds is None or not self.sound((*path, "columns")):
             return None
         for index, name in enumerate(texts.columns or []):
@@ -212,5 +215,5 @@ class Findings:
                     known = [name for name, kind in chosen.items() if kind == "text"]
                     self.error((*path, field, name), f"there is no such column{suggest(name, known, always=True)}")
         if "text" not in chosen.values() and len(chosen) == len(names):
-            self.error(path, f"there is no column of texts, only {', '.join(kinds) or 'none at all'}")
+            self.error(path, f"there is no column of texts, only {', '.join(kinds)}")
         return chosen

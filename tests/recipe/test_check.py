@@ -605,6 +605,17 @@ def test_rows_of_an_evaluation_are_looked_at_before_the_run(problems_of, part, m
     assert message in told.message
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_texts_without_rows(problems_of, ending):
+    path = Path(f"empty.{ending}")
+    if ending == "parquet":
+        pq.write_table(pa.table({"text": pa.array([], pa.string())}), path)
+    else:
+        path.write_text("text\n" if ending == "csv" else "")
+    told = problems_of(BASE.replace("evaluation:\n  texts: texts.parquet", f"evaluation:\n  texts: {path}"))
+    assert [(problem.path, problem.message) for problem in told] == [("evaluation.texts", f"{path} has no rows")]
+
+
 def test_tasks_of_one_name(problems_of):
     told = problems_of(TASKS.replace("TASK", "{source: pairs.csv, name: x}, {source: pairs.csv, name: x}"))
     assert "evaluation.tasks: The 'name' of a task must be its alone. Got 'x'" in format_problems(told)
