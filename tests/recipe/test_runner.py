@@ -425,6 +425,7 @@ class TestStages:
             stages=[{"train": "all", "steps": 3, "batch": 8, "learning_rate": 1e-3, "arguments": arguments}],
             images=None,
         )
+        recipe.evaluation.images = None
         run(recipe)
         history = json.loads((folder / "out-run" / "run.json").read_text())["stages"][0]["metrics"]["history"]
         scores = [entry["eval_spearman_24"] for entry in history if "eval_spearman_24" in entry]
