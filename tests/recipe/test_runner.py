@@ -559,7 +559,7 @@ def test_a_frozen_encoder_embeds_each_text_once(make_recipe, folder, sentences, 
         lambda self, texts, prompt: (asked.extend(texts), original(self, texts, prompt))[1],
     )
     stage = {"train": "projection", "epochs": 3, "batch": 8, "arguments": {**FAST, "save_steps": 2}}
-    options = {"stages": [stage], "images": None}
+    options = {"stages": [stage], "images": None, "evaluation": None}
     run(make_recipe(**options, work=str(folder / "read")))
     texts = Dataset.from_parquet(str(folder / "texts.parquet"))["text"]
     assert sorted(asked) == sorted(set(texts))
