@@ -29,6 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from st_distill.alignment import align_weights
 from st_distill.modules.image_loading import load_image
 from st_distill.modules.image_tokenizer import LITERAL, NOTHING, chat_template, forget_length, image_tokenizer
+from st_distill.modules.poolerless import without_pooler
 from st_distill.modules.vision_encoder import (
     choose_tokens,
     load_vision_encoder,
@@ -106,7 +107,8 @@ class Transformer(StandardTransformer):
 
         Args:
             text: a SentenceTransformer, or its first module: a Transformer whose transformers model takes
-                ``inputs_embeds`` and returns ``past_key_values`` (BERT, RoBERTa, XLM-R, Qwen2, ...).
+                ``inputs_embeds`` and returns no more than a language model does (Qwen2, ...), or BERT, RoBERTa or XLM-R,
+                which become an ELECTRA: the same network without a pooler, with the same vectors.
             vision: a vision encoder whose output is a square grid of patches (SigLIP, CLIP, ViT, DINOv2, ...): a name or
                 folder (of a model of both, the vision half is taken), a transformers model, or a configuration, or its
                 fields with ``model_type``, for one that starts from random weights.
@@ -124,7 +126,7 @@ class Transformer(StandardTransformer):
                 tokens or vectors would change.
         """
         module = _text_module(text)
-        text_encoder = copy.deepcopy(align_weights(module.model))
+        text_encoder = without_pooler(copy.deepcopy(align_weights(module.model)))
         parameter = next(text_encoder.parameters())
         vision_encoder, found_processor = load_vision_encoder(vision, dict(vision_kwargs or {}))
         vision_encoder = vision_encoder.to(device=parameter.device, dtype=parameter.dtype)
