@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from made_glue import write_glue
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 from sentence_transformers.sentence_transformer.modules import Transformer as TextTransformer
@@ -42,6 +43,18 @@ stages:
   - {name: all, train: all, steps: 1, batch: 4}
 """
 
+#: The recipe of the page on pretraining, likewise.
+_PRETRAINING = """
+output: out/encoder
+encoder:
+  config: {model_type: alibi_bert, num_hidden_layers: 1, hidden_size: 16, num_attention_heads: 2, intermediate_size: 16}
+tokenizer: {train: wordpiece, vocab_size: 300}
+texts: my-texts.parquet
+steps: 2
+batch: 4
+evaluation: {texts: long-texts.parquet, lengths: [8, 16, 32]}
+"""
+
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory, tiny_bert, tiny_alibi, sentences, images) -> Path:
@@ -70,7 +83,14 @@ def world(library, tmp_path, monkeypatch) -> Path:
 
 
 def _save_models(folder: Path, tiny_bert: str, tiny_alibi: str) -> None:
-    from transformers import AutoTokenizer, BertConfig, BertModel, SiglipImageProcessor, SiglipVisionConfig
+    from transformers import (
+        AutoTokenizer,
+        BertConfig,
+        BertForMaskedLM,
+        BertModel,
+        SiglipImageProcessor,
+        SiglipVisionConfig,
+    )
     from transformers import SiglipVisionModel as VisionModel
 
     torch.manual_seed(0)
@@ -111,6 +131,8 @@ def _save_models(folder: Path, tiny_bert: str, tiny_alibi: str) -> None:
     shutil.copytree(tiny_alibi, folder / "out" / "encoder")
     _pooled(tiny_alibi).save(str(folder / "out" / "pairs"))
     save_published(AlibiBertModel.from_pretrained(tiny_alibi), folder / "jina-embeddings-v2-base-en")
+    BertForMaskedLM(config).save_pretrained(folder / "bert-base-uncased")
+    tokenizer.save_pretrained(folder / "bert-base-uncased")
 
 
 @pytest.fixture(scope="session")
@@ -148,7 +170,7 @@ def _save_texts(folder: Path, texts: list[str]) -> None:
     tables = {
         "my-texts": {"text": texts},
         "long-texts": {"text": [" ".join(texts)] * 4},
-        "questions": {"question": halves["first"], "answer": halves["second"]},
+        "questions": {"question": [f"{text}?" for text in texts], "answer": texts},
         "titles": {"title": halves["first"], "body": halves["second"]},
         "hard": {"question": halves["first"], "answer": halves["second"], "negative_1": halves["first"][::-1]},
         "vectors": {"text": texts, "embedding": vectors.tolist()},
@@ -174,3 +196,6 @@ def _save_texts(folder: Path, texts: list[str]) -> None:
         for part, columns in collection.items():
             Dataset.from_dict(columns).to_parquet(folder / "data" / name / f"{part}.parquet")
     (folder / "recipe.yaml").write_text(_RECIPE)
+    (folder / "pretraining.yaml").write_text(_PRETRAINING)
+    write_glue(folder / "data" / "glue", ["mnli", "rte"])
+    write_glue(folder / "nyu-mll" / "glue", ["cola", "rte", "stsb"])

@@ -1,50 +1,11 @@
-"""A made-up GLUE: nine folders of files in three formats, a few rows each, that a model can learn from a word."""
-
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-
-#: Of each task: the columns of its texts and the values of its label.
-COLUMNS = {
-    "mnli": (["premise", "hypothesis"], [0, 1, 2]),
-    "qqp": (["question1", "question2"], [0, 1]),
-    "qnli": (["question", "sentence"], [0, 1]),
-    "sst2": (["sentence"], [0, 1]),
-    "cola": (["sentence"], [0, 1]),
-    "stsb": (["sentence1", "sentence2"], [0.0, 2.5, 5.0]),
-    "mrpc": (["sentence1", "sentence2"], [0, 1]),
-    "rte": (["sentence1", "sentence2"], [0, 1]),
-    "wnli": (["sentence1", "sentence2"], [0, 1]),
-}
-_WORDS = ["red", "green", "blue"]
-
-
-def rows_of(name: str, count: int) -> list[dict]:
-    columns, labels = COLUMNS[name]
-    rows = []
-    for number in range(count):
-        kind = number % len(labels)
-        texts = dict.fromkeys(columns, f"a {_WORDS[kind]} {'cat' if number % 2 else 'dog'}")
-        rows.append({**texts, "label": labels[kind], "idx": number})
-    return rows
+from made_glue import write_glue
 
 
 @pytest.fixture
 def glue_folder(tmp_path) -> Path:
-    folder = tmp_path / "glue"
-    for name in COLUMNS:
-        (folder / name).mkdir(parents=True)
-        held_out = ["validation_matched", "validation_mismatched"] if name == "mnli" else ["validation"]
-        for part, count in [("train", 24), *((part, 12) for part in held_out)]:
-            rows = rows_of(name, count)
-            if name == "qnli":
-                lines = "".join(json.dumps(row) + "\n" for row in rows)
-                (folder / name / f"{part}.jsonl").write_text(lines)
-            else:
-                pq.write_table(pa.Table.from_pylist(rows), folder / name / f"{part}.parquet")
-    return folder
+    return write_glue(tmp_path / "glue")
