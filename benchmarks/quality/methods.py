@@ -80,7 +80,11 @@ class Settings:
         return RATES[self.student] if self.rate is None else self.rate
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "rate": self.learning_rate, "overrides": list(self.overrides)}
+        # An experiment as what it changes, so that a run keeps its name when there are more options.
+        plain = asdict(Experiment())
+        changed = {name: value for name, value in asdict(self.experiment).items() if value != plain[name]}
+        settings = {"rate": self.learning_rate, "overrides": list(self.overrides), "experiment": changed}
+        return {**asdict(self), **settings}
 
 
 @dataclass

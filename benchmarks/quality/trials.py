@@ -25,6 +25,7 @@ TRIALS: dict[str, dict[str, Any]] = {
         "overrides": tuple(f"stages.{name}.{change}" for name in _STAGES for change in (_PAPER, "cosine_dims=full")),
     },
     "ridge-only": {"stages": (("projection", 1.0),), "steps": 1},
+    "start-turned": {"experiment": Experiment(turned_start=True)},
     # the rotation of the teacher's space
     "rotation-random": {"overrides": ("projection.rotation=random",)},
     "rotation-none": {"overrides": ("projection.rotation=none",)},
