@@ -61,6 +61,9 @@ _COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
+#: What a column is called that is more likely one of labels than one of scores.
+_LABEL_NAMES = ("label", "labels")
+
 
 def find(names: Mapping[str, tuple[str, ...]], given: Mapping[str, str], table: Table) -> dict[str, str | None]:
     """The table's column for each of ours, None where it has none."""
@@ -92,7 +95,13 @@ def kind_of(table: Table, given: Mapping[str, str], source: str, *, learns: bool
         return "reranking"
     if "pair_classification" in complete and _judges_sameness(table, str(found["pair_classification"]["label"])):
         return "pair_classification"
-    if "sts" in complete and table.holds(str(found["sts"]["score"]), "number"):
+    if "sts" in complete and table.holds(score := str(found["sts"]["score"]), "number"):
+        if score in _LABEL_NAMES and len(values := set(table.numbers(score))) == 2:
+            first, second = sorted(values)
+            raise ValueError(
+                f"The column '{score}' of {source} holds {first:g} and {second:g}, which may be labels or scores. Write 1 for "
+                "the same and 0 for different, or say kind: sts."
+            )
         return "sts"
     if "clustering" in complete and "first" not in {ours for ours, theirs in found["sts"].items() if theirs}:
         texts = str(found["clustering"]["text"])

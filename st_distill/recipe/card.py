@@ -104,7 +104,7 @@ def _metadata(
         "model_name": name,
         "eval_results": evaluation_results(recipe, results) or None,
     }
-    if datasets := _datasets(recipe):
+    if datasets := [name for name in _datasets(recipe) if not Path(name).exists()]:
         fields["datasets"] = datasets
     if (base := _hub_name(recipe.student.model)) is not None:
         fields["base_model"] = base
@@ -370,7 +370,7 @@ def _citations(stages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _datasets(recipe: Recipe) -> list[str]:
-    """The hub's datasets that the model learned from."""
+    """The datasets that the model learned from: names on the hub, and folders that are there."""
     sources: list[Texts | ImageSource] = [*recipe.texts, *([recipe.images] if recipe.images is not None else [])]
     return list(dict.fromkeys(source.dataset for source in sources if source.dataset is not None))
 
@@ -407,7 +407,10 @@ def _link(hub: str) -> str:
 
 
 def _data_link(name: str) -> str:
-    return f"[{escaped(name)}](https://huggingface.co/datasets/{name})" if _hub_name(name) else escaped(name)
+    """A data set of the hub with its address; of a folder the last part alone."""
+    if _hub_name(name):
+        return f"[{escaped(name)}](https://huggingface.co/datasets/{name})"
+    return escaped(Path(name).name)
 
 
 def _data(source: Texts | ImageSource) -> str:

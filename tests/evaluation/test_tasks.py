@@ -134,6 +134,11 @@ def test_pictures_both_ways(stored, images, tmp_path):
             {"kind": "pair_classification"},
             "must hold 0 .different. and 1 .the same., both of them. Got 2",
         ),
+        (
+            [{"sentence1": "a", "sentence2": "b", "label": label} for label in (1, 2, 2)],
+            {},
+            "column 'label' of .* holds 1 and 2, which may be labels or scores. .* or say kind: sts",
+        ),
         ([{"query": "a", "positive": ["b"], "negative": []}], {"kind": "reranking"}, "with a positive and a negative"),
         (
             [{"sentence1": "a", "sentence2": "b", "score": score} for score in (1, float("nan"), 3)],

@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from st_distill.exporting import export
 from st_distill.modules import MatryoshkaProjection
-from st_distill.recipe import Evaluation, Recipe, TeacherSpec
+from st_distill.recipe import Evaluation, Recipe, TeacherSpec, Texts
 from st_distill.recipe.card import evaluation_results, write_run_card
 
 RESULTS = {
@@ -106,6 +106,18 @@ def test_models_of_folders_are_told_apart(recipe, make_student, tmp_path):
     text = (Path(recipe.output) / "README.md").read_text()
     base = "model (from [someone/base](https://huggingface.co/someone/base)) with 2 of its layers"
     assert f"It is a distilled one: {base}, taught by my two and large." in text
+
+
+def test_a_data_set_in_a_folder_is_none_of_the_hub(recipe, make_student, tmp_path):
+    (tmp_path / "private" / "texts").mkdir(parents=True)
+    names = (str(tmp_path / "private" / "texts"), "someone/texts", "squad")
+    recipe.texts = [Texts(dataset=name) for name in names]
+    export(make_student(MatryoshkaProjection(32, [24, 8])), recipe.output)
+    write_run_card(Path(recipe.output), recipe, STAGES, {}, {})
+    text = (Path(recipe.output) / "README.md").read_text()
+    assert ModelCard(text).data["datasets"] == ["someone/texts", "squad"]
+    assert "- texts, data: not known here" in text
+    assert "private" not in text
 
 
 def test_the_kind_of_a_file_is_no_data_set(recipe, make_student):
