@@ -19,7 +19,7 @@ from sentence_transformers.util import cos_sim
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, average_precision_score, dcg_score, f1_score, v_measure_score
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, v_measure_score
 
 from st_distill.evaluation.base import Evaluator, checked_positive, checked_texts, same_length
 
@@ -254,8 +254,8 @@ class SummarizationEvaluator(Evaluator):
 class RetrievalEvaluator(InformationRetrievalEvaluator):
     """sentence-transformers' InformationRetrievalEvaluator by cosine, with what BEIR's collections need besides.
 
-    - Where relevance has degrees, ``ndcg@10`` counts them, as trec_eval does (scikit-learn's dcg_score; the gain is the
-      degree itself). The other metrics take every relevant document for equally good.
+    - Where relevance has degrees, ``ndcg@10`` counts them, as trec_eval does (the gain is the degree itself, divided by
+      log2(1 + rank)). The other metrics take every relevant document for equally good.
     - A query that is itself a document, of the same id and the same text, does not find itself.
 
     Args:
@@ -302,9 +302,10 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
     def _ndcg(self, query: str, hits: list[dict[str, Any]], k: int) -> float:
         degrees = {document: max(degree, 0) for document, degree in self._degrees[query].items()}
         order = [hit["corpus_id"] for hit in sorted(hits, key=lambda hit: (-hit["score"], hit["corpus_id"]))]
-        gains = [degrees.get(document, 0) for document in order]
-        places = [-rank for rank in range(len(order))]
-        ideal = list(degrees.values())
-        return float(
-            dcg_score([gains], [places], k=k, ignore_ties=True) / dcg_score([ideal], [ideal], k=k, ignore_ties=True)
-        )
+        ideal = sorted(degrees.values(), reverse=True)
+        return _dcg([degrees.get(document, 0) for document in order[:k]]) / _dcg(ideal[:k])
+
+
+def _dcg(gains: Sequence[float]) -> float:
+    """Discounted cumulative gain of gains in their order, the first one's undiscounted."""
+    return float(np.asarray(gains, dtype=float) @ (1 / np.log2(np.arange(2, len(gains) + 2))))

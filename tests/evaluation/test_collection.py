@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from data_files import write
 from lookup import measure, only
@@ -43,6 +45,17 @@ def test_judgements_beside_the_corpus_as_parquet(tmp_path, caplog):
     assert measure(only(str(tmp_path))) == pytest.approx(0.7602, abs=1e-4)
     missed = "1 of 2 judgements name a query or document that is not there, the first the document '9', which"
     assert f"qrels_test.parquet: {missed} {tmp_path}/corpus.parquet has not" in caplog.text
+
+
+@pytest.mark.parametrize("documents", ["af", "a"])
+def test_graded_judgements_one_for_each_query(documents, tmp_path):
+    write(tmp_path / "corpus.jsonl", [{"_id": text, "text": text} for text in documents])
+    write(tmp_path / "queries.jsonl", [{"_id": "7", "text": "b"}, {"_id": "8", "text": "e"}])
+    judged = [{"query-id": "7", "corpus-id": "a", "score": 2}, {"query-id": "8", "corpus-id": "a", "score": 1}]
+    write(tmp_path / "qrels" / "test.tsv", judged)
+    # e finds f before a, where there is f.
+    second = 1 / math.log2(3) if "f" in documents else 1
+    assert measure(only(str(tmp_path))) == pytest.approx((1 + second) / 2)
 
 
 def test_a_collection_without_judgements(tmp_path):

@@ -102,6 +102,17 @@ def test_degrees_of_relevance_count_in_ndcg():
     assert scores["cosine_mrr@10"] == 0.5
 
 
+def test_degrees_where_a_query_has_one_judgement_or_the_corpus_one_document():
+    model = lookup(on_circle({"q": 0, "r": 90, "best": 30, "good": 20}))
+    relevance = {"q": {"b": 2.0}, "r": {"b": 1.0, "g": 0.0}}
+    scores = RetrievalEvaluator({"q": "q", "r": "r"}, {"b": "best", "g": "good"}, relevance)(model)
+    assert scores["cosine_ndcg@10"] == pytest.approx((1 / math.log2(3) + 1) / 2)  # second for q, first for r
+    assert RetrievalEvaluator({"q": "q"}, {"b": "best"}, {"q": {"b": 2.0}})(model)["cosine_ndcg@10"] == 1
+    # The only document that is found is the query itself.
+    alone = RetrievalEvaluator({"b": "best"}, {"b": "best"}, {"b": {"b": 2.0}})(model)
+    assert alone["cosine_ndcg@10"] == 0
+
+
 def test_plain_relevance_is_the_librarys():
     table = random_table(60, 4)
     texts = {text: text for text in table}
