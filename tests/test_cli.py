@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
@@ -134,6 +135,20 @@ def test_eval_keeps_what_is_measured_where_a_task_fails(pairs, tmp_path, make_st
         "pairs",
         "last",
     }
+
+
+def test_eval_of_a_model_whose_vectors_are_not_finite(recipe, tmp_path, make_student, capsys):
+    model = make_student()
+    with torch.no_grad():
+        next(model.parameters())[:] = float("nan")
+    model.save(str(tmp_path / "model"))
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    for task, name in ((tmp_path / "pairs.tsv", "pairs"), (recipe, "fidelity")):
+        capsys.readouterr()
+        assert main(["eval", str(tmp_path / "model"), str(task)]) == 2
+        said = capsys.readouterr()
+        assert f"Not measured: {name} (The vectors of the model hold NaN or infinity, in " in said.out
+        assert f"1 part of the evaluation could not be measured: {name}." in said.err
 
 
 def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path, capsys, caplog, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,27 @@ def same_length(first: str, first_values: Sequence[Any], second: str, second_val
 
 
 def encode(model: SentenceTransformer, inputs: list[Any], **options: Any) -> torch.Tensor:
-    """Vectors of ``inputs``, float32 (rows, width), on the model's device, of whatever length the model gives them."""
-    return model.encode(inputs, convert_to_tensor=True, **options).float()
+    """Vectors of ``inputs``, float32 (rows, width), on the model's device, of whatever length the model gives them.
+
+    Raises:
+        ValueError: for vectors that are not finite.
+    """
+    return checked_vectors(model.encode(inputs, convert_to_tensor=True, **options).float(), inputs)
+
+
+def checked_vectors(vectors: torch.Tensor, inputs: Sequence[Any]) -> torch.Tensor:
+    """``vectors`` (rows, width) of ``inputs``; ValueError where they are not finite, since a ranking of NaN has figures too."""
+    finite = vectors.isfinite()
+    if finite.all():
+        return vectors
+    bad = (~finite).any(dim=1).nonzero().flatten().tolist()
+    first = inputs[bad[0]]
+    is_text = isinstance(first, str)
+    shown = repr(textwrap.shorten(first, 60, placeholder=" ...")) if is_text else f"that of row {bad[0]}"
+    raise ValueError(
+        f"The vectors of the model hold NaN or infinity, in {len(bad)} of {len(vectors)} {'texts' if is_text else 'inputs'}, "
+        f"the first being {shown}: nothing can be measured. Mend the model's weights, or load it in float32."
+    )
 
 
 def prefix(vectors: torch.Tensor, dim: int) -> torch.Tensor:

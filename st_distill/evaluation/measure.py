@@ -145,7 +145,12 @@ def _sweep(build: Any, shown: dict[str, str], models: Mapping[str, SentenceTrans
     table: dict[str, Any] = {}
     for name, model in models.items():
         own = [dim for dim in dims if dim <= (model.get_embedding_dimension() or 0)]
-        scores = build(own)(model) if own else {}
+        try:
+            scores = build(own)(model) if own else {}
+        except ValueError as error:
+            if name == "student":
+                raise
+            raise ValueError(f"The teacher '{name}' cannot be measured: {error}") from error
         table[name] = {
             metric: {str(dim): _finite(scores[f"{key}_{dim}"]) for dim in own} for metric, key in shown.items()
         }

@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.evaluation import BaseEvaluator
 from sentence_transformers.util import quantize_embeddings
 from torch.nn.functional import normalize
 
-from st_distill.evaluation.base import append_row, checked_dims, dims_of, width_of
+from st_distill.evaluation.base import append_row, checked_dims, checked_vectors, dims_of, width_of
 
 __all__ = ["EncodedOnce", "Precision", "SweepEvaluator", "checked_precisions"]
 
@@ -49,7 +49,7 @@ class EncodedOnce:
         return _StandIn(self, dim, precision)
 
     def vectors(self, method: str, inputs: Sequence[Any], options: dict[str, Any]) -> torch.Tensor:
-        """Vectors of ``inputs`` as the model gives them, float32 (rows, width), on its device."""
+        """Vectors of ``inputs`` as the model gives them, float32 (rows, width), on its device; all finite, or a ValueError."""
         options = {name: value for name, value in options.items() if value is not None}
         if (prompt := self.prompts[method]) is not None:
             options = {name: value for name, value in options.items() if name != "prompt_name"} | {"prompt": prompt}
@@ -58,7 +58,8 @@ class EncodedOnce:
         rows = tuple(item if isinstance(item, str) else id(item) for item in inputs)
         key = (method, rows, options.get("prompt"), options.get("prompt_name"))
         if key not in self._vectors:
-            self._vectors[key] = inputs, encode(list(inputs), convert_to_tensor=True, **options).float()
+            vectors = encode(list(inputs), convert_to_tensor=True, **options).float()
+            self._vectors[key] = inputs, checked_vectors(vectors, inputs)
         return self._vectors[key][1]
 
     def ranges(self, dim: int | None) -> np.ndarray:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy as np
 import pytest
 from data_files import write
 from lookup import ANGLES, lookup, on_circle
 
-from st_distill.evaluation import evaluate_tasks, measure_entries, read_task
+from st_distill.evaluation import evaluate, evaluate_tasks, measure_entries, read_task
 from st_distill.evaluation.measuring import measure_tasks, require_modalities
 from st_distill.evaluation.results import csv_of_results
 from st_distill.report import report, task_report
@@ -31,6 +34,49 @@ def test_what_is_measured_stays_where_another_task_fails(sources, caplog):
     assert results["failed"] == [{"name": "strange", "error": "KeyError: 'strange'"}]
     assert "The part 'strange' of the evaluation could not be measured: KeyError: 'strange'" in caplog.text
     assert task_report(results).splitlines()[-1] == "Not measured: strange (KeyError: 'strange')"
+
+
+BROKEN = (
+    r"The vectors of the model hold NaN or infinity, in 1 of \d texts, the first being 'b': nothing can be measured"
+)
+
+
+def broken(value):
+    """A model that knows all texts of the pairs, with a number in the vector of b that is none."""
+    table = on_circle(ANGLES)
+    return lookup(table | {"b": [table["b"][0], value]})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("precisions", [["float32"], ["int8"]])
+def test_vectors_that_are_not_finite_have_no_figures(value, precisions, sources, tmp_path):
+    questions = [{"query": row["sentence1"], "document": row["sentence2"]} for row in PAIRS]
+    labelled = [{"text": text, "label": "xxyyzz"[row]} for row, text in enumerate(ANGLES)]
+    sources = [sources[1], write(tmp_path / "questions.jsonl", questions), write(tmp_path / "sets.jsonl", labelled)]
+    tasks = [task for source in sources for task in read_task(source)]
+    results = measure_tasks(broken(value), tasks, precisions=precisions)
+    assert results["tasks"] == []
+    assert [entry["name"] for entry in results["failed"]] == ["pairs", "questions", "sets"]
+    assert all(re.match(BROKEN, entry["error"]) for entry in results["failed"])
+    assert "Not measured: pairs (The vectors of the model hold NaN or infinity" in task_report(results)
+
+
+def test_a_recipes_parts_have_no_figures_of_vectors_that_are_not_finite(images):
+    model, texts = broken(float("nan")), list("abcd")
+    parts = {
+        "fidelity": {"texts": texts, "teacher_vectors": np.eye(4)},
+        "retrieval": {"retrieval": (texts[:2], texts[2:])},
+        "similarity": {"similarity": (texts[:2], texts[2:], [0, 1])},
+    }
+    for part in parts.values():
+        with pytest.raises(ValueError, match=f"^{BROKEN}"):
+            evaluate(model, **part)
+    with pytest.raises(ValueError, match=f"^The teacher 'other' cannot be measured: {BROKEN}"):
+        evaluate(lookup(on_circle(ANGLES)), teachers={"other": model}, **parts["retrieval"])
+    colours = [picture.getpixel((0, 0)) for picture in images[::4]]
+    pictures = lookup(on_circle(ANGLES) | dict(zip(colours, [[1, 0], [float("nan"), 1], [0, 1], [float("inf"), 1]])))
+    with pytest.raises(ValueError, match="in 2 of 4 inputs, the first being that of row 1: nothing can be measured"):
+        evaluate(pictures, images=(images[::4], texts))
 
 
 def test_all_that_fail_leave_results_too(sources):

@@ -44,5 +44,10 @@ def test_a_task_of_mteb_from_local_data(tmp_path):
     (alone,) = evaluate_mteb(model, [LocalSTS()], dims=[2], precisions=["int8"])
     (beside,) = evaluate_mteb(model, [LocalSTS()], dims=[2], precisions=["float32", "int8"])
     assert alone["scores"]["2"]["int8"] == beside["scores"]["2"]["int8"]
+    model[0].table["c"][0] = float("nan")
+    with pytest.raises(
+        ValueError, match="vectors of the model hold NaN or infinity, in 1 of 4 texts, the first being 'c'"
+    ):
+        evaluate_mteb(model, [LocalSTS()])
     with pytest.raises(ValueError, match="MTEB has no task 'Nothing'"):
         find_mteb_tasks(["Nothing"])
