@@ -215,6 +215,14 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
         (["eval", "{model}", "{folder}/pairs.tsv", "--precisions", "int4"], "list of float32, int8, binary"),
         (["eval", "{model}", "{folder}/pairs.tsv", "--json", "{folder}"], "--json must be a file. Got the folder"),
         (["eval", "{model}", "{folder}/pairs.tsv", "--mteb-results", "x"], "--mteb-results is for tasks of MTEB"),
+        (
+            ["eval", "{model}", "mteb:STSBenchmark", "--limit", "2"],
+            "--limit is for tasks from data, and mteb:STSBenchmark is measured as MTEB has it, whole. Leave it out.",
+        ),
+        (
+            ["eval", "{model}", "{folder}/pairs.tsv", "mteb:STS12", "--split", "pairs"],
+            "--split is for tasks from data, and mteb:STS12 is measured as MTEB has it, whole. Leave it out, or say split",
+        ),
         (["eval", "{model}", "sts:"], "must have its file, folder or data set after the kind"),
         (["eval", "{model}", "stss:{folder}/pairs.tsv"], "The kind of a task must be one of classification, "),
         (["eval", "{model}", "{folder}/tasks.yaml"], "must be a list with a task in it. Got an empty one"),

@@ -68,7 +68,14 @@ def _eval_tasks(options: argparse.Namespace) -> int:
     if options.overrides:
         raise ValueError("The option --set changes a recipe, and none is given. Leave it out.")
     given = {"split": options.split, "limit": options.limit}
-    specs, names = tasks_of_words(options.tasks, {key: value for key, value in given.items() if value is not None})
+    given = {option: value for option, value in given.items() if value is not None}
+    specs, names = tasks_of_words(options.tasks, given)
+    if given and names:
+        option = next(iter(given))
+        instead = f"Leave it out, or say {option} beside the other tasks in a YAML file" if specs else "Leave it out"
+        raise ValueError(
+            f"The option --{option} is for tasks from data, and mteb:{names[0]} is measured as MTEB has it, whole. {instead}."
+        )
     prompts = {
         use: text for use in ("query", "document", "text") if (text := getattr(options, f"{use}_prompt")) is not None
     }
