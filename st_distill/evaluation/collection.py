@@ -22,6 +22,8 @@ _RELEVANCE = {
     "query": ("query-id", "query_id", "qid"),
     "document": ("corpus-id", "corpus_id", "doc_id", "docid", "pid"),
 }
+#: Where judgements are.
+_JUDGEMENTS = "folder qrels, as test.tsv with the columns query-id, corpus-id and score"
 
 
 def is_collection(source: str, parts: Mapping[str, Part]) -> bool:
@@ -41,17 +43,19 @@ def judged_parts(source: str, parts: Mapping[str, Part]) -> dict[str, Part]:
     for name, others in (("corpus", "queries"), ("queries", "corpus")):
         if name not in parts:
             beside = others if others in parts else "qrels"
+            is_judged = set(parts) - {"corpus", "queries"}
+            more = "" if is_judged else f", and judgements in its {_JUDGEMENTS}"
             raise ValueError(
                 f"{source} has {beside} and no {name}: a collection needs the file {name}.jsonl (or .parquet, .tsv) "
-                f"with the columns _id and text. It has {', '.join(parts)}."
+                f"with the columns _id and text{more}. It has {', '.join(parts)}."
             )
     judged = {
         part.removeprefix("qrels").lstrip("_-"): parts[part] for part in parts if part not in ("corpus", "queries")
     }
     if not judged:
         raise ValueError(
-            f"{source} has a corpus and queries, and no judgements of which belong together. Put them into its folder "
-            "qrels, as test.tsv with the columns query-id, corpus-id and score."
+            f"{source} has a corpus and queries, and no judgements of which belong together. Put them into its "
+            f"{_JUDGEMENTS}."
         )
     return judged
 

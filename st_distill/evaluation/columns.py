@@ -83,8 +83,14 @@ def kind_of(table: Table, given: Mapping[str, str], source: str, *, learns: bool
         learns: whether there is a part that a classifier learns on.
 
     Raises:
-        ValueError: where they tell none.
+        ValueError: where they tell none, and for a column that is not there.
     """
+    for ours, theirs in given.items():
+        if theirs not in table.columns:
+            raise ValueError(
+                f"{table.source} has no column '{theirs}', which 'columns' gives for '{ours}'. It has "
+                f"{', '.join(table.columns)}: name one of them."
+            )
     found = {kind: find(names, given, table) for kind, names in _COLUMNS.items()}
     complete = {kind for kind, columns in found.items() if all(columns.values())}
     if "image_retrieval" in complete and table.holds(str(found["image_retrieval"]["image"]), "image"):

@@ -69,6 +69,10 @@ class Table:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def first(self, limit: int | None) -> Table:
+        """The table of its first ``limit`` rows; None: of all."""
+        return self if limit is None else Table(self.source, self.rows[:limit], self.folder)
+
     def holds(self, column: str, what: Holds) -> bool:
         """Whether the column's first values are of that kind, most of them: who reads a bad one names its row."""
         values = [row.get(column) for row in self.rows[:_SAMPLE]]

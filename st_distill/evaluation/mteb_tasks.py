@@ -49,7 +49,8 @@ def find_mteb_tasks(names: Sequence[str]) -> list[Any]:
         try:
             tasks.append(mteb.get_task(name))
         except KeyError as error:
-            raise ValueError(f"MTEB has no task '{name}': {error.args[0]}") from None
+            # MTEB says what is like it, with the exception's name in the text.
+            raise ValueError(f"MTEB has no task '{name}': {str(error.args[0]).removeprefix('KeyError: ')}") from None
     return tasks
 
 

@@ -83,7 +83,7 @@ def _read(entries: Sequence[Any], defaults: Mapping[str, Any], place: str) -> tu
     names: list[str] = []
     for entry in entries:
         if isinstance(entry, str) and entry.startswith(MTEB):
-            names.append(entry.removeprefix(MTEB))
+            names.append(_mteb_name(entry, place))
         elif isinstance(entry, str):
             specs.append(_spec(entry, defaults))
         elif isinstance(entry, Mapping):
@@ -98,7 +98,7 @@ def _read(entries: Sequence[Any], defaults: Mapping[str, Any], place: str) -> tu
                         f"The task '{source}'{place} is as MTEB has it, and takes no other fields. Got '{beside[0]}' beside "
                         "it: leave it out."
                     )
-                names.append(source.removeprefix(MTEB))
+                names.append(_mteb_name(source, place))
             else:
                 specs.append(TaskSpec(**{**defaults, **entry}))
         else:
@@ -106,6 +106,15 @@ def _read(entries: Sequence[Any], defaults: Mapping[str, Any], place: str) -> tu
                 f"A task{place} must be a word or a mapping of fields. Got {type(entry).__name__} instead."
             )
     return specs, names
+
+
+def _mteb_name(word: str, place: str) -> str:
+    name = word.removeprefix(MTEB)
+    if not name.strip():
+        raise ValueError(
+            f"A task{place} must have its name after {MTEB}, as in {MTEB}STSBenchmark. Got '{word}' alone."
+        )
+    return name
 
 
 def _told_apart(specs: list[TaskSpec], names: Sequence[str]) -> list[TaskSpec]:

@@ -50,7 +50,7 @@ class TaskSpec:
         train_split: where a classifier learns.
         config: configuration of the hub's data set.
         revision: branch, tag or commit of the hub's data set.
-        limit: use the first so many rows of the part that is measured on.
+        limit: use the first so many rows of the part that is measured on; where the kind is not given, all rows tell it.
         samples_per_label: training texts of each label that a classifier sees; None: all of them.
         experiments: draws of those, over which a classifier's figures are averaged.
     """
@@ -137,6 +137,11 @@ def read_task(spec: TaskSpec | str, *, batch_size: int = 32, show_progress_bar: 
     local = Path(spec.source)
     parts = parts_of_path(local) if local.exists() else parts_of_hub(spec.source, spec.config, spec.revision)
     name = spec.name or default_name(spec.source)
+    if spec.train_split not in parts and spec.train_split != TaskSpec.train_split:
+        raise ValueError(
+            f"{spec.source} has no part '{spec.train_split}', which is given as 'train_split'. It has {', '.join(parts)}: name "
+            "one of them, or leave 'train_split' out."
+        )
     if spec.kind in (None, "retrieval") and is_collection(spec.source, parts):
         judged = judged_parts(spec.source, parts)
         found = collection(parts, judged[_split(spec, judged)], spec.limit, options)
@@ -152,9 +157,21 @@ def read_task(spec: TaskSpec | str, *, batch_size: int = 32, show_progress_bar: 
     if {"corpus", "queries"} <= set(parts):
         raise ValueError(f"{spec.source} is a collection with a corpus and queries, so its kind is retrieval.")
     given = spec.columns or {}
-    table = parts[_split(spec, parts)].load(spec.limit)
-    kind = spec.kind or kind_of(table, given, spec.source, learns=spec.train_split in parts)
-    columns = columns_of(kind, table, given)
+    # All rows tell the kind, so that it is the same whatever the limit.
+    table = parts[_split(spec, parts)].load(spec.limit if spec.kind else None)
+    try:
+        kind = spec.kind or kind_of(table, given, spec.source, learns=spec.train_split in parts)
+        columns = columns_of(kind, table, given)
+    except ValueError:
+        if (
+            spec.kind in (None, "retrieval")
+            and not given
+            and not local.is_file()
+            and set(parts) <= {"corpus", "queries"}
+        ):
+            judged_parts(spec.source, parts)  # says what is missing beside what alone is no task
+        raise
+    table = table.first(spec.limit)
     if kind == "image_retrieval":
         return _pictures(name, table, columns, options)
     make = {

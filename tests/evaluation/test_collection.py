@@ -65,6 +65,25 @@ def test_a_collection_without_judgements(tmp_path):
         read_task(str(tmp_path))
 
 
+@pytest.mark.parametrize("kind", [None, "retrieval"])
+@pytest.mark.parametrize(("name", "other"), [("corpus", "queries"), ("queries", "corpus")])
+def test_one_part_alone_is_no_collection(name, other, kind, tmp_path):
+    write(tmp_path / f"{name}.jsonl", [{"_id": "1", "text": "a"}])
+    needed = (
+        f"has {name} and no {other}: .* {other}.jsonl .* and judgements in its folder qrels, as test.tsv with .* It has"
+    )
+    with pytest.raises(ValueError, match=f"{needed} {name}."):
+        read_task(TaskSpec(source=str(tmp_path), kind=kind))
+
+
+def test_a_corpus_that_is_a_task_by_itself(tmp_path):
+    write(
+        tmp_path / "corpus.jsonl",
+        [{"_id": text, "text": text, "label": "xxyyzz"["abcdef".find(text)]} for text in "abcdef"],
+    )
+    assert only(str(tmp_path)).kind == "clustering"
+
+
 def test_a_limit_counts_the_queries_that_the_split_judges(folder):
     task = only(TaskSpec(source=str(folder), limit=1))
     assert list(task.evaluator.queries_ids) == ["8"]

@@ -49,5 +49,5 @@ def test_a_task_of_mteb_from_local_data(tmp_path):
         ValueError, match="vectors of the model hold NaN or infinity, in 1 of 4 texts, the first being 'c'"
     ):
         evaluate_mteb(model, [LocalSTS()])
-    with pytest.raises(ValueError, match="MTEB has no task 'Nothing'"):
+    with pytest.raises(ValueError, match="MTEB has no task 'Nothing': 'Nothing' not found"):
         find_mteb_tasks(["Nothing"])

@@ -45,6 +45,14 @@ def test_task_files_with_mistakes(content, match, tmp_path):
         tasks_of_words([str(path)], {})
 
 
+@pytest.mark.parametrize("entry", ["mteb:", {"source": "mteb: "}])
+def test_a_task_of_mteb_has_a_name(entry):
+    with pytest.raises(
+        ValueError, match="must have its name after mteb:, as in mteb:STSBenchmark. Got 'mteb: ?' alone"
+    ):
+        tasks_of_entries([entry], {})
+
+
 @pytest.mark.parametrize(
     ("sources", "names"),
     [

@@ -65,6 +65,22 @@ def test_classification_learns_on_the_train_part(tmp_path):
         read_task(TaskSpec(source=str(tmp_path / "news" / "test.parquet"), kind="classification"))
 
 
+def test_a_training_part_that_is_named_must_be_there(tmp_path):
+    for part, texts in (("learn", "abef"), ("test", "cd")):
+        write(tmp_path / f"{part}.jsonl", [{"text": text, "label": "xxxxyy"["abcdef".find(text)]} for text in texts])
+    assert only(TaskSpec(source=str(tmp_path), train_split="learn")).kind == "classification"
+    for kind in (None, "clustering", "classification"):
+        with pytest.raises(ValueError, match="has no part 'nope', which is given as 'train_split'. It has learn, test"):
+            read_task(TaskSpec(source=str(tmp_path), train_split="nope", kind=kind))
+
+
+def test_the_kind_is_the_same_whatever_the_limit(tmp_path):
+    rows = [{"sentence1": "a", "sentence2": other, "score": score} for other, score in zip("fbcd", (0, 1, 0.4, 0.7))]
+    task = only(TaskSpec(source=write(tmp_path / "pairs.jsonl", rows), limit=2))
+    assert (task.kind, task.examples) == ("sts", 2)
+    assert measure(task, {text: ANGLES[text] for text in "abf"}) == pytest.approx(1)
+
+
 def test_labelled_texts_look_for_their_own(tmp_path):
     rows = [{"text": text, "book": "xyxyzz"[row]} for row, text in enumerate(ANGLES)]
     source = write(tmp_path / "parts.parquet", rows)
@@ -125,6 +141,14 @@ def test_pictures_both_ways(stored, images, tmp_path):
     [
         ([{"one": "a", "two": "b"}], {}, "columns one, two, which tell no kind of task"),
         ([{"text": "a"}], {"kind": "sts"}, "no column for 'first'"),
+        *(
+            (
+                [{"sentence1": "a", "sentence2": "b", "score": 1}],
+                {"columns": {"score": "nope"}, "kind": kind},
+                "has no column 'nope', which .* It has sentence1, sentence2, score",
+            )
+            for kind in (None, "sts")
+        ),
         ([{"text": "a", "label": 1}], {"kind": "sts", "columns": {"text": "text"}}, "Got 'text' instead"),
         ([{"sentence1": "a", "sentence2": None, "score": 1}], {}, "Row 0 of .* a text in column 'sentence2'. Got None"),
         ([{"sentence1": "a", "sentence2": "b", "score": "high"}], {}, "sentence2, score, which tell no kind of task"),
