@@ -11,7 +11,6 @@ Options of `Experiment`, each alone or together with others:
 - own_teacher: the prefixes' relations follow those of the student's own full vector, the full vector's the teacher's;
 - prefix_power: all terms of dimension d weigh (d / 384)^-power, instead of the cosine as d and the relations equally;
 - relations_after: share of each stage's steps that is trained on the cosine term alone;
-- turned_start: the projection starts as the rotation of the teacher's space alone, as if the pooled vectors were the teacher's;
 - average: share of each stage's last steps whose weights are averaged in the end.
 """
 
@@ -31,7 +30,7 @@ from transformers import TrainerCallback
 
 from st_distill import functional
 from st_distill.losses import JasperDistill
-from st_distill.recipe import stages, start
+from st_distill.recipe import stages
 from st_distill.recipe.schema import Stage
 from st_distill.recipe.trainer import StageTrainer
 
@@ -47,7 +46,6 @@ class Experiment:
     own_teacher: bool = False
     prefix_power: float | None = None
     relations_after: float = 0.0
-    turned_start: bool = False
     average: float = 0.0
 
     @property
@@ -171,15 +169,6 @@ def applied(experiment: Experiment) -> Iterator[None]:
             )
 
         changes.append(mock.patch.object(stages, "distill_loss", changed))
-    if experiment.turned_start:
-        batches = start._ridge_batches
-
-        def turned(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
-            for _, teacher in batches(*args):
-                used.append(None)
-                yield teacher, teacher
-
-        changes.append(mock.patch.object(start, "_ridge_batches", turned))
     if experiment.average:
 
         def averaging(*args: Any, **options: Any) -> StageTrainer:

@@ -25,7 +25,7 @@ TRIALS: dict[str, dict[str, Any]] = {
         "overrides": tuple(f"stages.{name}.{change}" for name in _STAGES for change in (_PAPER, "cosine_dims=full")),
     },
     "ridge-only": {"stages": (("projection", 1.0),), "steps": 1},
-    "start-turned": {"experiment": Experiment(turned_start=True)},
+    "start-identity": {"overrides": ("projection.start=identity",)},
     # the rotation of the teacher's space
     "rotation-random": {"overrides": ("projection.rotation=random",)},
     "rotation-none": {"overrides": ("projection.rotation=none",)},

@@ -171,18 +171,31 @@ class MatryoshkaProjection(Module):
 
     @torch.no_grad()
     def start_identity(self) -> None:
-        """Start every head as the first coordinates of the pooled vector itself.
+        """Start every head as the first coordinates of the pooled vector itself, turned as the teacher's vectors are.
+
+        With a rotation it takes the pooled vectors for the teacher's, which they are like where the student is made of the
+        teacher's layers.
 
         Raises:
-            ValueError: where a head is wider than the pooled vector.
+            ValueError: where a head is wider than the pooled vector, or the rotation turns more coordinates than it has.
         """
-        for linear in self.linears:
+        if self.rotation is not None and self.rotation[self.in_features :].any():
+            raise ValueError(
+                f"An identity start takes the pooled vector for the teacher's. Got one of {self.in_features} dimensions, and a "
+                f"rotation of the teacher's {self.teacher_features}. Start by ridge regression, or without a rotation."
+            )
+        for index, linear in enumerate(self.linears):
             if linear.out_features > self.in_features:
                 raise ValueError(
                     f"An identity start needs heads no wider than the pooled vector of {self.in_features} dimensions. Got "
                     f"one of {linear.out_features} instead. Leave that dimension out, or start by ridge regression."
                 )
-            nn.init.eye_(linear.weight)
+            is_teacher = self.teacher_head is not None and index == len(self.linears) - 1
+            if self.rotation is None or is_teacher:
+                nn.init.eye_(linear.weight)
+            else:
+                turned = self.rotation[: self.in_features, : linear.out_features].mT
+                nn.init.zeros_(linear.weight)[:, : turned.shape[1]].copy_(turned)
             if self.bias:
                 nn.init.zeros_(linear.bias)
 

@@ -312,11 +312,16 @@ class _Rules(StageRules, ImageRules):
                     f"an identity start needs heads no wider than the student's {student.pooled} dimensions, got "
                     f"{max(widths)}; leave that one out, or set start: ridge",
                 )
-            if projection.rotation != "none" and any("cosine" in stage.weights(projection) for stage in distils):
-                self.warn(
-                    (*path, "rotation"),
-                    "an identity start keeps the student's own axes, which a rotated teacher does not have; set rotation: none",
-                )
+            pooled = student.pooled if student is not None else None
+            if projection.rotation != "none" and pooled is not None and teacher is not None:
+                if pooled != teacher:
+                    self.error(
+                        (*path, "start"),
+                        f"an identity start takes the student's {pooled} dimensions for the teachers' {teacher}; set "
+                        "start: ridge, or rotation: none",
+                    )
+                elif projection.heads == "none":
+                    self.error((*path, "rotation"), "heads: none has no map that could turn; set rotation: none")
         if projection.heads == "none":
             self.no_heads(projection, widest)
         if not self.recipe.teachers and projection.start == "ridge" and self.sound(("teachers",)):

@@ -211,7 +211,8 @@ class Projection(Part):
     start: Literal["ridge", "random", "identity"] = field(
         default="ridge",
         metadata=about(
-            "ridge: closed-form regression of the teacher's vectors; random; identity: the first coordinates as they are"
+            "ridge: closed-form regression of the teacher's vectors; random; identity: the pooled vector itself, on the axes "
+            "of the rotation, for a student whose layers are its teacher's"
         ),
     )
     rotation: Literal["none", "random", "principal", "learned"] = field(

@@ -134,6 +134,22 @@ def test_identity_start(pooled):
         MatryoshkaProjection(12, [16]).start_identity()
 
 
+def test_identity_start_turns_as_the_teacher_is_turned(pooled):
+    projection = MatryoshkaProjection(12, [8, 4], heads="independent", rotation=random_rotation(12, 8), teacher_head=12)
+    projection.start_identity()
+    with projection.all_heads():
+        every = projection({"sentence_embedding": pooled})["sentence_embedding"]
+    aligned = projection.align(pooled)
+    torch.testing.assert_close(every, torch.cat([aligned, aligned[:, :4], pooled], dim=1))
+    # Axes that nothing turns are the first coordinates, whatever the teacher's width.
+    for width in (16, 10):
+        projection = MatryoshkaProjection(12, [8], rotation=torch.eye(width, 8))
+        projection.start_identity()
+        assert torch.equal(projection({"sentence_embedding": pooled})["sentence_embedding"], pooled[:, :8])
+    with pytest.raises(ValueError, match="Got one of 12 dimensions, and a rotation of the teacher's 20"):
+        MatryoshkaProjection(12, [8], rotation=random_rotation(20, 8)).start_identity()
+
+
 @pytest.mark.parametrize("rotate", [random_rotation, None], ids=["random", "principal"])
 def test_ridge_start_points_to_the_rotated_teacher(pooled, teacher, rotate):
     rotation = principal_rotation([teacher], 8) if rotate is None else rotate(20, 8)

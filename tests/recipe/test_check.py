@@ -116,6 +116,7 @@ MISTAKES = {
     "rotation above": ("dims: [32, 16]", "dims: [48]\n  start: random", 17, "a rotation cannot reach it"),
     "cosine above": ("dims: [32, 16]", "dims: [48]\n  start: random\n  rotation: none", 17, "the cosine term has nothing to compare it with"),
     "identity above": ("dims: [32, 16]", "dims: [40]\n  start: identity", 17, "no wider than the student's 32 dimensions"),
+    "no heads, turned": ("dims: [32, 16]", "dims: [32]\n  start: identity\n  heads: none", 16, "heads: none has no map that could turn; set rotation: none"),
     "no heads": ("dims: [32, 16]", "dims: [32]\n  heads: none", 18, "needs a static embedding as the student; leave heads out"),
     "no heads at random": ("dims: [32, 16]", "dims: [32]\n  start: random\n  heads: none", 19, "no map that could start at random"),
     "no heads to train": ("dims: [32, 16]", "dims: [32]\n  start: identity\n  rotation: none\n  heads: none", 20, "leaves nothing for a stage with train: projection"),
@@ -276,7 +277,6 @@ def test_all_mistakes_come_at_once_and_in_order(problems_of):
         ("weight_decay: 0.01", "warmup_ratio: 0.1", "give warmup_steps the same number"),
         ("weight_decay: 0.01", "bf16: true", "no accelerator of this machine computes in bf16"),
         ("    model: BERT\n", "    model: some/model\n", "'some/model' is not in the local cache, and the hub is switched off"),
-        ("  dims: [32, 16]", "  dims: [32, 16]\n  start: identity", "set rotation: none"),
         ("  tokens: 4", "  tokens: 3", "4 x 4 patches give 1, 4, 16 tokens, got 3"),
     ],
 )  # fmt: skip
