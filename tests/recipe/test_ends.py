@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Image, Value
 
 from st_distill.errors import RecipeError
 from st_distill.recipe import Recipe, runner
@@ -86,3 +86,20 @@ def test_a_teacher_that_went_missing(recipe, after_training, tmp_path):
     results = json.loads((tmp_path / "out-run" / "results.json").read_text())["results"]
     assert [entry["name"] for entry in results["failed"]] == ["fidelity", "teacher large"]
     assert "must be a folder that exists" in results["failed"][0]["error"]
+
+
+def test_no_picture_of_the_training_is_published_or_kept(recipe, vision, images, tmp_path):
+    features = Features({"image": Image(), "caption": Value("string")})
+    captions = [f"square {number}" for number in range(len(images))]
+    Dataset.from_dict({"image": images, "caption": captions}, features=features).to_parquet(tmp_path / "images.parquet")
+    fields = {name: getattr(recipe, name) for name in ("output", "student", "teachers", "texts", "projection")}
+    arguments = {"use_cpu": True, "disable_tqdm": True, "save_steps": 1}
+    stages = [
+        {"train": train, "name": name, "steps": 2, "batch": 8, "arguments": arguments}
+        for train, name in (("projection", "texts"), ("vision", "pictures"), ("vision", "again"))
+    ]
+    run(Recipe(**fields, images={"path": str(tmp_path / "images.parquet"), "vision": vision}, stages=stages))
+    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert "out/README.md" in made
+    assert [path for path in made if "assets" in path or path.endswith((".partial", ".jpg", ".png"))] == []
+    assert "example_image" not in (tmp_path / "out" / "README.md").read_text()
