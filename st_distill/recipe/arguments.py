@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import typing
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import cache
 from typing import Any
 
 import torch
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+from transformers.integrations import integration_utils as integrations
 from transformers.training_args import ParallelMode, TrainingArguments
 
 from st_distill.errors import one_line
+from st_distill.recipe.words import suggest
 
 __all__ = ["HARDWARE", "RESERVED", "complaints", "hints_of", "range_complaint"]
 
@@ -36,6 +38,21 @@ _AT_LEAST_ZERO = (
     *("weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "eval_steps"),
     *("eval_delay", "seed", "data_seed", "label_smoothing_factor"),
 )
+#: What transformers reports to: whether it can, and what pip installs for it. Others need more than a package, and say so.
+_REPORTS: dict[str, tuple[Callable[[], bool], str]] = {
+    "azure_ml": (integrations.is_azureml_available, "azureml-sdk"),
+    "clearml": (integrations.is_clearml_available, "clearml"),
+    "codecarbon": (integrations.is_codecarbon_available, "codecarbon"),
+    "dagshub": (integrations.is_dagshub_available, "dagshub mlflow"),
+    "dvclive": (integrations.is_dvclive_available, "dvclive"),
+    "flyte": (integrations.is_flyte_deck_standard_available, "flytekit flytekitplugins-deck-standard"),
+    "mlflow": (integrations.is_mlflow_available, "mlflow"),
+    "neptune": (integrations.is_neptune_available, "neptune"),
+    "swanlab": (integrations.is_swanlab_available, "swanlab"),
+    "tensorboard": (integrations.is_tensorboard_available, "tensorboard"),
+    "trackio": (integrations.is_trackio_available, "trackio"),
+    "wandb": (integrations.is_wandb_available, "wandb"),
+}
 
 
 def range_complaint(name: str, value: Any) -> str | None:
@@ -69,6 +86,9 @@ def complaints(
 ) -> Iterator[tuple[str | None, str]]:
     """What the training arguments say against themselves, and the argument that each complaint is about."""
     arguments = dict(arguments)
+    if (complaint := _report_complaint(arguments.get("report_to"))) is not None:
+        yield "report_to", complaint
+        del arguments["report_to"]
     while True:
         complaint = _complaint(arguments, cls)
         if complaint is None:
@@ -84,6 +104,23 @@ def complaints(
         if blamed is None:
             return
         del arguments[blamed]
+
+
+def _report_complaint(report_to: str | list[str] | None) -> str | None:
+    """What the trainer would say of it when everything before the training is done."""
+    names = [report_to] if isinstance(report_to, str) else report_to or []
+    if len(names) == 1 and names[0] in ("all", "none"):
+        return None
+    known = integrations.INTEGRATION_TO_CALLBACK
+    for name in names:
+        if name in ("all", "none"):
+            return f"'{name}' must stand alone; remove it, or the others"
+        if name not in known:
+            return f"'{name}' is nothing that transformers reports to{suggest(name, known, always=True)}"
+    missing = [_REPORTS[name][1] for name in names if name in _REPORTS and not _REPORTS[name][0]()]
+    if not missing:
+        return None
+    return f"{' and '.join(missing)} must be installed to report to it; run: pip install {' '.join(missing)}"
 
 
 def _complaint(arguments: dict[str, Any], cls: type[TrainingArguments]) -> str | None:
