@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,8 +38,9 @@ def headline(results: Mapping[str, Any], speeds: Sequence[Speed]) -> list[Fact]:
     models = results.get("models") or {}
     if fidelity := results.get("fidelity"):
         dim = _largest(fidelity["spearman"])
+        own = fidelity["spearman"][dim]
         note = f"Spearman's correlation with the teachers' similarities, times 100, {dim} dimensions"
-        facts.append(Fact("Agreement", f"{100 * fidelity['spearman'][dim]:.1f}", note))
+        facts.append(Fact("Agreement", _percent(own), note))
     for task, metric, name, unit in (
         ("retrieval", "ndcg@10", "Retrieval", "nDCG@10"),
         ("similarity", "spearman", "Sentence similarity", "Spearman's correlation"),
@@ -59,7 +61,8 @@ def headline(results: Mapping[str, Any], speeds: Sequence[Speed]) -> list[Fact]:
         dim = _largest(images[key])
         chance = 100 * images[key.replace("recall", "chance")]
         note = f"{key} among {images['images']:,} pictures, {dim} dimensions; chance: {chance:.1f} %"
-        facts.append(Fact("Text to image", f"{100 * images[key][dim]:.1f} %", note))
+        found = _percent(images[key][dim])
+        facts.append(Fact("Text to image", found if found == "-" else f"{found} %", note))
     if "student" in models:
         own = models["student"]["parameters"]
         others = {model: entry["parameters"] for model, entry in models.items() if model != "student"}
@@ -77,6 +80,10 @@ def headline(results: Mapping[str, Any], speeds: Sequence[Speed]) -> list[Fact]:
             note += f"; {slowest}: {others[slowest]:,.0f}"
         facts.append(Fact("Speed", f"{rates['student']:,.0f}", note))
     return facts
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
 def _parameters(count: int) -> str:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from st_distill.recipe import Recipe
 from st_distill.report.facts import headline, origin, size_rows, stage_rows, storage_rows
 from st_distill.report.run import Run, StageRun
@@ -42,6 +44,13 @@ def test_the_figures_that_decide():
     assert facts["Speed"] == ("1,234", "texts per second; b: 175")
     assert {fact.name: fact.value for fact in headline(RESULTS, [])}["Speed"] == "340"
     assert headline({}, []) == []
+
+
+@pytest.mark.parametrize("score", [None, float("nan")])
+def test_a_figure_that_is_no_number_is_a_dash(score):
+    images = {"images": 4, "captions": 4, "recall@1": {"20": score}, "chance@1": 0.25}
+    results = {"fidelity": {"spearman": {"20": score}}, "images": images}
+    assert [fact.value for fact in headline(results, [])] == ["-", "-"]
 
 
 def test_the_origin_names_no_folders_but_those_that_tell_apart():
