@@ -25,8 +25,10 @@ def diagnose_duplicates(rows: Iterable[str | tuple[str, ...]], *, share: float =
 
     Raises:
         ValueError: for a share that is none.
+        TypeError: for one text in place of a list, or what is no text.
     """
     _check_share(share)
+    _check_list("rows", rows)
     seen: set[bytes] = set()
     count = again = 0
     example = ""
@@ -66,8 +68,11 @@ def diagnose_overlap(
 
     Raises:
         ValueError: for a share that is none.
+        TypeError: for one text in place of a list, or what is no text.
     """
     _check_share(share)
+    _check_list("train", train)
+    _check_list("held_out", held_out)
     wanted = {_key(text): text for text in held_out}
     met = {key for text in train if (key := _key(text)) in wanted}
     if not met or len(met) <= share * len(wanted):
@@ -89,9 +94,18 @@ def _check_share(share: float) -> None:
         raise ValueError(f"The 'share' must be from 0 to below 1. Got {share!r} instead.")
 
 
+def _check_list(name: str, texts: object) -> None:
+    if isinstance(texts, str):
+        raise TypeError(
+            f"The '{name}' must be a list of texts. Got the one text {_shown(texts)!r} instead: put it in a list."
+        )
+
+
 def _key(*texts: str) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"A text must be a str. Got {text!r} instead: leave it out, or write it as text.")
         plain = " ".join(text.casefold().split()).encode("utf-8", "surrogatepass")
         digest.update(len(plain).to_bytes(8, "little") + plain)
     return digest.digest()

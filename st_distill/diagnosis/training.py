@@ -34,6 +34,8 @@ _FEWEST_STEPS = 50
 _FLAT = 0.005
 #: Of the least loss so far: above it the loss has risen.
 _RISEN = 1.25
+#: A least loss below it counts as this much: a student at its optimum starts with next to nothing, and noise is many times it.
+_LEAST = 1e-3
 
 
 class DiagnosisCallback(TrainerCallback):
@@ -221,4 +223,4 @@ def _rise(losses: Sequence[float], *, ended: bool = False) -> tuple[float, float
     least, now = min([losses[0], *means]), means[-1]
     falls = not ended and now < 0.9 * means[-5]
     is_noise = now - least <= 2 * statistics.pstdev(losses[-4:])
-    return (least, now) if least > 0 and now > _RISEN * least and not falls and not is_noise else None
+    return (least, now) if least > 0 and now > _RISEN * max(least, _LEAST) and not falls and not is_noise else None

@@ -53,7 +53,7 @@ def diagnose_vectors(vectors: Any, *, teacher: Any = None, of: str = "the studen
         Findings named "not a number", "collapsed" and "dimension not trained".
 
     Raises:
-        ValueError: for vectors that are no matrix, or as many as the teacher's.
+        ValueError: for vectors that are no matrix, or not as many as the teacher's.
     """
     student = _matrix("vectors", vectors)
     theirs = None if teacher is None else _matrix("teacher", teacher)

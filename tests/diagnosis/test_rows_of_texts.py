@@ -36,6 +36,17 @@ def test_a_share_that_is_none(share):
         diagnose_overlap([], [], share=share)
 
 
+def test_what_is_no_list_of_texts():
+    with pytest.raises(TypeError, match="The 'rows' must be a list of texts. Got the one text 'abc' instead"):
+        diagnose_duplicates("abc")
+    with pytest.raises(TypeError, match="The 'train' must be a list of texts"):
+        diagnose_overlap("x", ["x"])
+    with pytest.raises(TypeError, match="The 'held_out' must be a list of texts"):
+        diagnose_overlap(["x"], "x")
+    with pytest.raises(TypeError, match="A text must be a str. Got 1 instead"):
+        diagnose_overlap([1], ["x"])
+
+
 def test_a_finding_as_a_sentence():
     finding = Finding(name="a name", seen="it was 3", means="it is bad", remedy="mend it")
     assert str(finding) == "a name: it was 3. That means: it is bad. What to do: mend it."

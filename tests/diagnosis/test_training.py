@@ -111,6 +111,7 @@ def test_what_a_log_says():
     assert logged(*[1.0] * 8, every=6) == []  # 48 steps
     assert logged(*[1.0, 2.0] * 10) == ["loss flat"]
     assert logged(*[2.0, 1.0, 0.5, 0.4, 0.4, 0.4, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]) == ["learning rate too high"]
+    assert logged(*[4e-6, 2e-5, 4e-5, 6e-5, 7e-5, 8e-5, 9e-5, 1e-4, 1e-4], every=4) == []  # it was at its optimum
     # It falls again from its height, and the end comes before it is where it was.
     assert logged(*[0.5, 0.6, 20.0, 108.0, 90.0, 75.0, 62.0, 50.0, 41.0, 34.0]) == ["learning rate too high"]
     assert logged(1.0, float("inf")) == ["not a number"]
