@@ -22,7 +22,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from st_distill import Teacher, TeacherStore, cli, losses
 from st_distill.evaluation.task_list import tasks_of_words
 from st_distill.pretrain import check_pretraining
-from st_distill.recipe import Recipe, check
+from st_distill.recipe import Recipe, arguments, check
 
 EXTRAS = ConfigParser()
 EXTRAS.read(ROOT / "setup.cfg")
@@ -102,7 +102,8 @@ def test_python(page, world, sentences):
 
 
 @pytest.mark.parametrize("page", pages_with("yaml"))
-def test_recipes(page, world):
+def test_recipes(page, world, monkeypatch):
+    monkeypatch.setattr(arguments, "_REPORTS", {})  # the page's reader has installed what a stage reports to
     for number, block in enumerate(blocks_of(page)):
         if block.language == "yaml" and not block.not_run:
             content = yaml.safe_load(block.text)
