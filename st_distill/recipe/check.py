@@ -28,6 +28,7 @@ from st_distill.recipe.models import UnknownModel, text_tokenizer
 from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, TeacherSpec
 from st_distill.recipe.sources import existing_path, rows_of
 from st_distill.recipe.stage_rules import StageRules
+from st_distill.recipe.start import chosen_start
 from st_distill.recipe.words import FieldPath, show_path, suggest
 from st_distill.tables import FORMATS
 from st_distill.teacher import Teacher
@@ -304,7 +305,8 @@ class _Rules(StageRules, ImageRules):
         widest, where = max(projection.dims), (*path, "dims", projection.dims.index(max(projection.dims)))
         student, teacher = self.student_model, self.teacher_width
         distils = [stage for stage in self.recipe.stages or [] if not stage.trains_vision and stage.distils]
-        if projection.start == "identity":
+        start = self.start(projection)
+        if start == "identity":
             widths = [widest] if not projection.teacher_head else [widest, teacher or 0]
             if student is not None and student.pooled is not None and max(widths) > student.pooled:
                 self.error(
@@ -324,13 +326,13 @@ class _Rules(StageRules, ImageRules):
                     self.error((*path, "rotation"), "heads: none has no map that could turn; set rotation: none")
         if projection.heads == "none":
             self.no_heads(projection, widest)
-        if not self.recipe.teachers and projection.start == "ridge" and self.sound(("teachers",)):
+        if not self.recipe.teachers and start == "ridge" and self.sound(("teachers",)):
             self.error((*path, "start"), "'ridge' needs a teacher to learn from")
         if teacher is None or widest <= teacher:
             return
         # Each with its remedy, because whoever wants such a width needs them all.
         wrong = {}
-        if projection.start == "ridge":
+        if start == "ridge":
             wrong["a ridge start cannot give it"] = "start: random"
         if projection.rotation != "none":
             wrong["a rotation cannot reach it"] = "rotation: none"
@@ -347,15 +349,22 @@ class _Rules(StageRules, ImageRules):
                 f"{', and '.join(wrong.values())}",
             )
 
+    def start(self, projection: Projection) -> str:
+        student = self.recipe.student
+        if student is None or not self.sound(("student",), ("teachers",)):
+            return projection.start or "ridge"
+        return chosen_start(projection, student, self.recipe.teachers)
+
     def no_heads(self, projection: Projection, widest: int) -> None:
         path, student = ("projection", "heads"), self.student_model
-        if student is not None and projection.start == "ridge" and not student.is_static:
+        start = self.start(projection)
+        if student is not None and start == "ridge" and not student.is_static:
             self.error(path, "'none' with a ridge start needs a static embedding as the student; leave heads out")
-        elif projection.start == "random":
+        elif start == "random":
             self.error(path, "'none' has no map that could start at random; set start: ridge or identity")
         elif projection.teacher_head:
             self.error(path, "'none' has no teacher_head either; remove one of them")
-        elif projection.start == "identity" and student is not None and student.pooled not in (None, widest):
+        elif start == "identity" and student is not None and student.pooled not in (None, widest):
             self.error(
                 path, f"'none' needs the student's {student.pooled} dimensions as the largest of dims, got {widest}"
             )

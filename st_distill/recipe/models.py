@@ -46,6 +46,7 @@ class ModelFacts:
     code: str | None  # what of it needs code of its own
     is_standard: bool  # a sentence-transformers model, with modules of its own
     is_static: bool  # a static embedding, with a projection or normalisation behind it at most
+    ends_pooled: bool  # the final vector is the pooled one, normalised at most
     depth: int | None
     positions: int | None
     pooled: int | None  # width of the pooled vector
@@ -108,6 +109,7 @@ def _understand_model(name: str, revision: str | None) -> ModelFacts:
         code=code,
         is_standard=modules is not None,
         is_static=kinds[:1] == ["StaticEmbedding"] and (len(kinds) == 1 or kinds[1] in ("Dense", "Normalize")),
+        ends_pooled=kinds in ([], ["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]),
         depth=depth,
         positions=positions,
         pooled=pooled,

@@ -208,11 +208,12 @@ class Projection(Part):
     """The linear map from the pooled vector to the embeddings."""
 
     dims: list[int] = field(metadata=about("dimensions of the embeddings; the largest is the model's", numbers_list(1)))
-    start: Literal["ridge", "random", "identity"] = field(
-        default="ridge",
+    start: Literal["ridge", "random", "identity"] | None = field(
+        default=None,
         metadata=about(
             "ridge: closed-form regression of the teacher's vectors; random; identity: the pooled vector itself, on the axes "
-            "of the rotation, for a student whose layers are its teacher's"
+            "of the rotation. By default identity for a student that is its one teacher with half of the layers or more, "
+            "the last among them, and ridge for any other"
         ),
     )
     rotation: Literal["none", "random", "principal", "learned"] = field(

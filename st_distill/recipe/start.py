@@ -6,6 +6,8 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +23,8 @@ from st_distill.modules.matryoshka import fold_into_table
 from st_distill.modules.rotation import learned_rotation, principal_rotation, random_rotation
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.frozen import PooledVectors, pooled_vectors, reads_pooled_vectors
-from st_distill.recipe.schema import Projection, Recipe, Texts
+from st_distill.recipe.models import UnknownModel, read_model
+from st_distill.recipe.schema import Projection, Recipe, Student, TeacherSpec, Texts
 from st_distill.recipe.student import build_student
 from st_distill.store import StoreView
 
@@ -38,6 +41,29 @@ _LEARNED_ROWS = 512
 _RIDGE_ROWS = 8_000
 #: Texts of each source whose length is looked at.
 _LOOKED_AT = 1000
+
+
+def chosen_start(
+    spec: Projection, student: Student, teachers: Sequence[TeacherSpec]
+) -> Literal["ridge", "random", "identity"]:
+    """How the projection starts: as the recipe says, or by what was better for such a student (docs/ablations.md)."""
+    if spec.start is not None:
+        return spec.start
+    if len(teachers) != 1 or teachers[0].model is None or spec.heads == "none":
+        return "ridge"
+    teacher = teachers[0]
+    is_its_own = Path(student.model) == Path(str(teacher.model)) and student.revision == teacher.revision
+    if not is_its_own or student.pooling is not None or teacher.truncate_dim is not None:
+        return "ridge"
+    try:
+        facts = read_model(student.model, student.revision)
+    except (UnknownModel, ValueError):
+        return "ridge"
+    if not facts.ends_pooled or facts.depth is None or max(spec.dims) > (facts.pooled or 0):
+        return "ridge"
+    layers = range(facts.depth) if student.layers is None else student.layers
+    keeps_it = 2 * len(layers) >= facts.depth and layers[-1] == facts.depth - 1
+    return "identity" if keeps_it else "ridge"
 
 
 def start_student(
@@ -66,14 +92,16 @@ def start_student(
     if teacher is not None:
         teacher_head = teacher.dimension if spec.teacher_head else None
         rotation = _rotation(spec, recipe.seed, labelled, teacher, student.device)
-    table = _table_to_fold_into(recipe, student)
+    start = chosen_start(spec, recipe.student, recipe.teachers)
+    table = _table_to_fold_into(recipe, student) if start == "ridge" else None
     heads = "nested" if table is not None else spec.heads or "nested"
     projection = MatryoshkaProjection(width, spec.dims, heads=heads, rotation=rotation, teacher_head=teacher_head).to(
         student.device
     )
-    if spec.start == "identity":
+    if start == "identity":
+        logger.info("Projection: the rotation alone, as if the pooled vectors were the teacher's.")
         projection.start_identity()
-    elif spec.start == "ridge":
+    elif start == "ridge":
         if teacher is None:
             raise ValueError("A ridge start needs the recipe's 'teachers'. Got none instead: start at random.")
         logger.info("Projection: ridge regression of the teachers' vectors.")
@@ -88,13 +116,13 @@ def start_student(
 
 
 def _table_to_fold_into(recipe: Recipe, student: SentenceTransformer) -> StaticEmbedding | None:
-    """The static embedding that takes the ridge start into its table, or None where the student keeps a projection.
+    """The static embedding that takes a ridge start into its table, or None where the student keeps a projection.
 
     Raises:
         ValueError: where the recipe wants no heads, and the student is no static embedding.
     """
     spec, modules = recipe.projection, list(student.children())
-    if spec is None or spec.start != "ridge" or spec.heads not in (None, "none"):
+    if spec is None or spec.heads not in (None, "none"):
         return None
     if len(modules) == 1 and isinstance(modules[0], StaticEmbedding):
         wanted = not spec.teacher_head and all(stage.train == "all" for stage in recipe.stages)

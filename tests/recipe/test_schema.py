@@ -131,7 +131,7 @@ def test_data_in_python():
         (lambda: Projection(dims=[]), r"Projection\.dims: must not be empty"),
         (lambda: Projection(dims=["32"]), r"Projection\.dims\[0\]: expected a whole number, got the text '32'"),
         (lambda: Projection(dims=[8], heads="nestd"), r"Projection\.heads: unknown value 'nestd'; did you mean 'nested'\?"),
-        (lambda: Projection(dims=[8], start=None), r"Projection\.start: expected ridge, random or identity, got nothing"),
+        (lambda: Projection(dims=[8], rotation=None), r"Projection\.rotation: expected none, random, principal or learned, got nothing"),
         (lambda: Student(model=""), r"Student\.model: must not be empty"),
         (lambda: Student(model="x", layers=[1, 0]), r"Student\.layers\[1\]: must be in ascending order, got 0 after 1"),
         (lambda: Student(model="x", layers=[-1]), r"Student\.layers\[0\]: must be at least 0, got -1"),
@@ -233,7 +233,7 @@ def test_the_reference_has_every_field():
         assert f"### {part.__name__}\n" in text
         for option in fields(part):
             assert f"| `{option.name}` | " in text
-    assert "| `start` | `ridge`, `random`, `identity` | `ridge` |" in text
+    assert "| `start` | `ridge`, `random`, `identity` |  |" in text
     assert "| `model` | text | required | name or folder of a sentence-transformers or transformers model |" in text
     assert "0x" not in text
 
