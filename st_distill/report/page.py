@@ -270,7 +270,7 @@ def _collect(run: Run, *, speed: bool) -> _Found:
 def _compare(recipe: Recipe, student: SentenceTransformer, run: Run, found: _Found) -> None:
     if recipe.evaluation is None or recipe.evaluation.texts is None or not recipe.teachers:
         raise ValueError("the recipe's evaluation has no held-out texts")
-    teacher = teacher_view(recipe, TeacherStore.open(recipe.work_folder / "teachers"))
+    teacher = teacher_view(recipe, TeacherStore.open(run.folder / "teachers"))
     texts, vectors = texts_and_vectors(recipe.evaluation.texts, teacher)
     first: dict[str, int] = {}
     for row, text in enumerate(texts):
@@ -297,7 +297,7 @@ def _measure_start(recipe: Recipe, student: SentenceTransformer, run: Run, found
         raise ValueError("the run's folder has no start")
     teacher = None
     if evaluation.texts is not None and recipe.teachers:
-        teacher = teacher_view(recipe, TeacherStore.open(recipe.work_folder / "teachers"))
+        teacher = teacher_view(recipe, TeacherStore.open(run.folder / "teachers"))
     start = load_student(run.stage_model(-1))
     found.before = measure(
         start, recipe, replace(evaluation, teachers=False, images=None, tasks=[]), teacher, speed=False

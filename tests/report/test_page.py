@@ -228,3 +228,16 @@ def test_a_missing_extra_says_what_to_install(finished_run, tmp_path, monkeypatc
             patch.setitem(sys.modules, package, None)
             with pytest.raises(MissingExtraError, match=re.escape("Run: pip install 'st-distill[report]'")):
                 write_page(tmp_path)
+
+
+def test_a_copied_run_is_compared_with_its_own_vectors(finished_run, tmp_path):
+    copy = shutil.copytree(finished_run, tmp_path / "copy-run", ignore=shutil.ignore_patterns("report"))
+    with (copy / "recipe.yaml").open("a") as file:
+        file.write(f"work: {tmp_path / 'gone'}\n")
+    elements = Elements(write_page(copy, tmp_path / "page", speed=False))
+    (absent,) = re.findall("What is not shown(.*?)What was distilled", elements.text, re.DOTALL)
+    changed = "the recipe as the run had it: recipe.yaml has changed since; what is shown is what it says now."
+    assert absent.strip() == changed
+    sections = [attributes["aria-labelledby"] for attributes in elements.of("section")]
+    assert {"agreement", "differences"} <= set(sections)
+    assert "before training 0." in elements.text
