@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
@@ -50,6 +51,7 @@ _SPEED_TEXTS = 128
 #: Parameters up to which a teacher is converted for other backends too; beyond, that takes longer than it tells.
 _EXPORTED = 500_000_000
 _BEFORE = "before training"
+_PAGE = "index.html"
 
 
 @dataclass
@@ -90,21 +92,22 @@ def write_page(
         OSError: where the report cannot be written.
         MissingExtraError: where matplotlib or jinja2 are not installed.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError:
-        raise MissingExtraError("jinja2", extra="report", purpose="The report") from None
+    for package in ("jinja2", "matplotlib"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise MissingExtraError(package, extra="report", purpose="The report") from None
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     found_run = read_run(run)
     target = Path(folder) if folder is not None else found_run.folder / "report"
-    if any(path.exists() and not path.is_dir() for path in (target, target / "pictures")):
-        raise NotADirectoryError(
-            f"The 'folder' must be a folder to write the report to. Got the file {target} instead."
-        )
-    (target / "pictures").mkdir(parents=True, exist_ok=True)  # where nothing can be written, before the long part
+    for written in (target, target / "pictures"):
+        _require_writable(written)
+    (target / "pictures").mkdir(parents=True, exist_ok=True)
     for written in (target, target / "pictures"):
         remove_abandoned(written)
-    training = _training_pictures(found_run)  # before the long part, because it is here that matplotlib may be missing
     found = _collect(found_run, speed=speed)
+    training = _training_pictures(found_run)
     quality = _quality_pictures(found_run.results, found.before)
     scatter = _scatter(found_run.results, found)
     speeds = _speed_picture(found_run.results, found.speeds)
@@ -146,8 +149,25 @@ def write_page(
         ran_on=found_run.environment,
         made_on=environment(),
     )
-    write_text(target / "index.html", page)
-    return target / "index.html"
+    write_text(target / _PAGE, page)
+    return target / _PAGE
+
+
+def _require_writable(folder: Path) -> None:
+    """Whether a part of the report can be written, looked at before the work whose result goes there."""
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise NotADirectoryError(
+            f"The report cannot be written to {folder}: {nearest} is no folder. Name another place with --out."
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"The report cannot be written to {folder}: the folder {nearest} is not writable. Name another place with --out."
+        )
+    if (page := folder / _PAGE).is_dir():
+        raise IsADirectoryError(
+            f"The report cannot be written to {folder}: {page} is a folder. Remove it, or name another place with --out."
+        )
 
 
 def _title(run: Run) -> str:

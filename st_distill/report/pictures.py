@@ -13,7 +13,6 @@ from xml.etree import ElementTree
 
 import PIL.Image
 
-from st_distill.errors import MissingExtraError
 from st_distill.report.samples import Retrieved, Thumbnail
 
 if TYPE_CHECKING:
@@ -82,10 +81,8 @@ def _figure(width: float = _WIDTH, height: float = _HEIGHT) -> tuple[Figure, Axe
 
 
 def _style() -> Any:
-    try:
-        from matplotlib import rc_context
-    except ImportError:
-        raise MissingExtraError("matplotlib", extra="report", purpose="The report") from None
+    from matplotlib import rc_context
+
     return rc_context(
         {
             "svg.fonttype": "none",  # letters stay letters: smaller, sharper, and in the page's font

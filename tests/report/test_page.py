@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shutil
 import sys
@@ -15,6 +16,7 @@ from report_material import TEACHER
 from st_distill.cli import main
 from st_distill.errors import MissingExtraError
 from st_distill.files import read_record, write_record
+from st_distill.report import page as report_page
 from st_distill.report.page import write_page
 from st_distill.report.speed import resident
 
@@ -206,14 +208,39 @@ def test_what_lies_where_the_report_goes(finished_run, tmp_path):
     elements = Elements(write_page(tmp_path, tmp_path / "page", speed=False))
     assert "recipe.yaml has changed since" in elements.text
     assert [path.name for path in pictures.iterdir() if path.suffix == ".tmp"] == []
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(
-        NotADirectoryError, match="must be a folder to write the report to. Got the file .*file instead"
-    ):
-        write_page(tmp_path, tmp_path / "file")
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(ValueError, match="results.json must hold a run's results"):
         write_page(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "reason"),
+    [
+        ("file", NotADirectoryError, "cannot be written to {0}/file: {0}/file is no folder"),
+        ("file/page", NotADirectoryError, "cannot be written to {0}/file/page: {0}/file is no folder"),
+        ("link", NotADirectoryError, "cannot be written to {0}/link: {0}/link is no folder"),
+        ("old", NotADirectoryError, "cannot be written to {0}/old/pictures: {0}/old/pictures is no folder"),
+        ("closed/new/page", PermissionError, "cannot be written to {0}/closed/new/page: the folder {0}/closed is not"),
+        (
+            "taken",
+            IsADirectoryError,
+            "cannot be written to {0}/taken: {0}/taken/index.html is a folder. Remove it, or n",
+        ),
+    ],
+)
+def test_a_place_that_cannot_be_is_told_before_the_work(place, error, reason, finished_run, tmp_path, monkeypatch):
+    for folder in ("old", "closed", "taken/index.html"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("file", "old/pictures"):
+        (tmp_path / file).write_text("x")
+    (tmp_path / "link").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    # The right to write is taken away like this, because root would keep it.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed")
+    monkeypatch.setattr(report_page, "_collect", lambda *arguments, **options: pytest.fail("the work has begun"))
+    with pytest.raises(error, match=re.escape(reason.format(tmp_path)) + ".*ame another place with --out"):
+        write_page(finished_run, tmp_path / place)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_what_is_no_run(tmp_path, capsys):
@@ -226,8 +253,10 @@ def test_a_missing_extra_says_what_to_install(finished_run, tmp_path, monkeypatc
     for package in ("jinja2", "matplotlib"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
-            with pytest.raises(MissingExtraError, match=re.escape("Run: pip install 'st-distill[report]'")):
+            line = f"needs {package}, which is not installed. Run: pip install 'st-distill[report]'"
+            with pytest.raises(MissingExtraError, match=re.escape(line)):
                 write_page(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_copied_run_is_compared_with_its_own_vectors(finished_run, tmp_path):
