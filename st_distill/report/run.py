@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from st_distill.files import sha256
-from st_distill.recipe.diagnose import all_findings
+from st_distill.recipe.diagnose import all_findings, read_findings
 from st_distill.recipe.load import load_recipe
 from st_distill.recipe.schema import Recipe
 from st_distill.recipe.state import RunState, read_results
@@ -101,6 +101,6 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         stages=tuple(stages),
         results=stored.get("results", {}),
         environment=stored.get("environment", {}),
-        findings=all_findings(folder, state.stages),
+        findings=all_findings(read_findings(folder), state.stages),
         recipe_changed=recipe_path.is_file() and state.recipe is not None and sha256(recipe_path) != state.recipe,
     )

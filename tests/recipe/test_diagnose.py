@@ -250,3 +250,7 @@ def test_what_a_run_finds_is_told_and_written(make_recipe, folder, caplog):
     # A run that is there already says the same, and so does its report.
     assert run(recipe, resume=True, show_progress=False).findings == result.findings
     assert list(read_run(folder / "ill-run").findings) == result.findings
+    # What cannot be read is looked for again.
+    (folder / "ill-run" / "findings.json").write_text('{"before": [')
+    assert run(recipe, resume=True, show_progress=False).findings == result.findings
+    assert list(read_run(folder / "ill-run").findings) == result.findings

@@ -248,6 +248,15 @@ def test_what_is_no_run(tmp_path, capsys):
     assert "must be the work folder of a run, with a run.json" in capsys.readouterr().err
 
 
+def test_damaged_findings_are_told_and_not_left_out(finished_run, tmp_path, capsys):
+    shutil.copy(finished_run / "run.json", tmp_path)
+    (tmp_path / "findings.json").write_text('{"before": [')
+    assert main(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"The file {tmp_path}/findings.json is not JSON. Remove it, and measure again with: st-distill run" in said
+    assert not (tmp_path / "report").exists()
+
+
 def test_a_missing_extra_says_what_to_install(finished_run, tmp_path, monkeypatch):
     shutil.copy(finished_run / "run.json", tmp_path)
     for package in ("jinja2", "matplotlib"):
