@@ -24,6 +24,7 @@ LAYERS = [
     "stopping",
     "tables",
     "progress",
+    "timing",
     "environment",
     "card",
     "hinges",
