@@ -104,7 +104,7 @@ def test_a_million_vectors():
 def test_stages():
     history = (
         {"step": 1, "loss": 4.0, "cosine": 1.0},
-        {"step": 20, "loss": 2.5, "learning_rate": 0.1},
+        {"step": 20, "loss": 2.5, "learning_rate": 0.1, "total_flos": 1e9},
         {"eval_x": 1.0},
     )
     done = StageRun("all", True, {"train_runtime": 90.0, "train_samples_per_second": 1600.0}, history)
