@@ -25,6 +25,7 @@ LAYERS = [
     "tables",
     "progress",
     "timing",
+    "figures",
     "environment",
     "card",
     "hinges",

@@ -19,6 +19,7 @@ from st_distill.environment import environment
 from st_distill.errors import MissingExtraError, one_line
 from st_distill.evaluation.failures import failures
 from st_distill.exporting import load_student
+from st_distill.figures import scores_of
 from st_distill.files import remove_abandoned, write_bytes, write_text
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.measuring import measure, texts_and_vectors
@@ -207,16 +208,16 @@ def _quality_pictures(results: Mapping[str, Any], before: Mapping[str, Any]) -> 
             if cut := fidelity.get("teachers_cut", {}).get(key):
                 series["teachers, cut"] = cut
             pictures.append(by_dimension(f"fidelity-{key}", title, label, series))
-    for task, metric, title, label in (
-        ("retrieval", "ndcg@10", "Retrieval: a query finds its document", "nDCG@10"),
-        ("similarity", "spearman", "Similarity of sentence pairs, against the given scores", "Spearman's correlation"),
+    for metric, name, title, label in (
+        ("ndcg@10", "retrieval", "Retrieval: a query finds its document", "nDCG@10"),
+        ("sts", "similarity", "Similarity of sentence pairs, against the given scores", "Spearman's correlation"),
     ):
-        if measured := results.get(task):
-            series = {"student": measured["scores"]["student"][metric]}
-            if before.get(task):
-                series[_BEFORE] = before[task]["scores"]["student"][metric]
-            series |= {model: scores[metric] for model, scores in measured["scores"].items()}
-            pictures.append(by_dimension(task, title, label, {model: own for model, own in series.items() if own}))
+        if measured := scores_of(results, metric):
+            series = {"student": measured["student"]}
+            if start := scores_of(before, metric):
+                series[_BEFORE] = start["student"]
+            series |= measured
+            pictures.append(by_dimension(name, title, label, {model: own for model, own in series.items() if own}))
     if images := results.get("images"):
         for key in (key for key in images if key.startswith("recall@")):
             title = f"Text to image: the right one among the first {key.removeprefix('recall@')}"
@@ -228,7 +229,7 @@ def _quality_pictures(results: Mapping[str, Any], before: Mapping[str, Any]) -> 
 def _scatter(results: Mapping[str, Any], found: _Found) -> Picture | None:
     if not found.pairs:
         return None
-    scores = (results.get("fidelity") or {}).get("spearman") or {}
+    scores = scores_of(results, "spearman").get("student")
     correlation = scores[max(scores, key=int)] if scores else None
     return similarity_scatter(
         "similarities", "Similarity of two texts, student against teachers", found.pairs, correlation

@@ -248,6 +248,21 @@ def test_what_is_no_run(tmp_path, capsys):
     assert "must be the work folder of a run, with a run.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("score", ["null", "NaN"])
+def test_figures_that_are_no_numbers_are_dashes(score, finished_run, tmp_path):
+    shutil.copy(finished_run / "run.json", tmp_path)
+    scores = f'"student": {{"M": {{"24": {score}, "8": 0.5}}}}, "large": {{"M": {{"24": {score}, "8": {score}}}}}'
+    parts = (("retrieval", "ndcg@10"), ("similarity", "spearman"))
+    told = ", ".join(f'"{part}": {{"pairs": 4, "scores": {{{scores.replace("M", metric)}}}}}' for part, metric in parts)
+    (tmp_path / "results.json").write_text(f'{{"results": {{"dims": [24, 8], {told}}}, "environment": {{}}}}')
+    page = write_page(tmp_path, speed=False)
+    elements = Elements(page)
+    assert "nDCG@10, times 100, 24 dimensions" in elements.text
+    assert "Line chart of nDCG@10 against dimensions: student 0.5 at 8 dimensions." in elements.text
+    assert not re.search(r"\bnan\b", elements.text, re.IGNORECASE)
+    assert page.read_text(encoding="utf-8").count('<th scope="row" dir="auto">24</th><td>-</td><td>-</td>') == 2
+
+
 def test_damaged_findings_are_told_and_not_left_out(finished_run, tmp_path, capsys):
     shutil.copy(finished_run / "run.json", tmp_path)
     (tmp_path / "findings.json").write_text('{"before": [')
