@@ -151,6 +151,7 @@ def test_tasks_of_a_recipe_are_measured_at_its_dimensions(healthy, folder):
     assert row.endswith(
         f"| {100 * measured['tasks'][1]['scores']['24']['float32']['spearman_cosine']:.1f} | {figure:.1f} |"
     )
+    assert f"| mean of 2 | sts |  | {row.split()[-4]} | {figure:.1f} |" in card
     assert "name: two, 8 dimensions" in card
 
 
