@@ -19,6 +19,7 @@ from st_distill.exporting import DESCRIPTION as MODEL_DESCRIPTION
 from st_distill.exporting import export_damage, load_student
 from st_distill.files import FolderLock
 from st_distill.recipe.checkpoints import numbered, what_is_wrong
+from st_distill.recipe.diagnose import FINDINGS, read_findings
 from st_distill.recipe.embedding import what_to_embed
 from st_distill.recipe.frozen import POOLED, is_whole
 from st_distill.recipe.load import dump_recipe, load_recipe
@@ -245,13 +246,14 @@ def _of_run(folder: Path, repair: bool, recipe: Any, show_progress: bool, notes:
             for checkpoint in numbered(state.stage_folder(index) / "checkpoints"):  # type: ignore[union-attr]
                 if wrong := what_is_wrong(checkpoint):
                     yield _made_again(folder, checkpoint, wrong, repair)
-    try:
-        read_results(folder)
-    except ValueError as error:
-        message = str(error).partition(". ")[0]  # what else it says is the remedy
-        remedy = results_remedy(folder)
-        finding = _made_again(folder, folder / "results.json", message, repair)
-        yield replace(finding, remedy=remedy[0].lower() + remedy[1:])
+    for name, read in (("results.json", read_results), (FINDINGS, read_findings)):
+        try:
+            read(folder)
+        except ValueError as error:
+            message = str(error).partition(". ")[0]  # what else it says is the remedy
+            remedy = results_remedy(folder)
+            finding = _made_again(folder, folder / name, message, repair)
+            yield replace(finding, remedy=remedy[0].lower() + remedy[1:])
 
 
 def _run_state(folder: Path, repair: bool) -> tuple[RunState | None, list[Finding]]:

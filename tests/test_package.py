@@ -24,6 +24,8 @@ LAYERS = [
     "stopping",
     "tables",
     "progress",
+    "timing",
+    "figures",
     "environment",
     "card",
     "hinges",

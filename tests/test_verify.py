@@ -246,28 +246,36 @@ def test_damage_of_a_run(file, repaired, harm, finished, capsys):
             path.write_bytes(content)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"results": 3}', '{"results": {}, "environment": []}'])
-def test_damaged_results_are_measured_again(content, finished, capsys):
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(("results.json", text) for text in ("{", "[]", '{"results": 3}', '{"results": {}, "environment": []}')),
+        *(("findings.json", text) for text in ("{", "[]", '{"before": 3}', '{"after": [{"name": "collapsed"}]}')),
+    ],
+)
+def test_damaged_results_are_measured_again(file, content, finished, capsys):
     """One answer, wherever it is told; and it is one that helps."""
     work = finished / "out-run"
-    results = work / "results.json"
-    whole = results.read_bytes()
+    damaged = work / file
+    kept = {name: (work / name).read_bytes() for name in ("results.json", "findings.json")}
     try:
-        results.write_text(content)
+        damaged.write_text(content)
         command = f"Remove it, and measure again with: st-distill run {work}/recipe.yaml --resume"
-        with pytest.raises(ValueError, match=f"The file {results} .*{command}"):
+        with pytest.raises(ValueError, match=f"The file {damaged} .*{command}"):
             read_run(work)
         (finding,) = verify(work).findings
-        assert finding.file == "results.json"
+        assert finding.file == file
         assert finding.remedy == f"r{command[1:]}"
         assert verify(work, repair=True).is_whole
-        assert not results.exists()
+        assert not damaged.exists()
         assert main(["run", str(work / "recipe.yaml"), "--resume"]) == 0
         capsys.readouterr()
         assert verify(work).findings == []
         assert read_run(work).environment
+        assert (work / "findings.json").read_bytes() == kept["findings.json"]
     finally:
-        results.write_bytes(whole)
+        for name, whole in kept.items():
+            (work / name).write_bytes(whole)
 
 
 def test_a_damaged_stage_is_not_gone_on_from(finished):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ from st_distill.evaluation.base import checked_dims, checked_positive, checked_t
 from st_distill.evaluation.fidelity import TeacherFidelityEvaluator
 from st_distill.evaluation.images import ImageRetrievalEvaluator
 from st_distill.evaluation.pairs import retrieval_evaluator, similarity_evaluator
+from st_distill.timing import texts_per_second
 
 __all__ = ["evaluate", "model_size", "throughput"]
 
@@ -31,20 +30,19 @@ def model_size(model: torch.nn.Module) -> dict[str, float]:
 def throughput(model: SentenceTransformer, texts: Sequence[str], *, batch_size: int = 32, repeats: int = 3) -> float:
     """Texts per second through ``model.encode``, tokenisation included: median of ``repeats`` passes over ``texts``.
 
-    One untimed batch comes first, since the first one also pays for starting threads and allocating memory.
+    One untimed batch comes first.
     """
     texts = checked_texts("texts", texts)
     if not texts:
         raise ValueError("The 'texts' parameter must hold at least one text. Got none instead.")
     checked_positive("repeats", repeats)
-    options: dict[str, Any] = {"batch_size": checked_positive("batch_size", batch_size), "show_progress_bar": False}
-    model.encode(texts[:batch_size], **options)
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        model.encode(texts, **options)
-        seconds.append(time.perf_counter() - start)
-    return len(texts) / statistics.median(seconds)
+    checked_positive("batch_size", batch_size)
+    return texts_per_second(
+        lambda batch: model.encode(batch, batch_size=batch_size, show_progress_bar=False),
+        texts,
+        batch_size=batch_size,
+        repeats=repeats,
+    )
 
 
 def evaluate(

@@ -16,6 +16,7 @@ from st_distill import __version__
 from st_distill.card import dimensions, escaped, markdown_table, replace_sections, section, usage
 from st_distill.evaluation.failures import failures
 from st_distill.exporting import DESCRIPTION
+from st_distill.figures import defined, percent, quality_columns, task_table
 from st_distill.files import read_json
 from st_distill.recipe.conversion import Part
 from st_distill.recipe.diagnose import trained_dims
@@ -30,6 +31,8 @@ _TERMS = {
     "similarity": "a batch the teachers' matrix of similarities (`similarity`)",
     "triplet": "pairs of texts the teachers' order (`triplet`, by a margin)",
 }
+#: Metrics of `quality_columns` as a card names them.
+_METRICS = {"spearman": "Spearman", "ndcg@10": "nDCG@10", "sts": "STS"}
 #: Fields of a recipe that name files and folders, and those that may name a repository of the hub instead.
 _PATHS = ("path", "vectors", "output", "work")
 _MAY_BE_HUB = ("model", "dataset", "vision", "source", "tasks")
@@ -128,7 +131,7 @@ def evaluation_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalR
     def add(task: str, task_name: str, data: str, metric: str, metric_name: str, scores: Mapping[str, Any]) -> None:
         if data not in words:
             words[data] = _distinct(_identifier(data), set(words.values()))
-        for dim, value in scores.items():
+        for dim, value in defined(scores).items():
             if value is not None:
                 found.append(
                     EvalResult(
@@ -208,26 +211,26 @@ def _opening(name: str, recipe: Recipe, description: Mapping[str, Any]) -> str:
 
 def _results(results: Mapping[str, Any], recipe: Recipe) -> str:
     columns: list[tuple[str, Mapping[str, float | None]]] = []
+    for metric, model, scores in quality_columns(results):
+        name = _METRICS.get(metric, metric)
+        columns.append((name if model is None else f"{name}, {escaped(model)}", scores))
     notes = []
     if fidelity := results.get("fidelity"):
         nearest = fidelity["neighbours"]
-        columns += [("Spearman", fidelity["spearman"]), (f"overlap@{nearest}", fidelity["overlap"])]
         notes.append(
             f"Spearman and overlap@{nearest}: agreement with the teachers on {fidelity['texts']:,} held-out texts, in the "
             f"order of all similarities and in each text's {nearest} nearest."
         )
     if retrieval := results.get("retrieval"):
-        columns += [(f"nDCG@10, {escaped(model)}", scores["ndcg@10"]) for model, scores in retrieval["scores"].items()]
         notes.append(f"nDCG@10: retrieval with {retrieval['pairs']:,} pairs of a query and its document.")
     if similarity := results.get("similarity"):
-        columns += [(f"STS, {escaped(model)}", scores["spearman"]) for model, scores in similarity["scores"].items()]
         notes.append(f"STS: Spearman's correlation with the scores of {similarity['pairs']:,} pairs.")
     if images := results.get("images"):
         keys = [key for key in images if key.startswith("recall@")]
         columns += [(key, images[key]) for key in keys]
         chances = ", ".join(f"{100 * images[key.replace('recall', 'chance')]:.1f}" for key in keys)
         notes.append(f"{', '.join(keys)}: a caption finds its image among {images['images']:,} (chance: {chances}).")
-    rows = [[str(dim), *(_percent(scores.get(str(dim))) for _, scores in columns)] for dim in results["dims"]]
+    rows = [[str(dim), *(percent(scores.get(str(dim))) for _, scores in columns)] for dim in results["dims"]]
     table = markdown_table(["Dimensions", *(header for header, _ in columns)], rows)
     models = results.get("models") or {}
     speeds = []
@@ -239,18 +242,11 @@ def _results(results: Mapping[str, Any], recipe: Recipe) -> str:
         )
     parts = ["All times 100.", table, "\n".join(f"- {note}" for note in notes)] if columns else []
     if (measured := results.get("tasks")) and measured["tasks"]:
-        dims = [str(dim) for dim in measured["dims"]]
-        header = ["Task", "Kind", "Metric", *dims]
+        headers, tasks = task_table(measured)
         by_task = [
-            [
-                escaped(task["name"]),
-                task["kind"].replace("_", " "),
-                escaped(task["metric"]),
-                *(_percent(task["scores"][dim]["float32"][task["metric"]]) for dim in dims),
-            ]
-            for task in measured["tasks"]
+            [escaped(task), kind.replace("_", " "), escaped(metric), *figures] for task, kind, metric, *figures in tasks
         ]
-        parts += ["Tasks, times 100, by dimension.", markdown_table(header, by_task)]
+        parts += ["Tasks, times 100, by dimension.", markdown_table(["Task", "Kind", "Metric", *headers], by_task)]
     if speeds:
         parts.append(markdown_table(["Model", "Parameters", "Weights", "Texts per second"], speeds))
     if failed := failures(results):
@@ -462,10 +458,6 @@ def _places(fields: Mapping[str, Any]) -> tuple[set[str], set[str]]:
 def _is_file_name(name: str) -> bool:
     """Whether "owner/name" looks like a file that is not there any more."""
     return Path(name).suffix.lower() in _DATA_FILES or Path(name).parent.is_dir()
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _listed(names: Sequence[str]) -> str:

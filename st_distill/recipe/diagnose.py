@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from st_distill.recipe.data import load_texts
 from st_distill.recipe.models import UnknownModel, read_prompts, text_tokenizer
 from st_distill.recipe.schema import Projection, Recipe, Stage, Student, TeacherSpec, Texts
 from st_distill.recipe.sources import columns_of, stream_rows
+from st_distill.recipe.state import results_remedy
 from st_distill.recipe.teachers import make_teacher
 from st_distill.recipe.words import FieldPath
 from st_distill.store import StoreView, TeacherStore
@@ -37,6 +39,8 @@ __all__ = [
     "diagnose_recipe",
     "diagnose_store",
     "diagnose_student",
+    "known_findings",
+    "read_findings",
     "trained_dims",
     "write_findings",
 ]
@@ -315,17 +319,18 @@ def write_findings(folder: Path, when: Literal["before", "after"], found: Iterab
     listed = list(found)
     for finding in listed:
         logger.warning("%s", finding)
-    write_json(folder / FINDINGS, {**_stored(folder), when: [finding.as_json() for finding in listed]})
+    write_json(folder / FINDINGS, {**known_findings(folder), when: [finding.as_json() for finding in listed]})
 
 
-def all_findings(folder: Path, stages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+def all_findings(
+    stored: Mapping[str, Sequence[Mapping[str, str]]], stages: Sequence[Mapping[str, Any]]
+) -> list[dict[str, str]]:
     """Everything that was found in a run, in the order of time: a finding's fields, and "when".
 
     Args:
-        folder: the work folder.
+        stored: what was found before and after training, as `read_findings` gives it.
         stages: of the run's state.
     """
-    stored = _stored(folder)
     found = [{"when": "before training", **finding} for finding in stored.get("before", [])]
     for index, stage in enumerate(stages, start=1):
         of_stage = stage.get("metrics", {}).get("findings", [])
@@ -333,9 +338,33 @@ def all_findings(folder: Path, stages: Sequence[Mapping[str, Any]]) -> list[dict
     return found + [{"when": "after training", **finding} for finding in stored.get("after", [])]
 
 
-def _stored(folder: Path) -> dict[str, Any]:
+def read_findings(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """The findings of a work folder, "before" and "after" training, of which one that has not been looked for is absent.
+
+    Raises:
+        ValueError: their file is damaged; the sentence says which command makes it again.
+    """
+    path = folder / FINDINGS
     try:
-        stored = read_json(folder / FINDINGS)
-    except (FileNotFoundError, ValueError):
+        stored = read_json(path)
+    except FileNotFoundError:
         return {}
-    return stored if isinstance(stored, dict) else {}
+    except ValueError as error:
+        raise ValueError(f"The file {path} is not JSON. {results_remedy(folder)}") from error
+    if not isinstance(stored, dict) or not all(
+        isinstance(found, list) and all(map(_is_finding, found)) for found in stored.values()
+    ):
+        raise ValueError(f"The file {path} must hold a run's findings. It does not. {results_remedy(folder)}")
+    return stored
+
+
+def known_findings(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """As `read_findings`, for the run, which looks again for what it cannot read."""
+    try:
+        return read_findings(folder)
+    except ValueError:
+        return {}
+
+
+def _is_finding(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(field.name), str) for field in fields(Finding))

@@ -13,9 +13,15 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from st_distill.progress import duration
 
-__all__ = ["StageProgress", "show_progress_of"]
+__all__ = ["StageProgress", "is_term", "show_progress_of"]
 
-_NO_TERM = {"grad_norm", "learning_rate", "epoch", "step", "num_input_tokens_seen", "total_flos"}
+#: What a trainer logs with the loss beside its terms.
+_NO_TERM = {"loss", "grad_norm", "learning_rate", "epoch", "step", "num_input_tokens_seen", "total_flos"}
+
+
+def is_term(name: str) -> bool:
+    """Whether what a trainer logs with a stage's loss is one of the terms that the loss is the sum of."""
+    return name not in _NO_TERM and not name.startswith("eval_")
 
 
 def show_progress_of(trainer: Any, title: str, batch: int, inputs: int, unit: str = "rows") -> None:
@@ -114,7 +120,7 @@ def _terms(logs: Mapping[str, Any]) -> str:
     terms = [
         f"{name} {value:.3g}"
         for name, value in logs.items()
-        if name != "loss" and name not in _NO_TERM and isinstance(value, (int, float)) and value == value
+        if is_term(name) and isinstance(value, (int, float)) and value == value
     ]
     total = f"loss {float(logs['loss']):.4g}"
     return f"{total} ({', '.join(terms)})" if terms else total

@@ -28,11 +28,11 @@ from st_distill.recipe.card import write_run_card
 from st_distill.recipe.check import check
 from st_distill.recipe.data import fingerprint, read_images
 from st_distill.recipe.diagnose import (
-    FINDINGS,
     all_findings,
     diagnose_recipe,
     diagnose_store,
     diagnose_student,
+    known_findings,
     write_findings,
 )
 from st_distill.recipe.embedding import embed_texts, fidelity_texts
@@ -172,12 +172,14 @@ class _Run:
             state = self.processes.by_main(lambda: self._planned(resume, from_stage, errors)) or RunState(self.folder)
             if all(stage["done"] for stage in state.stages):
                 logger.info("Every stage is done already.")
+                self.processes.by_main(lambda: self._diagnose(len(state.stages), None, []))
                 model = load_student(state.finished_model(len(state.stages) - 1))
             else:
                 model = self._stages(state)
             results = self._finish(model, state)
             # Read again, because only the main process has entered what the stages found.
-            return RunResult(self.output, results, all_findings(self.folder, RunState(self.folder).stages))
+            found = all_findings(known_findings(self.folder), RunState(self.folder).stages)
+            return RunResult(self.output, results, found)
 
     def _planned(self, resume: bool, from_stage: int | None, errors: Sequence[Problem]) -> RunState:
         state = RunState(self.folder)
@@ -275,7 +277,7 @@ class _Run:
 
     def _diagnose(self, first: int, store: TeacherStore | None, labelled: list[tuple[Dataset, Texts]]) -> None:
         """Tell what looks wrong before stage ``first`` (from 0); a run that goes on has told it."""
-        if not self.recipe.diagnosis or (first > 0 and (self.folder / FINDINGS).is_file()):
+        if not self.recipe.diagnosis or (first > 0 and "before" in known_findings(self.folder)):
             return
         try:
             found = [finding for _, finding in diagnose_recipe(self.recipe, vectors=store is None)]
@@ -385,6 +387,8 @@ class _Run:
         is_done = text is not None and stored.get("of") == wanted
         # What could not be measured is tried again.
         is_done = is_done and not failures(stored["results"])
+        # What was found is looked for again where it cannot be read.
+        is_done = is_done and (not self.recipe.diagnosis or "after" in known_findings(self.folder))
         # One that is damaged is written again.
         is_done = is_done and all((o / "modules.json").is_file() and not export_damage(o) for o in outputs)
         self.processes.meet()  # before the main process writes what the others are looking at

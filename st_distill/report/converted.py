@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from st_distill.report.speed import BATCH, rate, resident, taken_since
+from st_distill.report.speed import BATCH, resident, taken_since
+from st_distill.timing import texts_per_second
 
 #: What each backend imports, which is no memory of the model's.
 _LIBRARIES = {
@@ -59,7 +60,7 @@ def main() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak of importing is forgotten, where Linux allows it
     before = resident()
     encode = _onnxruntime(folder, limit) if backend == "onnxruntime" else _sentence_transformer(backend, folder, limit)
-    speed = rate(encode, task["texts"])
+    speed = texts_per_second(encode, task["texts"], batch_size=BATCH)
     print(json.dumps({"texts_per_second": speed, "memory": taken_since(before)}), flush=True)
 
 

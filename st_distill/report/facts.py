@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from st_distill.figures import percent, scores_of, task_table
 from st_distill.recipe.schema import Images, ImageSource, Recipe, TeacherSpec, Texts
 from st_distill.report.run import Run
 from st_distill.report.speed import Speed
@@ -36,32 +36,28 @@ def headline(results: Mapping[str, Any], speeds: Sequence[Speed]) -> list[Fact]:
     """The few figures that decide: quality at the full dimension, size, speed."""
     facts = []
     models = results.get("models") or {}
-    if fidelity := results.get("fidelity"):
-        dim = _largest(fidelity["spearman"])
-        own = fidelity["spearman"][dim]
-        note = f"Spearman's correlation with the teachers' similarities, times 100, {dim} dimensions"
-        facts.append(Fact("Agreement", _percent(own), note))
-    for task, metric, name, unit in (
-        ("retrieval", "ndcg@10", "Retrieval", "nDCG@10"),
-        ("similarity", "spearman", "Sentence similarity", "Spearman's correlation"),
+    for metric, name, unit in (
+        ("spearman", "Agreement", "Spearman's correlation with the teachers' similarities"),
+        ("ndcg@10", "Retrieval", "nDCG@10"),
+        ("sts", "Sentence similarity", "Spearman's correlation"),
     ):
-        if not results.get(task):
+        scores = scores_of(results, metric)
+        if not scores:
             continue
-        scores = {model: own[metric] for model, own in results[task]["scores"].items() if own[metric]}
-        dim = _largest(scores["student"])
-        own = scores["student"][dim]
-        rivals = {model: other[dim] for model, other in scores.items() if model != "student" and other.get(dim)}
+        own = scores.pop("student")
+        dim = _largest(own)
         note = f"{unit}, times 100, {dim} dimensions"
+        rivals = {model: score for model, other in scores.items() if (score := other.get(dim)) is not None}
         if rivals:
             best = max(rivals, key=lambda model: rivals[model])
-            note += f"; {best}: {100 * rivals[best]:.1f}"
-        facts.append(Fact(name, "-" if own is None else f"{100 * own:.1f}", note))
+            note += f"; {best}: {percent(rivals[best])}"
+        facts.append(Fact(name, percent(own[dim]), note))
     if images := results.get("images"):
         key = [key for key in images if key.startswith("recall@")][-1]
         dim = _largest(images[key])
         chance = 100 * images[key.replace("recall", "chance")]
         note = f"{key} among {images['images']:,} pictures, {dim} dimensions; chance: {chance:.1f} %"
-        found = _percent(images[key][dim])
+        found = percent(images[key][dim])
         facts.append(Fact("Text to image", found if found == "-" else f"{found} %", note))
     if "student" in models:
         own = models["student"]["parameters"]
@@ -80,10 +76,6 @@ def headline(results: Mapping[str, Any], speeds: Sequence[Speed]) -> list[Fact]:
             note += f"; {slowest}: {others[slowest]:,.0f}"
         facts.append(Fact("Speed", f"{rates['student']:,.0f}", note))
     return facts
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None or math.isnan(share) else f"{100 * share:.1f}"
 
 
 def _parameters(count: int) -> str:
@@ -233,17 +225,16 @@ def storage_rows(run: Run) -> Table:
 
 
 def task_rows(results: Mapping[str, Any]) -> Table | None:
-    """The main metric of each task times 100, at each dimension; None where no tasks were measured."""
+    """The rows of `st_distill.figures.task_table`, their words in one; None where no tasks were measured."""
     measured = results.get("tasks")
     if not measured or not measured["tasks"]:
         return None
-    places = [(str(dim), precision) for precision in measured["precisions"] for dim in measured["dims"]]
-    rows = []
-    for task in measured["tasks"]:
-        scores = [task["scores"][dim][precision][task["metric"]] for dim, precision in places]
-        told = ["-" if score is None else f"{100 * score:.1f}" for score in scores]
-        rows.append((f"{task['name']} ({task['kind'].replace('_', ' ')}, {task['metric']})", *told))
-    return Table(("Task", *(dim for dim, _ in places)), rows)
+    headers, rows = task_table(measured)
+    named = []
+    for name, kind, metric, *figures in rows:
+        of = ", ".join(word for word in (kind.replace("_", " "), metric) if word)
+        named.append((f"{name} ({of})" if of else name, *figures))
+    return Table(("Task", *headers), named)
 
 
 def _dims(run: Run) -> list[int]:

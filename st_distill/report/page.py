@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
@@ -18,6 +19,7 @@ from st_distill.environment import environment
 from st_distill.errors import MissingExtraError, one_line
 from st_distill.evaluation.failures import failures
 from st_distill.exporting import load_student
+from st_distill.figures import scores_of
 from st_distill.files import remove_abandoned, write_bytes, write_text
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.measuring import measure, texts_and_vectors
@@ -50,6 +52,7 @@ _SPEED_TEXTS = 128
 #: Parameters up to which a teacher is converted for other backends too; beyond, that takes longer than it tells.
 _EXPORTED = 500_000_000
 _BEFORE = "before training"
+_PAGE = "index.html"
 
 
 @dataclass
@@ -90,21 +93,22 @@ def write_page(
         OSError: where the report cannot be written.
         MissingExtraError: where matplotlib or jinja2 are not installed.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError:
-        raise MissingExtraError("jinja2", extra="report", purpose="The report") from None
+    for package in ("jinja2", "matplotlib"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise MissingExtraError(package, extra="report", purpose="The report") from None
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     found_run = read_run(run)
     target = Path(folder) if folder is not None else found_run.folder / "report"
-    if any(path.exists() and not path.is_dir() for path in (target, target / "pictures")):
-        raise NotADirectoryError(
-            f"The 'folder' must be a folder to write the report to. Got the file {target} instead."
-        )
-    (target / "pictures").mkdir(parents=True, exist_ok=True)  # where nothing can be written, before the long part
+    for written in (target, target / "pictures"):
+        _require_writable(written)
+    (target / "pictures").mkdir(parents=True, exist_ok=True)
     for written in (target, target / "pictures"):
         remove_abandoned(written)
-    training = _training_pictures(found_run)  # before the long part, because it is here that matplotlib may be missing
     found = _collect(found_run, speed=speed)
+    training = _training_pictures(found_run)
     quality = _quality_pictures(found_run.results, found.before)
     scatter = _scatter(found_run.results, found)
     speeds = _speed_picture(found_run.results, found.speeds)
@@ -146,8 +150,25 @@ def write_page(
         ran_on=found_run.environment,
         made_on=environment(),
     )
-    write_text(target / "index.html", page)
-    return target / "index.html"
+    write_text(target / _PAGE, page)
+    return target / _PAGE
+
+
+def _require_writable(folder: Path) -> None:
+    """Whether a part of the report can be written, looked at before the work whose result goes there."""
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise NotADirectoryError(
+            f"The report cannot be written to {folder}: {nearest} is no folder. Name another place with --out."
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"The report cannot be written to {folder}: the folder {nearest} is not writable. Name another place with --out."
+        )
+    if (page := folder / _PAGE).is_dir():
+        raise IsADirectoryError(
+            f"The report cannot be written to {folder}: {page} is a folder. Remove it, or name another place with --out."
+        )
 
 
 def _title(run: Run) -> str:
@@ -187,16 +208,16 @@ def _quality_pictures(results: Mapping[str, Any], before: Mapping[str, Any]) -> 
             if cut := fidelity.get("teachers_cut", {}).get(key):
                 series["teachers, cut"] = cut
             pictures.append(by_dimension(f"fidelity-{key}", title, label, series))
-    for task, metric, title, label in (
-        ("retrieval", "ndcg@10", "Retrieval: a query finds its document", "nDCG@10"),
-        ("similarity", "spearman", "Similarity of sentence pairs, against the given scores", "Spearman's correlation"),
+    for metric, name, title, label in (
+        ("ndcg@10", "retrieval", "Retrieval: a query finds its document", "nDCG@10"),
+        ("sts", "similarity", "Similarity of sentence pairs, against the given scores", "Spearman's correlation"),
     ):
-        if measured := results.get(task):
-            series = {"student": measured["scores"]["student"][metric]}
-            if before.get(task):
-                series[_BEFORE] = before[task]["scores"]["student"][metric]
-            series |= {model: scores[metric] for model, scores in measured["scores"].items()}
-            pictures.append(by_dimension(task, title, label, {model: own for model, own in series.items() if own}))
+        if measured := scores_of(results, metric):
+            series = {"student": measured["student"]}
+            if start := scores_of(before, metric):
+                series[_BEFORE] = start["student"]
+            series |= measured
+            pictures.append(by_dimension(name, title, label, {model: own for model, own in series.items() if own}))
     if images := results.get("images"):
         for key in (key for key in images if key.startswith("recall@")):
             title = f"Text to image: the right one among the first {key.removeprefix('recall@')}"
@@ -208,7 +229,7 @@ def _quality_pictures(results: Mapping[str, Any], before: Mapping[str, Any]) -> 
 def _scatter(results: Mapping[str, Any], found: _Found) -> Picture | None:
     if not found.pairs:
         return None
-    scores = (results.get("fidelity") or {}).get("spearman") or {}
+    scores = scores_of(results, "spearman").get("student")
     correlation = scores[max(scores, key=int)] if scores else None
     return similarity_scatter(
         "similarities", "Similarity of two texts, student against teachers", found.pairs, correlation
@@ -270,7 +291,7 @@ def _collect(run: Run, *, speed: bool) -> _Found:
 def _compare(recipe: Recipe, student: SentenceTransformer, run: Run, found: _Found) -> None:
     if recipe.evaluation is None or recipe.evaluation.texts is None or not recipe.teachers:
         raise ValueError("the recipe's evaluation has no held-out texts")
-    teacher = teacher_view(recipe, TeacherStore.open(recipe.work_folder / "teachers"))
+    teacher = teacher_view(recipe, TeacherStore.open(run.folder / "teachers"))
     texts, vectors = texts_and_vectors(recipe.evaluation.texts, teacher)
     first: dict[str, int] = {}
     for row, text in enumerate(texts):
@@ -297,7 +318,7 @@ def _measure_start(recipe: Recipe, student: SentenceTransformer, run: Run, found
         raise ValueError("the run's folder has no start")
     teacher = None
     if evaluation.texts is not None and recipe.teachers:
-        teacher = teacher_view(recipe, TeacherStore.open(recipe.work_folder / "teachers"))
+        teacher = teacher_view(recipe, TeacherStore.open(run.folder / "teachers"))
     start = load_student(run.stage_model(-1))
     found.before = measure(
         start, recipe, replace(evaluation, teachers=False, images=None, tasks=[]), teacher, speed=False

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import PIL.Image
 
-from st_distill.errors import MissingExtraError
+from st_distill.figures import defined
 from st_distill.report.samples import Retrieved, Thumbnail
 
 if TYPE_CHECKING:
@@ -82,10 +82,8 @@ def _figure(width: float = _WIDTH, height: float = _HEIGHT) -> tuple[Figure, Axe
 
 
 def _style() -> Any:
-    try:
-        from matplotlib import rc_context
-    except ImportError:
-        raise MissingExtraError("matplotlib", extra="report", purpose="The report") from None
+    from matplotlib import rc_context
+
     return rc_context(
         {
             "svg.fonttype": "none",  # letters stay letters: smaller, sharper, and in the page's font
@@ -189,9 +187,10 @@ def by_dimension(
     Args:
         name, title: as in `Picture`.
         label: of the axis of scores.
-        series: model to (dimension, in decimal digits, to score); a score may be None or absent.
+        series: model to (dimension, in decimal digits, to score); a score may be None, NaN or absent.
         chance: the score of a guess, drawn as a level line; None: no line.
     """
+    series = {model: defined(scores) for model, scores in series.items()}
     dims = sorted({dim for scores in series.values() for dim in scores}, key=int)
     places = {dim: place for place, dim in enumerate(dims)}
     with _style():
@@ -225,7 +224,7 @@ def _of_dimensions(label: str, series: Mapping[str, Mapping[str, float | None]],
             if len(known) > 1:
                 span += f", {_number(scores[known[-1]])} at {known[-1]}"
             parts.append(f"{model} {span}")
-    return f"Line chart of {label} against dimensions: {'; '.join(parts)}."
+    return f"Line chart of {label} against dimensions: {'; '.join(parts) or 'no score is known'}."
 
 
 def over_steps(name: str, title: str, history: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> Picture:

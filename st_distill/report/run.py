@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from st_distill.files import sha256
-from st_distill.recipe.diagnose import all_findings
+from st_distill.recipe.diagnose import all_findings, read_findings
 from st_distill.recipe.load import load_recipe
+from st_distill.recipe.progress import is_term
 from st_distill.recipe.schema import Recipe
 from st_distill.recipe.state import RunState, read_results
 
 __all__ = ["Run", "read_run"]
-
-#: What a trainer logs beside the terms of the loss.
-_NO_TERM = {"loss", "grad_norm", "learning_rate", "epoch", "step", "num_input_tokens_seen"}
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,7 @@ class StageRun:
     def terms(self) -> list[str]:
         """The terms that the stage's loss consists of, "loss" (their sum) before them."""
         keys = {key: None for entry in self.history for key in entry if "loss" in entry}
-        terms = [key for key in keys if key not in _NO_TERM and not key.startswith("eval_")]
-        return ["loss", *terms]
+        return ["loss", *filter(is_term, keys)]
 
 
 @dataclass(frozen=True)
@@ -101,6 +98,6 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         stages=tuple(stages),
         results=stored.get("results", {}),
         environment=stored.get("environment", {}),
-        findings=all_findings(folder, state.stages),
+        findings=all_findings(read_findings(folder), state.stages),
         recipe_changed=recipe_path.is_file() and state.recipe is not None and sha256(recipe_path) != state.recipe,
     )

@@ -8,22 +8,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from st_distill.timing import texts_per_second
+
 __all__ = ["Speed", "measure_speed", "missing_backends"]
 
 #: Texts encoded at a time.
 BATCH = 32
-#: Passes over the texts; the median counts.
-_PASSES = 3
 #: Seconds after which a converted model that has not encoded the texts is given up.
 _LONGEST = 900
 #: What each backend besides torch needs, and the line that installs it. ONNX and OpenVINO are sentence-transformers' own.
@@ -139,7 +137,9 @@ def _measured(job: Mapping[str, Any], texts: Sequence[str]) -> Speed:
 def _torch(arguments: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
     before = resident()
     model = _loaded(**arguments)
-    speed = rate(lambda batch: model.encode(batch, batch_size=BATCH, show_progress_bar=False), texts)
+    speed = texts_per_second(
+        lambda batch: model.encode(batch, batch_size=BATCH, show_progress_bar=False), texts, batch_size=BATCH
+    )
     return {"texts_per_second": speed, "memory": taken_since(before), "device": str(model.device)}
 
 
@@ -165,17 +165,6 @@ def _loaded(max_seq_length: int | None = None, **arguments: Any) -> Any:
     if max_seq_length is not None:
         model.max_seq_length = max_seq_length
     return model
-
-
-def rate(encode: Callable[[Sequence[str]], Any], texts: Sequence[str]) -> float:
-    """Texts per second, the median of three passes."""
-    encode(texts[:BATCH])  # the first batch also pays for threads and memory
-    seconds = []
-    for _ in range(_PASSES):
-        start = time.perf_counter()
-        encode(texts)
-        seconds.append(time.perf_counter() - start)
-    return len(texts) / statistics.median(seconds)
 
 
 def resident() -> int | None:

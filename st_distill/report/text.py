@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from st_distill.figures import percent, quality_columns, task_table
 from st_distill.files import write_json, write_text
 
 __all__ = ["findings_report", "report", "task_report", "write_report"]
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _count(number: int, thing: str) -> str:
@@ -35,36 +32,30 @@ def _aligned(rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
 
 def _quality(results: Mapping[str, Any]) -> tuple[str, str] | None:
     """What the columns of the table by dimension mean, and the table."""
-    dims = [str(dim) for dim in results["dims"]]
+    columns = quality_columns(results)
+    if not columns:
+        return None
     notes: list[str] = []
-    columns: list[tuple[str, Mapping[str, float | None]]] = []
-    fidelity = results.get("fidelity")
-    if fidelity:
+    if fidelity := results.get("fidelity"):
         nearest = fidelity["neighbours"]
-        columns += [("spearman", fidelity["spearman"]), (f"overlap@{nearest}", fidelity["overlap"])]
         notes += [
             f"spearman: student's and teacher's similarities over pairs of {_count(fidelity['texts'], 'held-out text')}",
             f"overlap@{nearest}: of a text's {nearest} nearest by the teacher, how many the student has among its own",
         ]
-    retrieval = results.get("retrieval")
-    if retrieval:
-        columns += [(f"ndcg@10 {name}", scores["ndcg@10"]) for name, scores in retrieval["scores"].items()]
-        notes += [f"ndcg@10: retrieval, {_count(retrieval['pairs'], 'query and document pair')}"]
-    similarity = results.get("similarity")
-    if similarity:
-        columns += [(f"sts {name}", scores["spearman"]) for name, scores in similarity["scores"].items()]
-        notes += [f"sts: spearman with the given scores of {_count(similarity['pairs'], 'pair')}"]
-    if not columns:
-        return None
-    rows = [["dimensions", *(header for header, _ in columns)]]
-    rows += [[dim, *(_percent(scores.get(dim)) for _, scores in columns)] for dim in dims]
+    if retrieval := results.get("retrieval"):
+        notes.append(f"ndcg@10: retrieval, {_count(retrieval['pairs'], 'query and document pair')}")
+    if similarity := results.get("similarity"):
+        notes.append(f"sts: spearman with the given scores of {_count(similarity['pairs'], 'pair')}")
+    headers = [column.metric if column.model is None else f"{column.metric} {column.model}" for column in columns]
+    rows = [["dimensions", *headers]]
+    rows += [[dim, *(percent(column.scores.get(dim)) for column in columns)] for dim in map(str, results["dims"])]
     return "\n".join(notes), _aligned(rows)
 
 
 def _images(images: Mapping[str, Any], dims: Sequence[int]) -> str:
     at = [key for key in images if key.startswith("recall@")]
-    rows = [["dimensions", *at], *([str(dim), *(_percent(images[key][str(dim)]) for key in at)] for dim in dims)]
-    rows.append(["chance", *(_percent(images[key.replace("recall", "chance")]) for key in at)])
+    rows = [["dimensions", *at], *([str(dim), *(percent(images[key][str(dim)]) for key in at)] for dim in dims)]
+    rows.append(["chance", *(percent(images[key.replace("recall", "chance")]) for key in at)])
     return (
         f"Text to image: {_count(images['captions'], 'caption')} among {_count(images['images'], 'unseen image')}\n\n"
         + _aligned(rows)
@@ -134,27 +125,9 @@ def task_report(results: Mapping[str, Any]) -> str:
     Args:
         results: what ``st_distill.evaluation.evaluate_tasks`` returned, or the same read back from JSON.
     """
-    places = [(str(dim), precision) for precision in results["precisions"] for dim in results["dims"]]
-    headers = [dim if precision == "float32" else f"{dim} {precision}" for dim, precision in places]
-    rows = [["task", "kind", "metric", *headers]]
-
-    def average(label: str, kind: str, find: Callable[[Mapping[str, Any]], float | None]) -> None:
-        means = [_percent(find(results["averages"][dim][precision])) for dim, precision in places]
-        rows.append([label, kind, "", *means])
-
-    by_kind: dict[str, list[Mapping[str, Any]]] = {}
-    for task in results["tasks"]:
-        by_kind.setdefault(task["kind"], []).append(task)
-    for kind, tasks in by_kind.items():
-        for task in tasks:
-            scores = [task["scores"][dim][precision][task["metric"]] for dim, precision in places]
-            rows.append([task["name"], kind, task["metric"], *map(_percent, scores)])
-        if len(tasks) > 1:
-            average(f"mean of {len(tasks)}", kind, lambda means, kind=kind: means["kinds"][kind])  # type: ignore[misc]
-    if len(by_kind) > 1:
-        average("mean of tasks", "", lambda means: means["tasks"])
-        average("mean of kinds", "", lambda means: means["mean of kinds"])
-    parts = ["Tasks by dimension, times 100", _aligned(rows, words=3)] if results["tasks"] else []
+    headers, rows = task_table(results)
+    table = [["task", "kind", "metric", *headers], *rows]
+    parts = ["Tasks by dimension, times 100", _aligned(table, words=3)] if rows else []
     if results.get("failed"):
         parts.append(_not_measured(results["failed"]))
     return "\n\n".join(parts)

@@ -9,10 +9,10 @@ from datasets import Dataset
 from lookup import lookup, random_table
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
+from st_distill import timing
 from st_distill.evaluation import (
     TeacherFidelityEvaluator,
     evaluate,
-    measure,
     model_size,
     retrieval_evaluator,
     throughput,
@@ -63,7 +63,7 @@ def test_throughput_is_the_median_pass(monkeypatch):
     model = lookup(table)
     # Three passes of 2, 1 and 4 seconds.
     clock = iter([0.0, 2.0, 10.0, 11.0, 20.0, 24.0])
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     assert throughput(model, list(table), batch_size=4) == 3
     assert len(model[0].seen) == 4 + 3 * 6
     with pytest.raises(ValueError, match="at least one text"):

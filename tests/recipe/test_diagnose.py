@@ -151,6 +151,7 @@ def test_tasks_of_a_recipe_are_measured_at_its_dimensions(healthy, folder):
     assert row.endswith(
         f"| {100 * measured['tasks'][1]['scores']['24']['float32']['spearman_cosine']:.1f} | {figure:.1f} |"
     )
+    assert f"| mean of 2 | sts |  | {row.split()[-4]} | {figure:.1f} |" in card
     assert "name: two, 8 dimensions" in card
 
 
@@ -248,5 +249,9 @@ def test_what_a_run_finds_is_told_and_written(make_recipe, folder, caplog):
     assert told.startswith("What looks wrong\n\nvectors of other texts (before training): of 64 texts, ")
     assert "\n  What to do: take a third of the learning rate" in told
     # A run that is there already says the same, and so does its report.
+    assert run(recipe, resume=True, show_progress=False).findings == result.findings
+    assert list(read_run(folder / "ill-run").findings) == result.findings
+    # What cannot be read is looked for again.
+    (folder / "ill-run" / "findings.json").write_text('{"before": [')
     assert run(recipe, resume=True, show_progress=False).findings == result.findings
     assert list(read_run(folder / "ill-run").findings) == result.findings

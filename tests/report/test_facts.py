@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from st_distill.evaluation.results import with_averages
 from st_distill.recipe import Recipe
-from st_distill.report.facts import headline, origin, size_rows, stage_rows, storage_rows
+from st_distill.report import task_report
+from st_distill.report.facts import headline, origin, size_rows, stage_rows, storage_rows, task_rows
 from st_distill.report.run import Run, StageRun
 from st_distill.report.speed import Speed
 
@@ -48,9 +50,41 @@ def test_the_figures_that_decide():
 
 @pytest.mark.parametrize("score", [None, float("nan")])
 def test_a_figure_that_is_no_number_is_a_dash(score):
-    images = {"images": 4, "captions": 4, "recall@1": {"20": score}, "chance@1": 0.25}
-    results = {"fidelity": {"spearman": {"20": score}}, "images": images}
-    assert [fact.value for fact in headline(results, [])] == ["-", "-"]
+    scores = {"20": score}
+    results = {
+        "fidelity": {"neighbours": 3, "spearman": scores, "overlap": scores},
+        "retrieval": {"scores": {model: {"ndcg@10": scores} for model in ("student", "a")}},
+        "similarity": {
+            "scores": {"student": {"spearman": scores}, "a": {"spearman": scores}, "b": {"spearman": {"20": 0}}}
+        },
+        "images": {"images": 4, "captions": 4, "recall@1": scores, "chance@1": 0.25},
+    }
+    facts = headline(results, [])
+    assert [fact.value for fact in facts] == ["-", "-", "-", "-"]
+    assert facts[1].note == "nDCG@10, times 100, 20 dimensions"
+    assert facts[2].note == "Spearman's correlation, times 100, 20 dimensions; b: 0.0"
+
+
+def test_tasks_have_the_rows_of_the_text():
+    def task(name: str, kind: str, score: float) -> dict:
+        scores = {"20": {"float32": {"main": score}, "int8": {"main": score}}}
+        return {"name": name, "kind": kind, "metric": "main", "scores": scores}
+
+    tasks = [task("a", "sts", 0.5), task("b", "sts", 0.7), task("c", "pair_classification", 0.2)]
+    measured = with_averages({"dims": [20], "precisions": ["float32", "int8"], "tasks": tasks})
+    table = task_rows({"tasks": measured})
+    assert table.header == ("Task", "20", "20 int8")
+    assert table.rows == [
+        ("c (pair classification, main)", "20.0", "20.0"),
+        ("a (sts, main)", "50.0", "50.0"),
+        ("b (sts, main)", "70.0", "70.0"),
+        ("mean of 2 (sts)", "60.0", "60.0"),
+        ("mean of tasks", "46.7", "46.7"),
+        ("mean of kinds", "40.0", "40.0"),
+    ]
+    told = [line.split()[-2:] for line in task_report(measured).splitlines()[4:]]
+    assert told == [list(row[1:]) for row in table.rows]
+    assert task_rows({"tasks": {**measured, "tasks": []}}) is None
 
 
 def test_the_origin_names_no_folders_but_those_that_tell_apart():
@@ -104,7 +138,7 @@ def test_a_million_vectors():
 def test_stages():
     history = (
         {"step": 1, "loss": 4.0, "cosine": 1.0},
-        {"step": 20, "loss": 2.5, "learning_rate": 0.1},
+        {"step": 20, "loss": 2.5, "learning_rate": 0.1, "total_flos": 1e9},
         {"eval_x": 1.0},
     )
     done = StageRun("all", True, {"train_runtime": 90.0, "train_samples_per_second": 1600.0}, history)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shutil
 import sys
@@ -15,6 +16,7 @@ from report_material import TEACHER
 from st_distill.cli import main
 from st_distill.errors import MissingExtraError
 from st_distill.files import read_record, write_record
+from st_distill.report import page as report_page
 from st_distill.report.page import write_page
 from st_distill.report.speed import resident
 
@@ -206,14 +208,39 @@ def test_what_lies_where_the_report_goes(finished_run, tmp_path):
     elements = Elements(write_page(tmp_path, tmp_path / "page", speed=False))
     assert "recipe.yaml has changed since" in elements.text
     assert [path.name for path in pictures.iterdir() if path.suffix == ".tmp"] == []
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(
-        NotADirectoryError, match="must be a folder to write the report to. Got the file .*file instead"
-    ):
-        write_page(tmp_path, tmp_path / "file")
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(ValueError, match="results.json must hold a run's results"):
         write_page(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "reason"),
+    [
+        ("file", NotADirectoryError, "cannot be written to {0}/file: {0}/file is no folder"),
+        ("file/page", NotADirectoryError, "cannot be written to {0}/file/page: {0}/file is no folder"),
+        ("link", NotADirectoryError, "cannot be written to {0}/link: {0}/link is no folder"),
+        ("old", NotADirectoryError, "cannot be written to {0}/old/pictures: {0}/old/pictures is no folder"),
+        ("closed/new/page", PermissionError, "cannot be written to {0}/closed/new/page: the folder {0}/closed is not"),
+        (
+            "taken",
+            IsADirectoryError,
+            "cannot be written to {0}/taken: {0}/taken/index.html is a folder. Remove it, or n",
+        ),
+    ],
+)
+def test_a_place_that_cannot_be_is_told_before_the_work(place, error, reason, finished_run, tmp_path, monkeypatch):
+    for folder in ("old", "closed", "taken/index.html"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("file", "old/pictures"):
+        (tmp_path / file).write_text("x")
+    (tmp_path / "link").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    # The right to write is taken away like this, because root would keep it.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed")
+    monkeypatch.setattr(report_page, "_collect", lambda *arguments, **options: pytest.fail("the work has begun"))
+    with pytest.raises(error, match=re.escape(reason.format(tmp_path)) + ".*ame another place with --out"):
+        write_page(finished_run, tmp_path / place)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_what_is_no_run(tmp_path, capsys):
@@ -221,10 +248,49 @@ def test_what_is_no_run(tmp_path, capsys):
     assert "must be the work folder of a run, with a run.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("score", ["null", "NaN"])
+def test_figures_that_are_no_numbers_are_dashes(score, finished_run, tmp_path):
+    shutil.copy(finished_run / "run.json", tmp_path)
+    scores = f'"student": {{"M": {{"24": {score}, "8": 0.5}}}}, "large": {{"M": {{"24": {score}, "8": {score}}}}}'
+    parts = (("retrieval", "ndcg@10"), ("similarity", "spearman"))
+    told = ", ".join(f'"{part}": {{"pairs": 4, "scores": {{{scores.replace("M", metric)}}}}}' for part, metric in parts)
+    (tmp_path / "results.json").write_text(f'{{"results": {{"dims": [24, 8], {told}}}, "environment": {{}}}}')
+    page = write_page(tmp_path, speed=False)
+    elements = Elements(page)
+    assert "nDCG@10, times 100, 24 dimensions" in elements.text
+    assert "Line chart of nDCG@10 against dimensions: student 0.5 at 8 dimensions." in elements.text
+    assert not re.search(r"\bnan\b", elements.text, re.IGNORECASE)
+    assert page.read_text(encoding="utf-8").count('<th scope="row" dir="auto">24</th><td>-</td><td>-</td>') == 2
+
+
+def test_damaged_findings_are_told_and_not_left_out(finished_run, tmp_path, capsys):
+    shutil.copy(finished_run / "run.json", tmp_path)
+    (tmp_path / "findings.json").write_text('{"before": [')
+    assert main(["report", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"The file {tmp_path}/findings.json is not JSON. Remove it, and measure again with: st-distill run" in said
+    assert not (tmp_path / "report").exists()
+
+
 def test_a_missing_extra_says_what_to_install(finished_run, tmp_path, monkeypatch):
     shutil.copy(finished_run / "run.json", tmp_path)
     for package in ("jinja2", "matplotlib"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
-            with pytest.raises(MissingExtraError, match=re.escape("Run: pip install 'st-distill[report]'")):
+            line = f"needs {package}, which is not installed. Run: pip install 'st-distill[report]'"
+            with pytest.raises(MissingExtraError, match=re.escape(line)):
                 write_page(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_copied_run_is_compared_with_its_own_vectors(finished_run, tmp_path):
+    copy = shutil.copytree(finished_run, tmp_path / "copy-run", ignore=shutil.ignore_patterns("report"))
+    with (copy / "recipe.yaml").open("a") as file:
+        file.write(f"work: {tmp_path / 'gone'}\n")
+    elements = Elements(write_page(copy, tmp_path / "page", speed=False))
+    (absent,) = re.findall("What is not shown(.*?)What was distilled", elements.text, re.DOTALL)
+    changed = "the recipe as the run had it: recipe.yaml has changed since; what is shown is what it says now."
+    assert absent.strip() == changed
+    sections = [attributes["aria-labelledby"] for attributes in elements.of("section")]
+    assert {"agreement", "differences"} <= set(sections)
+    assert "before training 0." in elements.text

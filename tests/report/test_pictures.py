@@ -52,6 +52,13 @@ def test_scores_by_dimension():
         assert png.size == (1080, 700)
 
 
+@pytest.mark.parametrize("score", [None, float("nan")])
+def test_scores_that_are_not_known_are_dashes(score):
+    picture = by_dimension("similarity", "Similarity", "correlation", {"student": {"64": score, "8": score}})
+    assert picture.rows == (("64", "-"), ("8", "-"))
+    assert picture.description == "Line chart of correlation against dimensions: no score is known."
+
+
 def test_the_drawing_follows_the_page():
     name = 'a "quoted" <b> & $x_$ \x07'
     picture = bars("speed", name, "texts per second", {name: 10.0, "_hidden": 20.0})

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import subprocess
 import sys
 import types
 
@@ -47,6 +48,11 @@ def test_a_model_that_fails_leaves_the_others(only, make_student, tmp_path):
     assert whole.error is None
     assert (whole.backend, whole.device) == ("torch", "cpu")
     assert whole.texts_per_second > 0
+
+
+def test_a_converted_model_is_measured_beside_nothing_else():
+    code = "import sys, st_distill.report.converted; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

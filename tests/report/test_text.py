@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from st_distill.report import findings_report, report, write_report
 
 
@@ -72,9 +74,10 @@ def test_what_failed_stands_below_what_was_measured():
     ]
 
 
-def test_what_was_not_measured_is_left_out():
+@pytest.mark.parametrize("score", [None, float("nan")])
+def test_what_was_not_measured_is_left_out(score):
     assert report({"dims": [32]}) == ""
-    similarity = {"pairs": 5, "scores": {"student": {"spearman": {"32": None}}}}
+    similarity = {"pairs": 5, "scores": {"student": {"spearman": {"32": score}}}}
     assert report({"dims": [32], "similarity": similarity}).splitlines() == [
         "Quality by dimension, times 100",
         "",
