@@ -63,6 +63,7 @@ def main() -> None:
         command.add_argument("--split", choices=["dev", "test"], default="test")
         command.add_argument("--steps", type=int, help="of what was trained, only runs of so many steps")
         command.add_argument("--batch", type=int, help="of what was trained, only runs of so many pairs a step")
+    plot.add_argument("--pictures", type=Path, help="where they go; the output folder by default")
     table.add_argument("--student", choices=list(RATES), default="3-layer")
     for command in (run, trial, table, plot):
         command.add_argument("--out", type=Path, default=Path("out/quality"))
@@ -76,7 +77,7 @@ def main() -> None:
             return
         from benchmarks.quality.plot import draw
 
-        draw(lines, options.split, options.out)
+        draw(lines, options.split, options.pictures or options.out)
         return
     shop = Workshop(options.out, options.data, options.teacher, rows=options.rows)
     for split in options.splits:
