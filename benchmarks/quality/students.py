@@ -16,7 +16,7 @@ from benchmarks.quality.tasks import TOKENS, Task, all_texts
 from st_distill.recipe.schema import Student
 
 #: Layers of the teacher that a student keeps; none: a static embedding of its tokens.
-LAYERS = {"3-layer": [0, 2, 5], "1-layer": [0], "static": None}
+LAYERS = {"3-layer": [0, 2, 5], "1-layer": [5], "static": None}
 
 
 def start(name: str, teacher: str, out: Path, *, layers: list[int] | None = None) -> Student:

@@ -212,8 +212,8 @@ class Projection(Part):
         default=None,
         metadata=about(
             "ridge: closed-form regression of the teacher's vectors; random; identity: the pooled vector itself, on the axes "
-            "of the rotation. By default identity for a student that is its one teacher with half of the layers or more, "
-            "the last among them, and ridge for any other"
+            "of the rotation. By default identity for a student made of its one teacher's layers, the last among them, and "
+            "ridge for any other"
         ),
     )
     rotation: Literal["none", "random", "principal", "learned"] = field(

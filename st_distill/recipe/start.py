@@ -61,9 +61,7 @@ def chosen_start(
         return "ridge"
     if not facts.ends_pooled or facts.depth is None or max(spec.dims) > (facts.pooled or 0):
         return "ridge"
-    layers = range(facts.depth) if student.layers is None else student.layers
-    keeps_it = 2 * len(layers) >= facts.depth and layers[-1] == facts.depth - 1
-    return "identity" if keeps_it else "ridge"
+    return "identity" if student.layers is None or student.layers[-1] == facts.depth - 1 else "ridge"
 
 
 def start_student(
