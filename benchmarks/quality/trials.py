@@ -24,8 +24,9 @@ TRIALS: dict[str, dict[str, Any]] = {
         "stages": (("projection", 0.1), ("last-layer", 0.2), ("all", 0.7)),
         "overrides": tuple(f"stages.{name}.{change}" for name in _STAGES for change in (_PAPER, "cosine_dims=full")),
     },
-    "ridge-only": {"stages": (("projection", 1.0),), "steps": 1},
-    "start-identity": {"overrides": ("projection.start=identity",)},
+    # the start
+    "start-ridge": {"overrides": ("projection.start=ridge",)},
+    "ridge-only": {"stages": (("projection", 1.0),), "steps": 1, "overrides": ("projection.start=ridge",)},
     # the rotation of the teacher's space
     "rotation-random": {"overrides": ("projection.rotation=random",)},
     "rotation-none": {"overrides": ("projection.rotation=none",)},
