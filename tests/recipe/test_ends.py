@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 import pytest
 from datasets import Dataset, Features, Image, Value
+from huggingface_hub import ModelCard
 
 from st_distill.errors import RecipeError
+from st_distill.exporting import export, load_student
 from st_distill.recipe import Recipe, runner
 
 
@@ -86,6 +88,28 @@ def test_a_teacher_that_went_missing(recipe, after_training, tmp_path):
     results = json.loads((tmp_path / "out-run" / "results.json").read_text())["results"]
     assert [entry["name"] for entry in results["failed"]] == ["fidelity", "teacher large"]
     assert "must be a folder that exists" in results["failed"][0]["error"]
+
+
+def test_no_text_of_the_training_is_in_a_card(recipe, sentences, tmp_path):
+    pairs = {"anchor": sentences[:8], "positive": sentences[8:]}
+    Dataset.from_dict(pairs).to_parquet(tmp_path / "pairs.parquet")
+    first = recipe.stages[0]
+    also = [{"loss": "MultipleNegativesRankingLoss", "texts": str(tmp_path / "pairs.parquet")}]
+    fields = {name: getattr(recipe, name) for name in ("output", "student", "teachers", "texts", "projection")}
+    second = {"train": "all", "steps": 1, "batch": 8, "also": also, "arguments": first.arguments}
+    run(Recipe(**fields, stages=[first, second], evaluation=recipe.evaluation))
+    export(load_student(tmp_path / "out-run" / "stages" / "2-all" / "model"), tmp_path / "again")
+    cards = {path.parent.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("README.md")}
+    assert {"out", "again", "out-run/stages/1-projection/model", "out-run/stages/2-all/model"} <= set(cards)
+    shown = {name: [text for text in sentences if text in card] for name, card in cards.items()}
+    assert not any(shown.values()), shown
+    for name in ("out", "out-run/stages/2-all/model"):
+        assert ModelCard(cards[name]).data["widget"] == [
+            {
+                "source_sentence": "The weather is lovely today.",
+                "sentences": ["It's so sunny outside!", "He drove to the stadium."],
+            }
+        ]
 
 
 def test_no_picture_of_the_training_is_published_or_kept(recipe, vision, images, tmp_path):
