@@ -14,13 +14,19 @@ from huggingface_hub import ModelCard
 
 from st_distill.files import write_text
 
-__all__ = ["dimensions", "escaped", "markdown_table", "replace_sections", "section", "tell_usage", "usage"]
+__all__ = ["dimensions", "escaped", "markdown_table", "replace_sections", "section", "tell_usage", "usage", "widget"]
 
 #: sentence-transformers puts the repository's name in its place when a model is pushed to the hub.
 _MODEL_ID = "sentence_transformers_model_id"
 #: These stay at the end.
 _LAST = ("Additional Resources", "Citation")
 _TEXTS = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+
+
+def widget() -> list[dict[str, Any]]:
+    """What the hub shows a model with: texts that are nobody's, where sentence-transformers' trainer takes training texts."""
+    source, *others = _TEXTS
+    return [{"source_sentence": source, "sentences": others}]
 
 
 def tell_usage(folder: Path, description: Mapping[str, Any], prompts: Mapping[str, str]) -> None:

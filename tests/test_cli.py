@@ -205,6 +205,9 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
         (["eval", "{folder}/pairs.tsv", "{model}"], "is a model, where a task is expected"),
         (["eval", "{model}", "{recipe}", "{folder}/pairs.tsv"], "is a recipe, which is measured alone. Got 2 tasks"),
         (["eval", "{model}", "{recipe}", "--dims", "8"], "--dims is for tasks"),
+        (["eval", "{model}", "{recipe}", "--precisions", "int8"], "--precisions is for tasks"),
+        (["eval", "{model}", "{recipe}", "--batch-size", "8"], "--batch-size is for tasks"),
+        (["eval", "{model}", "{folder}/pairs.tsv", "--batch-size", "0"], "--batch-size must be a whole number from 1"),
         (["eval", "{model}", "{recipe}", "--set", "stages.0.learning_rate=-1"], "stages[0].learning_rate: must be"),
         (["embed", "{recipe}", "--set", "student.layers=[0, 9]"], "student.layers"),
         (["eval", "{model}", "{folder}/pairs.tsv", "--set", "output=x"], "--set changes a recipe, and none is given"),
@@ -271,6 +274,14 @@ def test_every_command_has_an_example(capsys):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
         assert f"example: st-distill {command} " in capsys.readouterr().out
+
+
+def test_eval_says_what_does_not_go_with_tasks_of_mteb(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["eval", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "or else validation or dev; not with mteb:NAME, which MTEB measures whole" in told
+    assert "or queries of a collection; not with mteb:NAME either" in told
 
 
 def test_as_a_module():

@@ -228,13 +228,23 @@ def _add_eval(commands) -> None:  # type: ignore[no-untyped-def]
     )
     _add_overrides(command)
     command.add_argument("--dims", type=_numbers, metavar="N,N", help="dimensions; the model's own by default")
-    command.add_argument("--precisions", type=_words, default=["float32"], help="of float32,int8,binary")
-    command.add_argument("--split", help="part of the data to measure on; test by default")
-    command.add_argument("--limit", type=int, metavar="N", help="the first so many rows of each task's data")
+    command.add_argument("--precisions", type=_words, metavar="A,B", help="of float32,int8,binary; float32 by default")
+    command.add_argument(
+        "--split",
+        metavar="NAME",
+        help="part of the data to measure on; test by default, or else validation or dev; not with mteb:NAME, which MTEB "
+        "measures whole",
+    )
+    command.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="the first so many rows of each task's data, or queries of a collection; not with mteb:NAME either",
+    )
     command.add_argument("--query-prompt", metavar="TEXT", help="before queries, instead of the model's own prompt")
     command.add_argument("--document-prompt", metavar="TEXT", help="before documents, likewise")
     command.add_argument("--text-prompt", metavar="TEXT", help="before any other text, likewise")
-    command.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts encoded at a time")
+    command.add_argument("--batch-size", type=int, metavar="N", help="texts encoded at a time; 32 by default")
     command.add_argument(
         "--json",
         metavar="FILE",

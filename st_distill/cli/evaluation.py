@@ -7,6 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from st_distill.cli.shared import checked_recipe, give_json, require_folder, tell_failed
+from st_distill.options import check_whole_number
+
+#: Options that a recipe says by itself.
+_OF_TASKS = (
+    "dims",
+    "precisions",
+    "split",
+    "limit",
+    "query_prompt",
+    "document_prompt",
+    "text_prompt",
+    "batch_size",
+    "csv",
+    "mteb_results",
+)
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -39,7 +54,7 @@ def _eval_recipe(options: argparse.Namespace, path: str) -> int:
     from st_distill.recipe.models import load_model
     from st_distill.report import report
 
-    for option in ("dims", "split", "limit", "query_prompt", "document_prompt", "text_prompt", "csv", "mteb_results"):
+    for option in _OF_TASKS:
         if getattr(options, option) is not None:
             raise ValueError(
                 f"The option --{option.replace('_', '-')} is for tasks; what a recipe measures stands in its 'evaluation'. "
@@ -82,18 +97,20 @@ def _eval_tasks(options: argparse.Namespace) -> int:
     # Everything that can be wrong is looked at before the first text is encoded.
     how: dict[str, Any] = {
         "dims": checked_dims(options.dims),
-        "precisions": checked_precisions(options.precisions),
+        "precisions": checked_precisions(["float32"] if options.precisions is None else options.precisions),
         "prompts": prompts,
     }
     if options.mteb_results is not None and not names:
         raise ValueError("The option --mteb-results is for tasks of MTEB, mteb:NAME, and none is given. Leave it out.")
     if options.mteb_results is not None and Path(options.mteb_results).is_file():
         raise NotADirectoryError(f"The --mteb-results must be a folder. Got the file {options.mteb_results} instead.")
+    batch_size = 32 if options.batch_size is None else options.batch_size
+    check_whole_number("--batch-size", batch_size)
     found = find_mteb_tasks(names) if names else []
-    tasks = [task for spec in specs for task in read_task(spec, batch_size=options.batch_size)]
+    tasks = [task for spec in specs for task in read_task(spec, batch_size=batch_size)]
     model = load_model(options.model)
     require_modalities(model, tasks, found)
-    measured = measure_tasks(model, tasks, found, batch_size=options.batch_size, folder=options.mteb_results, **how)
+    measured = measure_tasks(model, tasks, found, batch_size=batch_size, folder=options.mteb_results, **how)
     results = {"model": options.model, **measured}
     if options.json != "-":
         print(task_report(results))

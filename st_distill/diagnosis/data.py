@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
+from st_distill.diagnosis.arguments import check_list, check_name, check_text, shown
 from st_distill.diagnosis.finding import Finding
+from st_distill.options import is_number
 
 __all__ = ["diagnose_duplicates", "diagnose_overlap"]
-
-#: Characters of a text in a sentence.
-_SHOWN = 60
 
 
 def diagnose_duplicates(rows: Iterable[str | tuple[str, ...]], *, share: float = 0.05) -> list[Finding]:
@@ -25,19 +24,23 @@ def diagnose_duplicates(rows: Iterable[str | tuple[str, ...]], *, share: float =
 
     Raises:
         ValueError: for a share that is none.
-        TypeError: for one text in place of a list, or what is no text.
+        TypeError: for what is no list, and in it no text.
     """
     _check_share(share)
-    _check_list("rows", rows)
+    check_list("rows", rows)
     seen: set[bytes] = set()
     count = again = 0
     example = ""
     for row in rows:
+        if not isinstance(row, (str, tuple, list)) or row in ((), []):
+            raise TypeError(
+                f"A row must be a text, or a tuple of its texts. Got {shown(repr(row))} instead: leave it out, or write it so."
+            )
         texts = (row,) if isinstance(row, str) else row
         key = _key(*texts)
         if key in seen:
             again += 1
-            example = example or _shown(texts[0])
+            example = example or shown(texts[0])
         seen.add(key)
         count += 1
     if not again or again <= share * count:
@@ -68,16 +71,17 @@ def diagnose_overlap(
 
     Raises:
         ValueError: for a share that is none.
-        TypeError: for one text in place of a list, or what is no text.
+        TypeError: for what is no list, and in it no text.
     """
     _check_share(share)
-    _check_list("train", train)
-    _check_list("held_out", held_out)
+    check_list("train", train)
+    check_list("held_out", held_out)
+    check_name("what", what)
     wanted = {_key(text): text for text in held_out}
     met = {key for text in train if (key := _key(text)) in wanted}
     if not met or len(met) <= share * len(wanted):
         return []
-    example = _shown(next(text for key, text in wanted.items() if key in met))
+    example = shown(next(text for key, text in wanted.items() if key in met))
     return [
         Finding(
             name="evaluation texts in training",
@@ -90,27 +94,14 @@ def diagnose_overlap(
 
 
 def _check_share(share: float) -> None:
-    if not 0 <= share < 1:
+    if not is_number(share, 0) or share >= 1:
         raise ValueError(f"The 'share' must be from 0 to below 1. Got {share!r} instead.")
-
-
-def _check_list(name: str, texts: object) -> None:
-    if isinstance(texts, str):
-        raise TypeError(
-            f"The '{name}' must be a list of texts. Got the one text {_shown(texts)!r} instead: put it in a list."
-        )
 
 
 def _key(*texts: str) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"A text must be a str. Got {text!r} instead: leave it out, or write it as text.")
+        check_text(text)
         plain = " ".join(text.casefold().split()).encode("utf-8", "surrogatepass")
         digest.update(len(plain).to_bytes(8, "little") + plain)
     return digest.digest()
-
-
-def _shown(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

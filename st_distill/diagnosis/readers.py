@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from st_distill.diagnosis.arguments import check_list, check_name, check_text
 from st_distill.diagnosis.finding import Finding
 
 __all__ = ["Reader", "diagnose_prompts", "diagnose_reading", "prompts_of_card"]
@@ -44,9 +45,18 @@ class Reader:
 
     @classmethod
     def of(cls, model: Any, name: str, *, prompt: str = "") -> Self | None:
-        """The reader in a sentence-transformers model; None for one that has no tokenizer of transformers."""
+        """The reader in a sentence-transformers model; None for one that has no tokenizer of transformers.
+
+        Raises:
+            TypeError: for what is no such model.
+        """
+        from sentence_transformers import SentenceTransformer
         from transformers import PreTrainedTokenizerBase
 
+        if not isinstance(model, SentenceTransformer):
+            raise TypeError(
+                f"The 'model' must be a SentenceTransformer. Got {type(model).__name__} instead: load it first."
+            )
         tokenizer = getattr(model[0], "tokenizer", None)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             return None
@@ -63,9 +73,22 @@ def diagnose_reading(texts: Sequence[str], student: Reader, teacher: Reader) -> 
 
     Returns:
         Findings named "truncated differently" and "tokenised differently".
+
+    Raises:
+        TypeError: for what is no list, and in it no text, and for what is no `Reader`.
     """
+    check_list("texts", texts, indexed=True)
+    for name, reader in (("student", student), ("teacher", teacher)):
+        if not isinstance(reader, Reader):
+            raise TypeError(
+                f"The '{name}' must be a Reader. Got {type(reader).__name__} instead: Reader.of gives one of a model that "
+                "has a tokenizer of transformers, and None of another."
+            )
     step = max(1, len(texts) // _SAMPLE)
-    sample = [text for text in texts[::step][:_SAMPLE] if text.strip()]
+    sample = list(texts[::step][:_SAMPLE])
+    for text in sample:
+        check_text(text)
+    sample = [text for text in sample if text.strip()]
     if not sample:
         return []
     longest = max(reader.max_seq_length or 0 for reader in (student, teacher)) or None
@@ -158,7 +181,23 @@ def diagnose_prompts(
 
     Returns:
         Findings named "prompts missing".
+
+    Raises:
+        TypeError: for an argument of another kind.
     """
+    check_name("teacher", teacher)
+    if not isinstance(configured, Mapping):
+        raise TypeError(
+            f"The 'configured' must be a mapping from role to prompt. Got {type(configured).__name__} instead."
+        )
+    if isinstance(roles, (str, Mapping)) or not isinstance(roles, Collection):
+        raise TypeError(f"The 'roles' must be a list of roles, or of None. Got {roles!r} instead: put it in a list.")
+    if given is not None and not isinstance(given, (str, Mapping)):
+        raise TypeError(
+            f"The 'given' must be a prompt, a mapping from role to prompt, or None. Got {type(given).__name__} instead."
+        )
+    if card is not None:
+        check_name("card", card)
     if isinstance(given, str) or any(role in (given or {}) for role in roles):
         return []
     prompts = {role: prompt for role, prompt in configured.items() if prompt}

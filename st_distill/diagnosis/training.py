@@ -54,9 +54,14 @@ class DiagnosisCallback(TrainerCallback):
     Args:
         dimensions: whether a dimension without a gradient is a finding. Not where another training trains it.
         tell: called with each finding; default: a warning of the logger ``st_distill.diagnosis.training``.
+
+    Raises:
+        TypeError: for a ``tell`` that cannot be called.
     """
 
     def __init__(self, *, dimensions: bool = True, tell: Callable[[Finding], None] | None = None) -> None:
+        if tell is not None and not callable(tell):
+            raise TypeError(f"The 'tell' must be a function of a Finding, or None. Got {tell!r} instead.")
         self.findings: list[Finding] = []
         self._dimensions = dimensions
         self._tell = tell or (lambda finding: logger.warning("%s", finding))

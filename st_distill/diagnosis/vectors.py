@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from st_distill.diagnosis.arguments import as_matrix, check_list, check_name, check_text
 from st_distill.diagnosis.finding import Finding
+from st_distill.options import check_whole_number
 
 __all__ = ["diagnose_rows", "diagnose_vectors", "spread_of"]
 
@@ -53,10 +55,13 @@ def diagnose_vectors(vectors: Any, *, teacher: Any = None, of: str = "the studen
         Findings named "not a number", "collapsed" and "dimension not trained".
 
     Raises:
-        ValueError: for vectors that are no matrix, or not as many as the teacher's.
+        TypeError: for vectors that are no numbers, and an ``of`` that is no text.
+        ValueError: for vectors that are no matrix, or not as many as the teacher's, and a seed that is none.
     """
-    student = _matrix("vectors", vectors)
-    theirs = None if teacher is None else _matrix("teacher", teacher)
+    check_name("of", of)
+    check_whole_number("'seed'", seed, least=0)
+    student = as_matrix("vectors", vectors)
+    theirs = None if teacher is None else as_matrix("teacher", teacher)
     if theirs is not None and len(theirs) != len(student):
         raise ValueError(
             f"The 'teacher' must have a vector for each of the {len(student)} vectors. Got {len(theirs)} instead: give those "
@@ -68,6 +73,8 @@ def diagnose_vectors(vectors: Any, *, teacher: Any = None, of: str = "the studen
     finite = student.isfinite().all(dim=1)
     if not finite.all():
         return [not_a_number(f"{int((~finite).sum())} of {len(student)} of {of} vectors hold NaN or infinity")]
+    if theirs is not None and (bad := _unusable(theirs, "the teacher's")):
+        return bad
     if len(student) < 2:
         return []
     found = collapsed(student, theirs, of)
@@ -84,6 +91,21 @@ def not_a_number(seen: str) -> Finding:
         remedy="lower the learning rate and warm up (warmup_steps: 0.1); train in bf16 instead of fp16; then start the stage "
         "again, from before this step",
     )
+
+
+def _unusable(vectors: Tensor, of: str) -> list[Finding]:
+    """The finding of a teacher's vectors (rows, dim) that are not finite."""
+    bad = (~vectors.isfinite()).any(dim=1)
+    if not bad.any():
+        return []
+    return [
+        Finding(
+            name="not a number",
+            seen=f"{int(bad.sum())} of {len(vectors)} of {of} vectors hold NaN or infinity",
+            means="nothing can be learned from them, nor compared with them",
+            remedy="embed these texts again, in float32 or bf16 instead of fp16, or leave them out",
+        )
+    ]
 
 
 def collapsed(student: Tensor, teacher: Tensor | None, of: str) -> list[Finding]:
@@ -155,18 +177,25 @@ def diagnose_rows(texts: Sequence[str], vectors: Any, *, teacher: str = "the tea
         seed: of the sample of 512 texts.
 
     Returns:
-        Findings named "vectors of other texts".
+        Findings named "vectors of other texts" and "not a number".
 
     Raises:
-        ValueError: where there is not a vector for each text.
+        TypeError: for what is no list, and in it no text, for vectors that are no numbers, and a ``teacher`` that is no text.
+        ValueError: where there is not a vector for each text, and for a seed that is none.
     """
+    check_list("texts", texts, indexed=True)
+    check_name("teacher", teacher)
+    check_whole_number("'seed'", seed, least=0)
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-    theirs = _matrix("vectors", vectors)
+    theirs = as_matrix("vectors", vectors)
     if len(theirs) != len(texts):
         raise ValueError(f"The 'vectors' must be one for each of the {len(texts)} texts. Got {len(theirs)} instead.")
+    if bad := _unusable(theirs, f"{teacher}'s"):
+        return bad
     first: dict[str, int] = {}
     for place, text in enumerate(texts):
+        check_text(text)
         if text.strip():
             first.setdefault(text, place)
     places = np.array(list(first.values()), dtype=np.int64)
@@ -201,15 +230,3 @@ def diagnose_rows(texts: Sequence[str], vectors: Any, *, teacher: str = "the tea
             remedy="write texts and vectors into one table, or again in the same order, and give that",
         )
     ]
-
-
-def _matrix(name: str, vectors: Any) -> Tensor:
-    if not isinstance(vectors, Tensor):
-        # A tensor takes no array that is read backwards, and warns of one that cannot be written to, such as a file's.
-        vectors = np.require(vectors, requirements=["C", "W"])
-    matrix = torch.as_tensor(vectors).detach().float().cpu()
-    if matrix.ndim != 2:
-        raise ValueError(
-            f"The '{name}' must be a matrix of shape (texts, dim). Got the shape {tuple(matrix.shape)} instead."
-        )
-    return matrix

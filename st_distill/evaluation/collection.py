@@ -72,10 +72,7 @@ def collection(
         options: of the evaluator.
     """
     corpus, queries = parts["corpus"].load(), parts["queries"].load()
-    documents, questions = _texts(corpus, _CORPUS), _texts(queries, _QUERIES)
-    if "title" in corpus.columns:
-        titles = corpus.texts("title", missing="")
-        documents = {key: f"{title} {text}".strip() for (key, text), title in zip(documents.items(), titles)}
+    documents, questions = _texts(corpus, _CORPUS, title="title"), _texts(queries, _QUERIES)
     relevance = _relevance(judgements, queries, questions, corpus, documents)
     asked = [query for query in questions if any(degree > 0 for degree in relevance.get(query, {}).values())]
     if not asked:
@@ -86,9 +83,14 @@ def collection(
     return RetrievalEvaluator({query: questions[query] for query in asked[:limit]}, documents, relevance, **options)
 
 
-def _texts(table: Table, names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+def _texts(table: Table, names: Mapping[str, tuple[str, ...]], *, title: str | None = None) -> dict[str, str]:
+    """Name to text, behind what stands in the column ``title``, where there is one."""
     columns = _found(table, names)
-    ids, texts = table.ids(columns["id"]), table.texts(columns["text"])
+    ids, texts = table.ids(columns["id"]), table.texts(columns["text"], tell=False)
+    if title in table.columns:
+        titles = table.texts(title, missing="", tell=False)
+        texts = [f"{own} {text}".strip() for own, text in zip(titles, texts)]
+    table.tell_empty(columns["text"], texts)
     rows: dict[str, int] = {}
     for row, name in enumerate(ids):
         if (first := rows.setdefault(name, row)) != row:

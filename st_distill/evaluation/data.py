@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from st_distill.errors import one_line
 from st_distill.tables import FORMATS, text_rows
 
 __all__ = ["Part", "Table", "is_missing", "parts_of_hub", "parts_of_path", "sameness"]
+
+logger = logging.getLogger(__name__)
 
 #: Rows that a column is judged by.
 _SAMPLE = 1000
@@ -96,12 +99,26 @@ class Table:
                 )
         return values
 
-    def texts(self, column: str, *, missing: str | None = None) -> list[str]:
-        """The column's texts; what is missing is ``missing``, or, without, an error."""
+    def texts(self, column: str, *, missing: str | None = None, tell: bool = True) -> list[str]:
+        """The column's texts; what is missing is ``missing``, or, without, an error. Empty ones are told, see `tell_empty`."""
         texts = self._column(
             column, lambda value: isinstance(value, str) or (value is None and missing is not None), "a text"
         )
-        return [missing if text is None else text for text in texts]  # type: ignore[misc]
+        texts = [missing if text is None else text for text in texts]
+        if tell:
+            self.tell_empty(column, texts)
+        return texts
+
+    def tell_empty(self, column: str, texts: Sequence[str]) -> None:
+        """Log how many of a column's texts are empty, or nothing but spaces; ValueError where all are."""
+        count = sum(not text.strip() for text in texts)
+        if count and count == len(texts):
+            raise ValueError(
+                f"{self.source} must hold texts in column '{column}'. All {count} of them are empty: fill the column, or name "
+                "another one."
+            )
+        if count:
+            logger.warning("%s: %d of %d texts in column '%s' are empty.", self.source, count, len(texts), column)
 
     def ids(self, column: str) -> list[str]:
         """The column's names of rows, which some files have as numbers."""
@@ -136,8 +153,10 @@ class Table:
         return [[float(number(item)) for item in value] for value in values]  # type: ignore[arg-type]
 
     def text_lists(self, column: str) -> list[list[str]]:
-        """The column's lists of texts."""
-        return self._lists(column, lambda value: isinstance(value, str), "a list of texts")
+        """The column's lists of texts; empty texts are told."""
+        lists = self._lists(column, lambda value: isinstance(value, str), "a list of texts")
+        self.tell_empty(column, [text for texts in lists for text in texts])
+        return lists
 
     def _lists(self, column: str, fits: Callable[[Any], bool], wanted: str) -> list[list[Any]]:
         values = self._column(

@@ -13,7 +13,7 @@ from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from st_distill import __version__
-from st_distill.card import dimensions, escaped, markdown_table, replace_sections, section, usage
+from st_distill.card import dimensions, escaped, markdown_table, replace_sections, section, usage, widget
 from st_distill.evaluation.failures import failures
 from st_distill.exporting import DESCRIPTION
 from st_distill.figures import defined, percent, quality_columns, task_table
@@ -39,6 +39,8 @@ _MAY_BE_HUB = ("model", "dataset", "vision", "source", "tasks")
 _DATA_FILES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".yaml", ".yml", ".npy")
 #: What an error offers instead of a name that is not there: names of other files.
 _HINT = re.compile(r"[;,]? did you mean .*?\?(?=\s|$)")
+#: In an error's quotes: what has spaces in it, or was got, which may be a text or a label of the data.
+_OF_THE_DATA = re.compile(r"""(?<!\w)(?:(?<=Got )(['"]).+?\1|(['"])[^'"]*?\s.*?\2)(?!\w)""")
 #: In sentence-transformers' card: the names of the trainer's data.
 _TRAINING_DATA = re.compile(r"^- \*\*Training Datasets?:\*\*\n(?:[ \t]+- .*\n)+", re.MULTILINE)
 #: Letters of an identifier, at most; the hub has 96, and a number and a dimension come behind it.
@@ -106,6 +108,7 @@ def _metadata(
         "tags": list(dict.fromkeys([*(known.get("tags") or []), *tags])),
         "model_name": name,
         "eval_results": evaluation_results(recipe, results) or None,
+        "widget": widget(),
     }
     if datasets := [name for name in _datasets(recipe) if not Path(name).exists()]:
         fields["datasets"] = datasets
@@ -416,7 +419,7 @@ def _data(source: Texts | ImageSource) -> str:
 
 
 def _reason(sentence: str, recipe: Recipe) -> str:
-    """Why something was not measured, without the folders of this machine, and not longer than a line or two.
+    """Why something was not measured, without the data and the folders of this machine, and not longer than a line or two.
 
     The recipe's own paths become their last part. What has a slash in it then may be a path, of which nobody can tell where
     it begins, since folders have spaces in their names: it is not repeated.
@@ -427,6 +430,7 @@ def _reason(sentence: str, recipe: Recipe) -> str:
         place = rf"(?<![\w./\\-]){re.escape(path)}"
         sentence = re.sub(rf"{place}[/\\](?=\w)", "", sentence)
         sentence = re.sub(rf"{place}(?![\w-])", lambda _, path=path: Path(path).name, sentence)  # type: ignore[misc]
+    sentence = _OF_THE_DATA.sub("'…'", sentence)
     rest = sentence
     for name in names:
         rest = re.sub(rf"(?<![\w./\\-]){re.escape(name)}(?![\w./\\-])", "", rest)

@@ -56,7 +56,8 @@ def load_texts(source: Texts, *, labels: bool = False) -> datasets.Dataset:
     """The texts of a source, in its order: the chosen columns, or every column of texts.
 
     Parquet, save_to_disk folders and hub datasets stay on disk (parquet by way of the cache of `datasets`); jsonl, csv and
-    txt are held in memory. ``limit`` takes the first rows. Texts may be empty, which is logged with their number.
+    txt are held in memory. ``limit`` takes the first rows. Texts may be empty, or nothing but spaces, which is logged with
+    their number.
 
     Args:
         source: where the texts are.
@@ -282,7 +283,7 @@ def _checked(dataset: datasets.Dataset, source: Texts | ImageSource, names: list
                 raise ValueError(
                     f"Row {row} of {name_of(source)} has no text in column '{name}' (null). Fill it or remove the row."
                 )
-            empty[name] += pc.sum(pc.equal(pc.utf8_length(column), 0)).as_py() or 0
+            empty[name] += pc.sum(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)).as_py() or 0
         start += len(batch)
     for name, count in empty.items():
         if count:

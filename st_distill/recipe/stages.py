@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import itertools
 import json
 import math
 import shutil
@@ -16,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import sentence_transformers.sentence_transformer.losses as library_losses
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
@@ -26,6 +24,7 @@ from sentence_transformers.util.distributed import get_world_size
 from torch import nn
 from transformers.trainer_utils import SaveStrategy
 
+from st_distill.card import widget
 from st_distill.diagnosis import DiagnosisCallback
 from st_distill.losses import JasperDistill, TeacherRows
 from st_distill.recipe.adapters import add_adapters, merge_adapters
@@ -247,8 +246,11 @@ def run_stage(
         adapters = {name for name, _ in model.named_parameters() if "lora_" in name}
         trained = {name for name in trained if not name.startswith("0.")} | adapters
     with training_only(model, trained), dropout_of(model, stage.dropout):
-        # The trainer's examples for the card would be written to where the stage before was saved.
-        trainee.model_card_data.save_dir = None
+        card = trainee.model_card_data
+        # What is drawn from the training data for the card would be written to where the stage before was saved.
+        card.save_dir = None
+        # Where it has examples, none are drawn from the training data.
+        card.widget = widget()
         trainer = StageTrainer(
             model=trainee,
             args=args,
@@ -257,7 +259,7 @@ def run_stage(
             evaluator=evaluator if args.eval_strategy != "no" else None,
             callbacks=None if diagnosis is None else [diagnosis],
         )
-        _forget_pictures(trainee)
+        _forget_rows(trainee)
         show_progress_of(trainer, title, *_inputs(stage, data, args.train_batch_size * processes.count))
         is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         whole = copy.deepcopy(model).cpu() if is_sharded and processes.is_main else model
@@ -326,16 +328,11 @@ def _for_card(model: SentenceTransformer) -> dict[str, Any]:
     return found
 
 
-def _forget_pictures(model: SentenceTransformer) -> None:
-    """Have the card keep no pictures of the training data, which it would write beside the model, into ``assets``."""
-    card = model.model_card_data
-    if not all(isinstance(example, str) for example in card.usage_examples or []):
-        card.usage_examples = None
-    for dataset in card.train_datasets:
-        examples = itertools.chain.from_iterable(dataset.get("examples", {}).values())
-        if any(isinstance(example, PIL.Image.Image) for example in examples):
-            for key in ("examples", "examples_table"):
-                dataset.pop(key)
+def _forget_rows(model: SentenceTransformer) -> None:
+    """Have the card keep no rows of the training data, which may be private; pictures would be written beside the model."""
+    for dataset in model.model_card_data.train_datasets:
+        for key in ("examples", "examples_table"):
+            dataset.pop(key, None)
 
 
 def _as_in(

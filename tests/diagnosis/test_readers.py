@@ -71,3 +71,34 @@ def test_prompts_that_only_the_card_has():
     assert diagnose_prompts("teacher", {}, roles={None}, given={"query": "query: "}, card=card) != []
     assert diagnose_prompts("teacher", {}, roles={"query"}, given={"query": "query: "}, card=card) == []
     assert diagnose_prompts("teacher", {}, roles={None}, card="This model answers a query: any.") == []
+
+
+def test_arguments_of_another_kind(readers, texts):
+    student, teacher = readers(32, 128)
+    with pytest.raises(TypeError, match="The 'student' must be a Reader. Got NoneType instead: Reader.of gives"):
+        diagnose_reading(texts, None, teacher)
+    with pytest.raises(TypeError, match="The 'teacher' must be a Reader. Got str instead"):
+        diagnose_reading(texts, student, "teacher")
+    with pytest.raises(TypeError, match="The 'texts' must be a list of texts. Got NoneType instead"):
+        diagnose_reading(None, student, teacher)
+    with pytest.raises(TypeError, match="A text must be a str. Got None instead"):
+        diagnose_reading([*texts, None], student, teacher)
+    with pytest.raises(TypeError, match="The 'model' must be a SentenceTransformer. Got str instead"):
+        Reader.of("all-MiniLM-L6-v2", "the teacher")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"teacher": None}, "The 'teacher' must be a text. Got NoneType instead"),
+        ({"configured": None}, "The 'configured' must be a mapping from role to prompt. Got NoneType instead"),
+        ({"roles": "query"}, "The 'roles' must be a list of roles, or of None. Got 'query' instead"),
+        ({"roles": None}, "The 'roles' must be a list of roles, or of None. Got None instead"),
+        ({"given": ["query: "]}, "The 'given' must be a prompt, a mapping from role to prompt, or None. Got list"),
+        ({"card": 3}, "The 'card' must be a text. Got int instead"),
+    ],
+)
+def test_prompts_of_another_kind(given, told):
+    with pytest.raises(TypeError) as error:
+        diagnose_prompts(**{"teacher": "teacher 'e5'", "configured": CONFIGURED, "roles": {None}} | given)
+    assert str(error.value).startswith(told)

@@ -28,7 +28,7 @@ def test_overlap(texts):
     assert diagnose_overlap(texts, ["new", texts[3]], share=0.5) == []
 
 
-@pytest.mark.parametrize("share", [-0.1, 1])
+@pytest.mark.parametrize("share", [-0.1, 1, "0.5", None, float("nan")])
 def test_a_share_that_is_none(share):
     with pytest.raises(ValueError, match="The 'share' must be from 0 to below 1"):
         diagnose_duplicates([], share=share)
@@ -45,6 +45,26 @@ def test_what_is_no_list_of_texts():
         diagnose_overlap(["x"], "x")
     with pytest.raises(TypeError, match="A text must be a str. Got 1 instead"):
         diagnose_overlap([1], ["x"])
+    for given in (None, 3, b"abc", {"a": ["x"]}):  # such as a DatasetDict
+        wanted = f"must be a list of texts. Got {type(given).__name__} instead"
+        with pytest.raises(TypeError, match=f"The 'rows' {wanted}"):
+            diagnose_duplicates(given)
+        with pytest.raises(TypeError, match=f"The 'train' {wanted}"):
+            diagnose_overlap(given, ["x"])
+        with pytest.raises(TypeError, match=f"The 'held_out' {wanted}"):
+            diagnose_overlap(["x"], given)
+    with pytest.raises(TypeError, match="The 'what' must be a text. Got int instead"):
+        diagnose_overlap(["x"], ["x"], what=3)
+
+
+@pytest.mark.parametrize("row", [None, 3, (), {"text": "a"}])
+def test_what_is_no_row(row):
+    with pytest.raises(TypeError) as error:
+        diagnose_duplicates(["a", row])
+    told = f"A row must be a text, or a tuple of its texts. Got {row!r} instead: leave it out, or write it so."
+    assert str(error.value) == told
+    with pytest.raises(TypeError, match="A text must be a str. Got None instead"):
+        diagnose_duplicates([("a", None)])
 
 
 def test_a_finding_as_a_sentence():

@@ -125,3 +125,8 @@ def test_a_finding_is_told_once_and_by_the_logger(caplog):
     (record,) = caplog.records
     assert record.getMessage().startswith("not a number: the loss at step 20 is nan. That means: training has left")
     assert ". What to do: lower the learning rate" in record.getMessage()
+
+
+def test_what_tells_nothing():
+    with pytest.raises(TypeError, match="The 'tell' must be a function of a Finding, or None. Got 'print' instead"):
+        DiagnosisCallback(tell="print")

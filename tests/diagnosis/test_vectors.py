@@ -53,6 +53,17 @@ def test_a_dimension_that_says_nothing():
     assert diagnose_vectors(wide) == []
 
 
+def test_a_teacher_whose_numbers_are_none(vectors, texts):
+    teacher = vectors.copy()
+    teacher[[3, 5], 1] = np.nan
+    for found in (
+        diagnose_vectors(vectors, teacher=teacher),
+        diagnose_rows(texts, teacher, teacher="the teacher"),
+    ):
+        assert [finding.name for finding in found] == ["not a number"]
+        assert found[0].seen == "2 of 64 of the teacher's vectors hold NaN or infinity"
+
+
 def test_shuffled_rows(vectors, texts):
     for seed in range(2):
         (found,) = diagnose_rows(texts, np.random.default_rng(seed).permutation(vectors), teacher="teacher 'api'")
@@ -67,9 +78,65 @@ def test_rows_of_which_nothing_can_be_said(vectors, texts):
     assert diagnose_rows(numbers, vectors[::-1]) == []
 
 
+def test_vectors_as_every_kind_of_encode_gives_them(vectors, texts):
+    shuffled = np.random.default_rng(0).permutation(vectors)
+    tensors = [torch.tensor(vector, requires_grad=True) for vector in shuffled]
+    of_array = diagnose_rows(texts, shuffled)
+    assert [finding.name for finding in of_array] == ["vectors of other texts"]
+    for given in (tensors, torch.stack(tensors), torch.stack(tensors).to_sparse(), shuffled.tolist()):
+        assert diagnose_rows(texts, given) == of_array
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (None, "NoneType instead"),
+        ("vectors.npy", "str instead"),
+        ([[1.0, None]], "list of values that are no numbers instead"),
+        ([["1", "2"], ["3", "4"]], "list of texts instead"),
+        (np.ones((3, 2), np.complex64), "ndarray of complex64 instead"),
+        (torch.ones(3, 2, dtype=torch.complex64), "Tensor of torch.complex64 instead"),
+    ],
+)
+def test_what_holds_no_numbers(given, got, vectors, texts):
+    wanted = f"must be a matrix of numbers, of shape (texts, dim). Got {got}: give what model.encode gives."
+    with pytest.raises(TypeError) as error:
+        diagnose_vectors(given)
+    assert str(error.value) == f"The 'vectors' {wanted}"
+    with pytest.raises(TypeError) as error:
+        diagnose_rows(texts, given)
+    assert str(error.value) == f"The 'vectors' {wanted}"
+
+
+def test_a_teacher_that_is_only_named(vectors):
+    with pytest.raises(TypeError, match="The 'teacher' must be a matrix of numbers, .* Got str instead"):
+        diagnose_vectors(vectors, teacher="the teacher")
+
+
+def test_other_arguments_of_another_kind(vectors, texts):
+    with pytest.raises(TypeError, match="The 'of' must be a text. Got int instead"):
+        diagnose_vectors(vectors, of=3)
+    with pytest.raises(TypeError, match="The 'teacher' must be a text. Got ndarray instead"):
+        diagnose_rows(texts, vectors, teacher=vectors)
+    for diagnose in (diagnose_vectors, lambda *given, **options: diagnose_rows(texts, *given, **options)):
+        with pytest.raises(ValueError, match="The 'seed' must be a whole number from 0. Got 'x' instead"):
+            diagnose(vectors, seed="x")
+    for given in (None, 3, {"a": 1}, iter(texts)):
+        with pytest.raises(TypeError, match=f"The 'texts' must be a list of texts. Got {type(given).__name__} instead"):
+            diagnose_rows(given, vectors)
+    with pytest.raises(TypeError, match="The 'texts' must be a list of texts. Got the one text"):
+        diagnose_rows("x" * 64, vectors)
+    with pytest.raises(TypeError, match="A text must be a str. Got None instead"):
+        diagnose_rows([*texts[:-1], None], vectors)
+
+
 def test_what_is_no_matrix(vectors, texts):
-    with pytest.raises(ValueError, match="The 'vectors' must be a matrix of shape"):
+    with pytest.raises(ValueError, match="The 'vectors' must be a matrix of numbers, .* Got the shape .32,. instead"):
         diagnose_vectors(vectors[0])
+    with pytest.raises(ValueError, match="Got vectors of different dimensions instead"):
+        diagnose_vectors([[1.0, 2.0], [3.0]])
+    with pytest.raises(ValueError, match=r"Got the shape \(64, 0\) instead"):
+        diagnose_vectors(vectors[:, :0])
     with pytest.raises(ValueError, match="The 'teacher' must have a vector for each of the 64 vectors. Got 3"):
         diagnose_vectors(vectors, teacher=vectors[:3])
     with pytest.raises(ValueError, match="The 'vectors' must be one for each of the 64 texts. Got 3"):

@@ -36,6 +36,13 @@ def test_collection_as_beir_has_it(tmp_path):
         read_task(TaskSpec(source=str(folder), kind="sts"))
 
 
+def test_documents_without_a_title_and_a_text_are_told(folder, caplog):
+    documents = [("1", "a", ""), ("2", "", "f"), ("3", None, " "), ("4", "", "")]
+    write(folder / "corpus.jsonl", [{"_id": name, "title": title, "text": text} for name, title, text in documents])
+    assert only(str(folder)).kind == "retrieval"
+    assert caplog.messages == [f"{folder}/corpus.jsonl: 2 of 4 texts in column 'text' are empty."]
+
+
 def test_judgements_beside_the_corpus_as_parquet(tmp_path, caplog):
     write(tmp_path / "corpus.parquet", [{"_id": "1", "text": "a"}, {"_id": "2", "text": "f"}])
     write(tmp_path / "queries.parquet", [{"_id": "7", "text": "b"}])

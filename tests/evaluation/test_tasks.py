@@ -90,6 +90,41 @@ def test_labelled_texts_look_for_their_own(tmp_path):
     assert scores["cosine_accuracy@1"] == pytest.approx(2 / 6)  # e and f
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_empty_texts_are_measured_and_told(suffix, tmp_path, caplog):
+    rows, expected = CASES["sts"]
+    rows = [*rows, {"sentence1": "", "sentence2": " \t", "score": 2}, {"sentence1": "a", "sentence2": "", "score": 6}]
+    source = write(tmp_path / f"pairs.{suffix}", rows)
+    task = only(source)
+    assert task.examples == 6
+    assert caplog.messages == [
+        f"{source}: 1 of 6 texts in column 'sentence1' are empty.",
+        f"{source}: 2 of 6 texts in column 'sentence2' are empty.",
+    ]
+    caplog.clear()
+    assert measure(only(TaskSpec(source=source, limit=4))) == pytest.approx(expected)
+    assert caplog.messages == []
+
+
+def test_empty_texts_in_lists_are_told(tmp_path, caplog):
+    rows, _ = CASES["reranking"]
+    source = write(tmp_path / "candidates.jsonl", [{**rows[0], "negative": ["b", "", "  "]}, rows[1]])
+    assert only(source).kind == "reranking"
+    assert caplog.messages == [f"{source}: 2 of 4 texts in column 'negative' are empty."]
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_column_of_empty_texts_is_no_task(kind, tmp_path):
+    rows, _ = CASES[kind]
+    column = next(name for name, value in rows[0].items() if isinstance(value, str) or name == "human_summaries")
+    emptied = [{**row, column: [" "] if isinstance(row[column], list) else " "} for row in rows]
+    source = write(tmp_path / "data.jsonl", emptied)
+    with pytest.raises(
+        ValueError, match=f"{source} must hold texts in column '{column}'. All .* of them are empty: fill"
+    ):
+        read_task(source)
+
+
 def test_splits_that_datasets_wrote(tmp_path):
     rows, expected = CASES["sts"]
     splits = {"train": Dataset.from_list([{**rows[0], "score": 1.0}]), "test": Dataset.from_list(rows)}

@@ -243,6 +243,24 @@ def test_what_the_teachers_export_needs(problems_of, old, new, message):
     assert not errors if message is None else any(message in error for error in errors), errors
 
 
+@pytest.mark.parametrize(
+    ("new", "width"),
+    [
+        ("    model: BERT\n    truncate_dim: 24\ntexts", 24),
+        ("    model: BERT\n  - name: other\n    model: BERT\ntexts", 64),
+    ],
+)
+def test_an_identity_start_needs_the_teachers_width(problems_of, new, width):
+    text = BASE.replace("    model: BERT\ntexts", new, 1)
+    problems = problems_of(text.replace("dims: [32, 16]", "dims: [24, 16]\n  start: identity"))
+    told = f"an identity start takes the student's 32 dimensions for the teachers' {width}; set start: ridge, or rotation: none"
+    assert [(problem.path, problem.level, problem.message) for problem in problems] == [
+        ("projection.start", "error", told)
+    ]
+    for remedy in ("start: ridge", "start: identity\n  rotation: none"):
+        assert problems_of(text.replace("dims: [32, 16]", f"dims: [24, 16]\n  {remedy}")) == []
+
+
 def test_the_teachers_export_needs_a_cosine_term(problems_of):
     text = BASE.replace("  - train: projection\n", "  - train: projection\n    losses: {similarity: 1}\n", 1)
     text = text.replace("    epochs: 1\n", "    epochs: 1\n    losses: {similarity: 1}\n", 1) + "export_teacher: true\n"

@@ -158,6 +158,9 @@ def test_empty_texts_are_kept_and_counted(caplog):
     with caplog.at_level(logging.WARNING, "st_distill"):
         load_texts(Texts(path=_write("rows.csv")))
     assert "rows.csv: 1 of 3 texts in column 'q' are empty." in caplog.text
+    with caplog.at_level(logging.WARNING, "st_distill"):
+        load_texts(Texts(path=_write("spaces.jsonl", [{"q": text} for text in ("a", "", " \t\u3000\n", "b")])))
+    assert "spaces.jsonl: 2 of 4 texts in column 'q' are empty." in caplog.text
 
 
 @pytest.mark.parametrize(

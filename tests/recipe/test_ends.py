@@ -7,10 +7,16 @@ import shutil
 from collections.abc import Callable
 
 import pytest
+import torch
 from datasets import Dataset, Features, Image, Value
+from huggingface_hub import ModelCard
+from sentence_transformers import SentenceTransformerTrainer
 
+from st_distill.cli import main
 from st_distill.errors import RecipeError
-from st_distill.recipe import Recipe, runner
+from st_distill.exporting import export, load_student
+from st_distill.files import write_text
+from st_distill.recipe import Evaluation, Recipe, dump_recipe, runner
 
 
 @pytest.fixture
@@ -86,6 +92,88 @@ def test_a_teacher_that_went_missing(recipe, after_training, tmp_path):
     results = json.loads((tmp_path / "out-run" / "results.json").read_text())["results"]
     assert [entry["name"] for entry in results["failed"]] == ["fidelity", "teacher large"]
     assert "must be a folder that exists" in results["failed"][0]["error"]
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Has a step of every training leave NaN in the weights that it trains."""
+    original = SentenceTransformerTrainer.training_step
+
+    def training_step(self, model, *arguments, **options):
+        loss = original(self, model, *arguments, **options)
+        with torch.no_grad():
+            for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
+                parameter[:] = float("nan")
+        return loss
+
+    monkeypatch.setattr(SentenceTransformerTrainer, "training_step", training_step)
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_student_whose_vectors_are_no_numbers(recipe, sentences, tmp_path, capsys):
+    pairs = {"sentence1": sentences[:8], "sentence2": sentences[8:], "score": range(8)}
+    Dataset.from_dict(pairs).to_parquet(tmp_path / "pairs.parquet")
+    both = {"path": str(tmp_path / "pairs.parquet"), "columns": ["sentence1", "sentence2"]}
+    recipe.evaluation = Evaluation(
+        texts=recipe.evaluation.texts, similarity=both["path"], retrieval=both, tasks=[both["path"]]
+    )
+    recipe.stages[0].steps = 3
+    recipe.export_teacher = True
+    write_text(tmp_path / "recipe.yaml", dump_recipe(recipe))
+    assert main(["run", str(tmp_path / "recipe.yaml")]) == 2
+    said = capsys.readouterr()
+    names = ("fidelity", "retrieval", "similarity", "pairs")
+    for name in names:
+        assert f"Not measured: {name} (The vectors of the model hold NaN or infinity, in " in said.out
+    assert "not a number (stage 1, projection): the embeddings of step 2 hold NaN or infinity." in said.out
+    assert "not a number (after training): 6 of 6 of the student's vectors hold NaN or infinity." in said.out
+    assert "4 parts of the evaluation could not be measured: fidelity, retrieval, similarity, pairs." in said.err
+    # It goes on to its end: all is written that can be.
+    assert said.out.endswith(f"The model is in {tmp_path}/out.\n")
+    assert (tmp_path / "out-teacher" / "modules.json").is_file()
+    results = json.loads((tmp_path / "out-run" / "results.json").read_text())["results"]
+    assert set(results) == {"dims", "models", "tasks", "failed"}
+    assert results["tasks"]["tasks"] == []
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    for name in names:
+        assert f"- {name}: The vectors of the model hold NaN or infinity, in " in card.text
+    assert "nan" not in str(card.data).lower()
+    assert main(["report", str(tmp_path / "out-run"), "--no-speed"]) == 0
+    page = (tmp_path / "out-run" / "report" / "index.html").read_text()
+    for name in names:
+        assert f"<strong>{name}</strong>: The vectors of the model hold NaN or infinity, in " in page
+    assert "Not a number, after training" in page
+
+
+@pytest.mark.usefixtures("broken")
+def test_vectors_that_are_no_numbers_are_told_without_an_evaluation_too(recipe):
+    recipe.evaluation = None
+    result = run(recipe)
+    assert result.results == {}
+    assert [(found["when"], found["name"]) for found in result.findings] == [("after training", "not a number")]
+    assert result.findings[0]["seen"] == "16 of 16 of the student's vectors hold NaN or infinity"
+
+
+def test_no_text_of_the_training_is_in_a_card(recipe, sentences, tmp_path):
+    pairs = {"anchor": sentences[:8], "positive": sentences[8:]}
+    Dataset.from_dict(pairs).to_parquet(tmp_path / "pairs.parquet")
+    first = recipe.stages[0]
+    also = [{"loss": "MultipleNegativesRankingLoss", "texts": str(tmp_path / "pairs.parquet")}]
+    fields = {name: getattr(recipe, name) for name in ("output", "student", "teachers", "texts", "projection")}
+    second = {"train": "all", "steps": 1, "batch": 8, "also": also, "arguments": first.arguments}
+    run(Recipe(**fields, stages=[first, second], evaluation=recipe.evaluation))
+    export(load_student(tmp_path / "out-run" / "stages" / "2-all" / "model"), tmp_path / "again")
+    cards = {path.parent.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("README.md")}
+    assert {"out", "again", "out-run/stages/1-projection/model", "out-run/stages/2-all/model"} <= set(cards)
+    shown = {name: [text for text in sentences if text in card] for name, card in cards.items()}
+    assert not any(shown.values()), shown
+    for name in ("out", "out-run/stages/2-all/model"):
+        assert ModelCard(cards[name]).data["widget"] == [
+            {
+                "source_sentence": "The weather is lovely today.",
+                "sentences": ["It's so sunny outside!", "He drove to the stadium."],
+            }
+        ]
 
 
 def test_no_picture_of_the_training_is_published_or_kept(recipe, vision, images, tmp_path):

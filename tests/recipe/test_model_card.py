@@ -135,6 +135,20 @@ def test_the_kind_of_a_file_is_no_data_set(recipe, make_student):
     assert "- Texts: own.parquet" in text
 
 
+def test_examples_of_a_card_are_nobodys_texts(recipe, make_student):
+    export(make_student(MatryoshkaProjection(32, [24, 8])), recipe.output)
+    path = Path(recipe.output) / "README.md"
+    card = ModelCard(path.read_text())
+    card.data.widget = [
+        {"source_sentence": "a private text", "sentences": ["another one"]}
+    ]  # of a run of earlier versions
+    path.write_text(str(card))
+    write_run_card(Path(recipe.output), recipe, STAGES, {}, {})
+    text = path.read_text()
+    assert "private" not in text
+    assert "source_sentence: The weather is lovely today." in text
+
+
 def test_identifiers_of_tasks_are_valid_and_nobodys(recipe):
     names = ["a/test", "a/test, limit 20", "a/test (2)", "a test", "数据", "../x..y--z", "L" * 200]
     task = {"kind": "sts", "metric": "spearman", "scores": {"64": {"float32": {"spearman": 0.5}}}}
@@ -222,6 +236,9 @@ def test_what_failed_is_told_without_this_machine(recipe, make_student, tmp_path
         "/users/an owner/x.tsv cannot be read": elsewhere,
         "'someone/large' has no tokenizer": "'someone/large' has no tokenizer",
         "someone/large/x.bin is damaged": elsewhere,
+        "the model's vectors, the first being 'my dog': see": "the model's vectors, the first being '…': see",
+        """Got "it's me" instead, 'one' and 'a \"b\" c'""": "Got '…' instead, 'one' and '…'",
+        "Row 1 of column 'b c'. Got 'secret' instead": "Row 1 of column '…'. Got '…' instead",
         f"{own} is broken" + "!" * 900: "own.parquet is broken" + "!" * 278 + "…",
     }
     entries = [{"name": "a_task", "error": error} for error in told]

@@ -156,6 +156,31 @@ def test_the_teacher_beside_the_student(make_recipe, folder, sentences):
     assert (folder / "out-teacher" / "modules.json").is_file()
 
 
+def test_a_student_that_is_its_teacher_stays_it_from_an_identity_start(make_recipe, folder, sentences):
+    teacher = str(folder / "first")
+    arguments = FAST | {"lr_scheduler_type": "constant"}
+    recipe = make_recipe(
+        student={"model": teacher},
+        teachers=[{"model": teacher}],
+        images=None,
+        projection={"dims": [32, 16], "start": "identity", "rotation": "learned"},
+        stages=[{"train": "all", "steps": 1, "batch": 8, "learning_rate": 1e-9, "arguments": arguments}],
+        evaluation={"texts": str(folder / "held-out.parquet")},
+        export_teacher=True,
+    )
+    figures = run(recipe).results["fidelity"]
+    assert figures["spearman"]["32"] == pytest.approx(1, abs=1e-3)
+    assert figures["overlap"]["32"] == pytest.approx(1, abs=1e-3)
+    student, original = (SentenceTransformer(str(path), device="cpu") for path in (folder / "out", teacher))
+    vectors = student.encode(sentences)
+    own = original.encode(sentences, normalize_embeddings=True)
+    np.testing.assert_allclose(vectors @ vectors.T, own @ own.T, atol=1e-3)
+    # Its axes are the rotation's, as those of the teacher that is exported beside it are.
+    turned = SentenceTransformer(str(folder / "out-teacher"), device="cpu").encode(sentences)
+    np.testing.assert_allclose(vectors, turned, atol=1e-3)
+    assert np.abs(vectors - own).max() > 0.1
+
+
 def test_a_recipe_of_python_objects(make_recipe, sentences, monkeypatch):
     def make():
         def vectors(texts: list[str]) -> np.ndarray:
