@@ -160,7 +160,7 @@ def read_task(spec: TaskSpec | str, *, batch_size: int = 32, show_progress_bar: 
     # All rows tell the kind, so that it is the same whatever the limit.
     table = parts[_split(spec, parts)].load(spec.limit if spec.kind else None)
     try:
-        kind = spec.kind or kind_of(table, given, spec.source, learns=spec.train_split in parts)
+        kind = spec.kind or kind_of(table, given, learns=spec.train_split in parts)
         columns = columns_of(kind, table, given)
     except ValueError:
         if (
