@@ -9,7 +9,7 @@ from data_files import write
 from datasets import Dataset, DatasetDict, Image
 from lookup import ANGLES, lookup, measure, on_circle, only
 
-from st_distill.evaluation import TaskSpec, evaluate_tasks, read_task
+from st_distill.evaluation import TaskSpec, evaluate_tasks, measure_entries, read_task
 from st_distill.evaluation.results import csv_of_results
 from st_distill.report import task_report
 from st_distill.tables import text_rows
@@ -344,6 +344,23 @@ def test_a_stray_quote_is_told_with_its_remedy(content, tmp_path):
     )
     with pytest.raises(ValueError, match=remedy):
         read_task(str(tmp_path / "pairs.tsv"))
+
+
+def test_a_task_of_another_kind(tmp_path):
+    source = write(tmp_path / "data.jsonl", CASES["sts"][0])
+    assert only(tmp_path / "data.jsonl").name == "data"
+    for given in (None, {"source": source}):
+        with pytest.raises(
+            TypeError, match="must be a TaskSpec, or the file, .* TaskSpec.source=.... has fields for the rest"
+        ):
+            read_task(given)
+    model = lookup(on_circle(ANGLES))
+    with pytest.raises(TypeError, match="The 'tasks' parameter must hold what read_task gives. Got str in it instead"):
+        evaluate_tasks(model, [source])
+    with pytest.raises(TypeError, match="The 'tasks' parameter must be a list of tasks. Got Task instead"):
+        evaluate_tasks(model, only(source))
+    with pytest.raises(TypeError, match="The 'tasks' must be a list. Got '.*data.jsonl' instead: put it in a list"):
+        measure_entries(model, source)
 
 
 def test_a_misspelt_file_is_told_with_the_nearest(tmp_path):
