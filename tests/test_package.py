@@ -26,6 +26,7 @@ LAYERS = [
     "progress",
     "environment",
     "card",
+    "matrices",
     "hinges",
     "functional",
     "alignment",
