@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ __all__ = ["FORMATS", "text_rows"]
 
 #: Endings of the files that can be read.
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
+
+#: What stands between the columns of a table in text, and what messages call it.
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 def text_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -45,6 +48,8 @@ def _csv_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
             begin = reader.line_num + 1
             if not values and len(names) > 1:
                 continue  # a blank line
+            if row == 0 and len(names) == 1:
+                _check_separator(path, names[0], values, reader.dialect.delimiter)
             if len(values) > len(names) or (len(values) < len(names) and values):
                 raise ValueError(
                     f"Row {row} of {path} (line {reader.line_num}) must have {len(names)} fields, as the first line has. "
@@ -56,6 +61,17 @@ def _csv_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
             f"{path} is not valid {path.suffix[1:].upper()} in the row that begins in line {begin}: {error}. A text that "
             'begins with a double quote must end with one, and has those in it twice (""); or save the rows as jsonl.'
         ) from error
+
+
+def _check_separator(path: Path, name: str, values: Sequence[str], delimiter: str) -> None:
+    """Refuse a file whose only column and its first row are several of another separator, as spreadsheets write them."""
+    for other in _SEPARATORS:
+        count = name.count(other)
+        if other != delimiter and count and delimiter.join(values).count(other) == count:
+            raise ValueError(
+                f"{path} must have {_SEPARATORS[delimiter]} between its columns. Got {_SEPARATORS[other]} instead, in "
+                f"{name!r}: save it with {_SEPARATORS[delimiter]}, or as jsonl."
+            )
 
 
 def _json_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:

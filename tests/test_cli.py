@@ -205,6 +205,14 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
         (["eval", "{folder}/pairs.tsv", "{model}"], "is a model, where a task is expected"),
         (["eval", "{model}", "{recipe}", "{folder}/pairs.tsv"], "is a recipe, which is measured alone. Got 2 tasks"),
         (["eval", "{model}", "{recipe}", "--dims", "8"], "--dims is for tasks"),
+        (["eval", "", "{recipe}"], "The 'model' must not be empty. Give a name, or leave the option out."),
+        (["eval", "{model}", "{folder}/pairs.tsv", "--csv", ""], "The 'csv' must not be empty"),
+        (["report", ""], "The 'run' must not be empty"),
+        (["report", "{folder}", "--out", ""], "The 'out' must not be empty"),
+        (
+            ["eval", "{folder}/mode", "{folder}/pairs.tsv"],
+            "there is no folder '{folder}/mode'; did you mean '{folder}/model'?\n",
+        ),
         (["eval", "{model}", "{recipe}", "--precisions", "int8"], "--precisions is for tasks"),
         (["eval", "{model}", "{recipe}", "--batch-size", "8"], "--batch-size is for tasks"),
         (["eval", "{model}", "{folder}/pairs.tsv", "--batch-size", "0"], "--batch-size must be a whole number from 1"),
@@ -251,7 +259,7 @@ def test_mistakes_are_a_sentence_and_exit_code_2(arguments, message, recipe, tmp
     capsys.readouterr()
     assert main([argument.format(**places) for argument in arguments]) == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert message.format(**places) in error
     assert "Traceback" not in error
 
 

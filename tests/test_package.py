@@ -28,6 +28,7 @@ LAYERS = [
     "figures",
     "environment",
     "card",
+    "matrices",
     "hinges",
     "functional",
     "alignment",

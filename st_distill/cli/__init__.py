@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("st_distill").setLevel(logging.INFO if speaks() else logging.WARNING)
     try:
+        _check_names(options)
         with raising():
             return options.command(options)
     except KeyboardInterrupt as error:
@@ -60,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, OtherProcessError):  # or another process has said it
             print(f"st-distill: {_sentence(error)}", file=sys.stderr, flush=True)
         return 2
+
+
+def _check_names(options: argparse.Namespace) -> None:
+    """An empty text names nothing, such as a variable of the shell that is not set: it is neither this folder nor left out."""
+    for name, value in vars(options).items():
+        if value == "" and not name.endswith("_prompt"):
+            raise ValueError(f"The '{name.replace('_', '-')}' must not be empty. Give a name, or leave the option out.")
 
 
 def _sentence(error: Exception) -> str:

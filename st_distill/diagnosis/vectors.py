@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from st_distill.diagnosis.arguments import as_matrix, check_list, check_name, check_text
+from st_distill.diagnosis.arguments import check_list, check_name, check_text
 from st_distill.diagnosis.finding import Finding
+from st_distill.matrices import as_matrix
 from st_distill.options import check_whole_number
 
 __all__ = ["diagnose_rows", "diagnose_vectors", "spread_of"]
@@ -60,8 +61,8 @@ def diagnose_vectors(vectors: Any, *, teacher: Any = None, of: str = "the studen
     """
     check_name("of", of)
     check_whole_number("'seed'", seed, least=0)
-    student = as_matrix("vectors", vectors)
-    theirs = None if teacher is None else as_matrix("teacher", teacher)
+    student = as_matrix("'vectors'", vectors)
+    theirs = None if teacher is None else as_matrix("'teacher'", teacher)
     if theirs is not None and len(theirs) != len(student):
         raise ValueError(
             f"The 'teacher' must have a vector for each of the {len(student)} vectors. Got {len(theirs)} instead: give those "
@@ -188,7 +189,7 @@ def diagnose_rows(texts: Sequence[str], vectors: Any, *, teacher: str = "the tea
     check_whole_number("'seed'", seed, least=0)
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-    theirs = as_matrix("vectors", vectors)
+    theirs = as_matrix("'vectors'", vectors)
     if len(theirs) != len(texts):
         raise ValueError(f"The 'vectors' must be one for each of the {len(texts)} texts. Got {len(theirs)} instead.")
     if bad := _unusable(theirs, f"{teacher}'s"):

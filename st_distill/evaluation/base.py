@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import BaseEvaluator
@@ -28,7 +30,16 @@ def checked_dims(dims: Sequence[int] | None) -> tuple[int, ...] | None:
     return tuple(sorted(set(dims), reverse=True))
 
 
+def checked_model(name: str, model: SentenceTransformer) -> SentenceTransformer:
+    if not hasattr(model, "encode") or not hasattr(model, "get_embedding_dimension"):
+        raise TypeError(
+            f"The '{name}' parameter must be a SentenceTransformer. Got {type(model).__name__} instead: load it first."
+        )
+    return model
+
+
 def width_of(model: SentenceTransformer) -> int:
+    checked_model("model", model)
     width = model.get_embedding_dimension()
     if width is None:
         raise ValueError("The 'model' parameter must be a model that knows its dimension. Got one that does not.")
@@ -55,7 +66,7 @@ def checked_positive(name: str, value: int) -> int:
 def checked_texts(name: str, texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str):
         raise TypeError(f"The '{name}' parameter must be a list of texts. Got a single text instead: put it in a list.")
-    texts = list(texts)
+    texts = checked_list(name, texts, "texts")
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(
@@ -63,6 +74,47 @@ def checked_texts(name: str, texts: Sequence[str]) -> list[str]:
                 "drop the row or turn it into a text."
             )
     return texts
+
+
+def checked_labels(name: str, labels: Sequence[Any]) -> list[Any]:
+    """The labels as plain values: texts, or whole numbers."""
+    labels = [label.item() if hasattr(label, "item") else label for label in checked_list(name, labels, "labels")]
+    for row, label in enumerate(labels):
+        is_whole = isinstance(label, (int, float)) and float(label).is_integer()
+        if not (is_whole or isinstance(label, str)) or isinstance(label, str) != isinstance(labels[0], str):
+            raise TypeError(
+                f"The '{name}' parameter must hold texts alone, or whole numbers alone. Got {label!r} at row {row} instead: "
+                "drop the row, or turn all of them into texts."
+            )
+    return labels
+
+
+def checked_prompt(name: str, prompt: str | None) -> str | None:
+    if prompt is not None and not isinstance(prompt, str):
+        raise TypeError(f"The '{name}' parameter must be a text, or None. Got {prompt!r} instead.")
+    return prompt
+
+
+def checked_numbers(name: str, numbers: Sequence[float]) -> list[float]:
+    """The numbers, also where they are in letters."""
+    found = []
+    for row, number in enumerate(checked_list(name, numbers, "numbers")):
+        try:
+            found.append(float(number))
+        except (TypeError, ValueError):
+            found.append(math.nan)
+        if not math.isfinite(found[-1]):
+            raise ValueError(
+                f"The '{name}' parameter must hold finite numbers. Got {number!r} at row {row} instead: mend the row or drop "
+                "it."
+            )
+    return found
+
+
+def checked_list(name: str, values: Any, of: str) -> list[Any]:
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise TypeError(f"The '{name}' parameter must be a list of {of}. Got {type(values).__name__} instead.")
+    return values.tolist() if isinstance(values, (np.ndarray, torch.Tensor)) else list(values)
 
 
 def same_length(first: str, first_values: Sequence[Any], second: str, second_values: Sequence[Any]) -> None:
@@ -77,8 +129,10 @@ def encode(model: SentenceTransformer, inputs: list[Any], **options: Any) -> tor
     """Vectors of ``inputs``, float32 (rows, width), on the model's device, of whatever length the model gives them.
 
     Raises:
+        TypeError: for what is no model.
         ValueError: for vectors that are not finite.
     """
+    checked_model("model", model)
     return checked_vectors(model.encode(inputs, convert_to_tensor=True, **options).float(), inputs)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-from st_distill.evaluation.data import Table, is_missing, sameness
+from st_distill.evaluation.data import Table, is_missing, is_number, sameness, shown
 
 __all__ = ["KINDS", "Kind", "columns_of", "find", "kind_of"]
 
@@ -73,13 +73,12 @@ def find(names: Mapping[str, tuple[str, ...]], given: Mapping[str, str], table: 
     }
 
 
-def kind_of(table: Table, given: Mapping[str, str], source: str, *, learns: bool) -> Kind:
+def kind_of(table: Table, given: Mapping[str, str], *, learns: bool) -> Kind:
     """The kind of task that a table's columns tell.
 
     Args:
         table: the part that is measured on.
         given: what the data call some of the columns.
-        source: what messages call the data.
         learns: whether there is a part that a classifier learns on.
 
     Raises:
@@ -105,8 +104,8 @@ def kind_of(table: Table, given: Mapping[str, str], source: str, *, learns: bool
         if score in _LABEL_NAMES and len(values := set(table.numbers(score))) == 2:
             first, second = sorted(values)
             raise ValueError(
-                f"The column '{score}' of {source} holds {first:g} and {second:g}, which may be labels or scores. Write 1 for "
-                "the same and 0 for different, or say kind: sts."
+                f"The column '{score}' of {table.source} holds {first:g} and {second:g}, which may be labels or scores. Write "
+                "1 for the same and 0 for different, or say kind: sts."
             )
         return "sts"
     if "clustering" in complete and "first" not in {ours for ours, theirs in found["sts"].items() if theirs}:
@@ -115,16 +114,22 @@ def kind_of(table: Table, given: Mapping[str, str], source: str, *, learns: bool
     # Pairs with scores that are no numbers are no queries with their documents.
     if "retrieval" in complete and "sts" not in complete:
         return "retrieval"
+    if "sts" in complete:
+        score = str(found["sts"]["score"])
+        row, value = next((row, value) for row, value in enumerate(table.values(score)) if not is_number(value))
+        raise ValueError(
+            f"The column '{score}' of {table.source} must hold a number for each pair of texts. Got {shown(value)} in row "
+            f"{row}: write scores with a point, or 1 for the same and 0 for different, or say the kind."
+        )
     raise ValueError(
-        f"{source} has the columns {', '.join(table.columns)}, which tell no kind of task. Say the kind, and with "
+        f"{table.source} has the columns {', '.join(table.columns)}, which tell no kind of task. Say the kind, and with "
         "'columns' what the data call its columns."
     )
 
 
 def _judges_sameness(table: Table, column: str) -> bool:
     """Whether the column says of pairs that they are the same or not; what says nothing is left to who reads it."""
-    values = [row.get(column) for row in table.rows]
-    flat = [item for value in values for item in (value if isinstance(value, (list, tuple)) else [value])]
+    flat = [item for value in table.values(column) for item in (value if isinstance(value, (list, tuple)) else [value])]
     judged = [sameness(value) for value in flat if not is_missing(value)]
     return None not in judged and set(judged) == {0, 1}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import logging
 import math
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from st_distill.errors import one_line
 from st_distill.tables import FORMATS, text_rows
 
-__all__ = ["Part", "Table", "is_missing", "parts_of_hub", "parts_of_path", "sameness"]
+__all__ = ["Part", "Table", "is_missing", "is_number", "parts_of_hub", "parts_of_path", "sameness", "shown"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,20 +83,23 @@ class Table:
         present = [value for value in values if not is_missing(value)]
         tests: dict[Holds, Callable[[Any], bool]] = {
             "text": lambda value: isinstance(value, str),
-            "number": _is_number,
+            "number": is_number,
             "image": lambda value: _is_image(value) or (column == "file_name" and isinstance(value, str)),
             "list": lambda value: isinstance(value, (list, tuple)),
         }
         return bool(present) and 2 * sum(tests[what](value) for value in present) > len(present)
 
+    def values(self, column: str) -> list[Any]:
+        """What the column holds, as it is; None where a row has it not."""
+        return [row.get(column) for row in self.rows]
+
     def _column(self, column: str, fits: Callable[[Any], bool], wanted: str) -> list[Any]:
-        values = [row.get(column) for row in self.rows]
+        values = self.values(column)
         for row, value in enumerate(values):
             if not fits(value):
-                shown = repr(value) if len(repr(value)) <= 40 else type(value).__name__
                 raise ValueError(
-                    f"Row {row} of {self.source} must have {wanted} in column '{column}'. Got {shown} instead: mend the row "
-                    "or remove it."
+                    f"Row {row} of {self.source} must have {wanted} in column '{column}'. Got {shown(value)} instead: mend the "
+                    "row or remove it."
                 )
         return values
 
@@ -126,13 +130,14 @@ class Table:
 
     def labels(self, column: str) -> list[Any]:
         """The column's labels: texts or whole numbers, all of one kind."""
-        kind = _label_kind(row.get(column) for row in self.rows)
+        kind = _label_kind(self.values(column))
         return self._column(column, lambda value: type(value) is kind and value != "", f"a label, a {_LABELS[kind]},")
 
     def label_lists(self, column: str) -> list[list[Any]]:
         """The column's lists of labels: texts or whole numbers, all of one kind."""
-        values = [row.get(column) for row in self.rows]
-        kind = _label_kind(label for value in values if isinstance(value, (list, tuple)) for label in value)
+        kind = _label_kind(
+            label for value in self.values(column) if isinstance(value, (list, tuple)) for label in value
+        )
         return self._lists(
             column, lambda value: type(value) is kind and value != "", f"a list of labels, each a {_LABELS[kind]},"
         )
@@ -219,8 +224,15 @@ def parts_of_hub(name: str, config: str | None, revision: str | None) -> dict[st
     except (OSError, ValueError) as error:
         raise ValueError(
             f"There is no file or folder '{name}', and no data set of that name could be had from the hub "
-            f"({one_line(error)})."
+            f"({one_line(error)}){_nearest(Path(name))}"
         ) from error
+
+
+def _nearest(path: Path) -> str:
+    """The end of a sentence on a file or folder that is not there: what is spelt most like it, or a full stop."""
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    found = difflib.get_close_matches(path.name, beside, n=1)
+    return f"; did you mean '{path.parent / found[0]}'?" if found else "."
 
 
 def _parts(loaded: Any, source: str) -> dict[str, Part]:
@@ -251,6 +263,11 @@ def _part_of_files(files: list[Path]) -> Part:
     return Part(str(files[0]), read, files[0].parent)
 
 
+def shown(value: Any) -> str:
+    """A field's value in a sentence."""
+    return repr(value) if len(repr(value)) <= 40 else type(value).__name__
+
+
 def is_missing(value: Any) -> bool:
     """Whether a field says nothing: null, the empty text of a csv file, NaN."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
@@ -262,7 +279,8 @@ def sameness(value: Any) -> int | None:
     return int(number) if number in (0, 1) else None
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a field holds a finite number, in letters or not."""
     return _number(value) is not None
 
 

@@ -15,12 +15,14 @@ from st_distill.evaluation.base import (
     Evaluator,
     checked_dims,
     checked_positive,
+    checked_prompt,
     checked_texts,
     dims_of,
     encode,
     prefix,
     same_length,
 )
+from st_distill.matrices import as_matrix
 
 __all__ = ["TeacherFidelityEvaluator"]
 
@@ -80,12 +82,7 @@ class TeacherFidelityEvaluator(Evaluator):
     ) -> None:
         super().__init__(name, "teacher_fidelity", write_csv)
         self.texts = checked_texts("texts", texts)
-        vectors = torch.as_tensor(teacher_vectors).detach().cpu().float()
-        if vectors.ndim != 2:
-            raise ValueError(
-                "The 'teacher_vectors' parameter must be a matrix with one row per text. "
-                f"Got the shape {tuple(vectors.shape)} instead."
-            )
+        vectors = as_matrix("'teacher_vectors' parameter", teacher_vectors)
         same_length("texts", self.texts, "teacher_vectors", vectors)
         bad = (~vectors.isfinite()).any(dim=1).nonzero()
         if len(bad):
@@ -96,7 +93,7 @@ class TeacherFidelityEvaluator(Evaluator):
         self.neighbours = checked_positive("neighbours", neighbours)
         checked_positive("max_pairs", max_pairs)
         self.dims = checked_dims(dims)
-        self.prompt = prompt
+        self.prompt = checked_prompt("prompt", prompt)
         self.batch_size = checked_positive("batch_size", batch_size)
         self.show_progress_bar = show_progress_bar
         if self.dims is not None:
@@ -105,6 +102,7 @@ class TeacherFidelityEvaluator(Evaluator):
         teacher = normalize(vectors, dim=1)
         groups = {"": list(range(len(self.texts)))}
         if columns is not None:
+            columns = checked_texts("columns", columns)
             same_length("texts", self.texts, "columns", columns)
             for row, column in enumerate(columns):
                 groups.setdefault(f"{column}_", []).append(row)

@@ -13,6 +13,8 @@ from sentence_transformers import SentenceTransformer
 from st_distill.evaluation.base import (
     Evaluator,
     checked_dims,
+    checked_list,
+    checked_model,
     checked_positive,
     checked_texts,
     dims_of,
@@ -59,7 +61,7 @@ class ImageRetrievalEvaluator(Evaluator):
     ) -> None:
         super().__init__(name, "image_retrieval", write_csv)
         captions = checked_texts("captions", captions)
-        self.images = list(images)
+        self.images = checked_list("images", images, "images")
         same_length("images", self.images, "captions", captions)
         if not captions:
             raise ValueError("The 'images' parameter must hold at least one image. Got none instead.")
@@ -84,6 +86,11 @@ class ImageRetrievalEvaluator(Evaluator):
     def __call__(
         self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
+        if not checked_model("model", model).supports("image"):
+            raise ValueError(
+                f"The 'model' parameter must be a model that takes images. Got one that takes "
+                f"{', '.join(map(str, model.modalities))} instead."
+            )
         options = {"batch_size": self.batch_size, "show_progress_bar": self.show_progress_bar}
         captions = encode(model, self.captions, **options)
         images = encode(model, self.images, **options)

@@ -21,7 +21,15 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, v_measure_score
 
-from st_distill.evaluation.base import Evaluator, checked_positive, checked_texts, same_length
+from st_distill.evaluation.base import (
+    Evaluator,
+    checked_labels,
+    checked_list,
+    checked_numbers,
+    checked_positive,
+    checked_texts,
+    same_length,
+)
 
 __all__ = ["ClassificationEvaluator", "ClusteringEvaluator", "RetrievalEvaluator", "SummarizationEvaluator"]
 
@@ -40,7 +48,7 @@ class ClassificationEvaluator(Evaluator):
 
     Args:
         train_texts: what the classifier learns on.
-        train_labels: their labels, of any kind that sorts.
+        train_labels: their labels, texts or whole numbers.
         texts: what it is judged on.
         labels: their labels.
         samples_per_label: so many training texts of each label are drawn anew in each experiment, as MTEB does (the draws
@@ -68,10 +76,13 @@ class ClassificationEvaluator(Evaluator):
         write_csv: bool = True,
     ) -> None:
         super().__init__(name, "classification", write_csv)
-        self.texts, self.labels = checked_texts("texts", texts), np.asarray(labels)
-        train, known_labels = checked_texts("train_texts", train_texts), np.asarray(train_labels)
+        self.texts, labels = checked_texts("texts", texts), checked_labels("labels", labels)
+        train, train_labels = checked_texts("train_texts", train_texts), checked_labels("train_labels", train_labels)
         same_length("train_texts", train, "train_labels", train_labels)
         same_length("texts", self.texts, "labels", labels)
+        self.labels, known_labels = np.asarray(labels), np.asarray(train_labels)
+        if not self.texts:
+            raise ValueError("The 'texts' parameter must hold at least one text. Got none instead.")
         known = np.unique(known_labels)
         if len(known) < 2:
             raise ValueError(
@@ -149,7 +160,14 @@ class ClusteringEvaluator(Evaluator):
         write_csv: bool = True,
     ) -> None:
         super().__init__(name, "clustering", write_csv)
-        self.sets = [(checked_texts("sets", texts), list(labels)) for texts, labels in sets]
+        sets = checked_list("sets", sets, "pairs of texts and their labels")
+        for each in sets:
+            if isinstance(each, str) or not isinstance(each, Sequence) or len(each) != 2:
+                raise TypeError(
+                    "The 'sets' parameter must hold pairs of texts and their labels. Got something else in it instead: give "
+                    "one set as [(texts, labels)]."
+                )
+        self.sets = [(checked_texts("sets", texts), checked_labels("sets", labels)) for texts, labels in sets]
         if not self.sets:
             raise ValueError("The 'sets' parameter must hold at least one set of texts and labels. Got none instead.")
         for texts, labels in self.sets:
@@ -210,9 +228,9 @@ class SummarizationEvaluator(Evaluator):
         write_csv: bool = True,
     ) -> None:
         super().__init__(name, "summarization", write_csv)
-        self.human = [checked_texts("human", texts) for texts in human]
-        self.machine = [checked_texts("machine", texts) for texts in machine]
-        self.scores = [[float(score) for score in row] for row in scores]
+        self.human = [checked_texts("human", texts) for texts in checked_list("human", human, "lists of texts")]
+        self.machine = [checked_texts("machine", texts) for texts in checked_list("machine", machine, "lists of texts")]
+        self.scores = [checked_numbers("scores", row) for row in checked_list("scores", scores, "lists of numbers")]
         same_length("human", self.human, "machine", self.machine)
         same_length("human", self.human, "scores", self.scores)
         for row, (written, made, given) in enumerate(zip(self.human, self.machine, self.scores)):

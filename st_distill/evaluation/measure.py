@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from st_distill.evaluation.base import checked_dims, checked_positive, checked_texts, dims_of
+from st_distill.evaluation.base import checked_dims, checked_model, checked_positive, checked_texts, dims_of
 from st_distill.evaluation.fidelity import TeacherFidelityEvaluator
 from st_distill.evaluation.images import ImageRetrievalEvaluator
 from st_distill.evaluation.pairs import retrieval_evaluator, similarity_evaluator
+from st_distill.matrices import as_matrix
 from st_distill.timing import texts_per_second
 
 __all__ = ["evaluate", "model_size", "throughput"]
@@ -79,6 +80,20 @@ def evaluate(
     if (texts is None) != (teacher_vectors is None):
         given, missing = ("texts", "teacher_vectors") if teacher_vectors is None else ("teacher_vectors", "texts")
         raise ValueError(f"The '{missing}' parameter must come with '{given}', or neither of them. Got one alone.")
+    if teachers is not None and not isinstance(teachers, Mapping):
+        raise TypeError(
+            f"The 'teachers' parameter must be a mapping from name to model. Got {type(teachers).__name__} instead."
+        )
+    for name, parts, wanted_parts in (
+        ("retrieval", retrieval, ("queries", "documents")),
+        ("similarity", similarity, ("first sentences", "second sentences", "scores")),
+        ("images", images, ("images", "captions")),
+    ):
+        if parts is not None and (isinstance(parts, str) or len(parts) != len(wanted_parts)):
+            raise TypeError(
+                f"The '{name}' parameter must be a tuple of {', '.join(wanted_parts)}. Got something else instead."
+            )
+    checked_model("student", student)
     models = {"student": student, **(teachers or {})}
     if len(models) == len(teachers or {}):
         raise ValueError("The 'teachers' parameter must not name a teacher 'student': rename it.")
@@ -89,9 +104,9 @@ def evaluate(
     results: dict[str, Any] = {"dims": list(wanted)}
 
     if texts is not None and teacher_vectors is not None:
-        texts = checked_texts("texts", texts)
+        texts, vectors = checked_texts("texts", texts), as_matrix("'teacher_vectors' parameter", teacher_vectors)
         fidelity = TeacherFidelityEvaluator(
-            texts, teacher_vectors, dims=wanted, neighbours=min(10, max(1, len(texts) - 1)), batch_size=batch_size
+            texts, vectors, dims=wanted, neighbours=min(10, max(1, len(texts) - 1)), batch_size=batch_size
         )
         scores = fidelity(student)
         results["fidelity"] = {
@@ -102,8 +117,8 @@ def evaluate(
             "cka": {str(dim): scores[f"cka_{dim}"] for dim in wanted},
         }
         # What is left of the teachers' own vectors at these dimensions, for comparison.
-        shorter = [dim for dim in wanted if dim <= teacher_vectors.shape[1]]
-        own = fidelity.scores(torch.as_tensor(teacher_vectors).float(), shorter)
+        shorter = [dim for dim in wanted if dim <= vectors.shape[1]]
+        own = fidelity.scores(vectors, shorter)
         results["fidelity"]["teachers_cut"] = {
             "spearman": {str(dim): own[f"spearman_{dim}"] for dim in shorter},
             "overlap": {str(dim): own[f"overlap{fidelity.neighbours}_{dim}"] for dim in shorter},

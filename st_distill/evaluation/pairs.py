@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
-from st_distill.evaluation.base import checked_positive, checked_texts, same_length
+from st_distill.evaluation.base import checked_numbers, checked_positive, checked_texts, same_length
 from st_distill.evaluation.kinds import RetrievalEvaluator
 from st_distill.evaluation.sweep import SweepEvaluator
 
@@ -77,7 +77,7 @@ def similarity_evaluator(
     ``pearson_cosine_<d>``, in [-1, 1].
     """
     sentences1, sentences2 = checked_texts("sentences1", sentences1), checked_texts("sentences2", sentences2)
-    scores = [float(score) for score in scores]
+    scores = checked_numbers("scores", scores)
     same_length("sentences1", sentences1, "sentences2", sentences2)
     same_length("sentences1", sentences1, "scores", scores)
     if len(set(scores)) < 2:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_distill.evaluation.base import checked_dims, dims_of, width_of
+from st_distill.evaluation.base import checked_dims, checked_list, dims_of, width_of
 from st_distill.evaluation.columns import KINDS
 from st_distill.evaluation.sweep import Precision, SweepEvaluator, checked_precisions
 from st_distill.evaluation.tasks import Task, distinct_names
@@ -44,6 +44,12 @@ def evaluate_tasks(
         "metric", number of "examples", and "scores": dimension to precision to metric to figure, None where it is not
         defined) and "averages", see `with_averages`.
     """
+    for task in checked_list("tasks", tasks, "tasks"):
+        if not isinstance(task, Task):
+            raise TypeError(
+                f"The 'tasks' parameter must hold what read_task gives. Got {type(task).__name__} in it instead: "
+                "read it first."
+            )
     wanted, kept = dims_of(checked_dims(dims), width_of(model)), checked_precisions(precisions)
     measured = []
     for task, name in zip(tasks, distinct_names(task.name for task in tasks)):

@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.evaluation import BaseEvaluator
 from sentence_transformers.util import quantize_embeddings
 from torch.nn.functional import normalize
 
-from st_distill.evaluation.base import append_row, checked_dims, checked_vectors, dims_of, width_of
+from st_distill.evaluation.base import append_row, checked_dims, checked_prompt, checked_vectors, dims_of, width_of
 
 __all__ = ["EncodedOnce", "Precision", "SweepEvaluator", "checked_precisions"]
 
@@ -178,11 +178,16 @@ class SweepEvaluator(BaseEvaluator):
         self.name: str = getattr(evaluator, "name", "")
         self.dims = checked_dims(dims)
         self.precisions = checked_precisions(precisions)
+        if prompts is not None and not isinstance(prompts, Mapping):
+            raise TypeError(
+                f"The 'prompts' parameter must be a mapping with the keys query, document and text. Got {prompts!r} instead."
+            )
         if unknown := set(prompts or {}) - {"query", "document", "text"}:
             raise ValueError(
                 f"The 'prompts' parameter must have the keys query, document and text. Got '{min(unknown)}' instead."
             )
-        self.prompts = dict(prompts or {})
+        given = {use: checked_prompt("prompts", prompt) for use, prompt in (prompts or {}).items()}
+        self.prompts = {use: prompt for use, prompt in given.items() if prompt is not None}
         self.greater_is_better = evaluator.greater_is_better
         self.write_csv = getattr(evaluator, "write_csv", True)
         self.csv_file: str = getattr(evaluator, "csv_file", f"{type(evaluator).__name__}_results.csv")

@@ -79,6 +79,8 @@ def tasks_of_entries(
 
 def _read(entries: Sequence[Any], defaults: Mapping[str, Any], place: str) -> tuple[list[TaskSpec], list[str]]:
     """The tasks as they stand in a list, and ``place`` in an error's sentence."""
+    if isinstance(entries, (str, Mapping)):
+        raise TypeError(f"The 'tasks'{place} must be a list. Got {entries!r} instead: put it in a list.")
     specs: list[TaskSpec] = []
     names: list[str] = []
     for entry in entries:

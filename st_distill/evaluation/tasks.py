@@ -116,7 +116,9 @@ class Task:
         return ("text", "image") if self.kind == "image_retrieval" else ("text",)
 
 
-def read_task(spec: TaskSpec | str, *, batch_size: int = 32, show_progress_bar: bool = False) -> list[Task]:
+def read_task(
+    spec: TaskSpec | str | os.PathLike[str], *, batch_size: int = 32, show_progress_bar: bool = False
+) -> list[Task]:
     """Read a task; pictures with captions are two, from text to image and from image to text.
 
     docs/evaluation.md says what the data of each kind hold, and its main metric.
@@ -124,11 +126,17 @@ def read_task(spec: TaskSpec | str, *, batch_size: int = 32, show_progress_bar: 
     In retrieval among labelled texts each text looks for the others of its label.
 
     Raises:
+        TypeError: for a ``spec`` of another kind.
         ValueError: for data that are absent, cannot be read, or are of no kind that can be told, and for rows that lack
             something.
     """
-    if isinstance(spec, str):
-        spec = TaskSpec(source=spec)
+    if isinstance(spec, (str, os.PathLike)):
+        spec = TaskSpec(source=os.fspath(spec))
+    if not isinstance(spec, TaskSpec):
+        raise TypeError(
+            f"The 'spec' must be a TaskSpec, or the file, folder or data set alone. Got {type(spec).__name__} instead: "
+            "TaskSpec(source=...) has fields for the rest."
+        )
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "show_progress_bar": show_progress_bar,
@@ -160,7 +168,7 @@ def read_task(spec: TaskSpec | str, *, batch_size: int = 32, show_progress_bar: 
     # All rows tell the kind, so that it is the same whatever the limit.
     table = parts[_split(spec, parts)].load(spec.limit if spec.kind else None)
     try:
-        kind = spec.kind or kind_of(table, given, spec.source, learns=spec.train_split in parts)
+        kind = spec.kind or kind_of(table, given, learns=spec.train_split in parts)
         columns = columns_of(kind, table, given)
     except ValueError:
         if (

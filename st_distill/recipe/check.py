@@ -430,7 +430,8 @@ class _Rules(StageRules, ImageRules):
             if source.columns is not None and len(columns) == len(source.columns) and kinds != wanted:
                 self.error((*path, field, "columns"), f"must be {what}")
             elif source.columns is None and (kinds.count("text") < 2 or kinds.count("number") < numbers):
-                self.error((*path, field), f"must have {what}, got {', '.join(columns)}")
+                got = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+                self.error((*path, field), f"must have {what}, got {got}")
             else:
                 self.rows((*path, field), source, load_scored_pairs if numbers else load_texts)
         self.tasks((*path, "tasks"), evaluation.tasks or [])

@@ -119,7 +119,8 @@ def load_scored_pairs(source: Texts) -> tuple[list[str], list[str], list[float]]
     They are the source's three ``columns``; without, its first two columns of texts and its first column of numbers.
 
     Raises:
-        ValueError: as `load_texts`, and for a number of columns other than three, or a score that is missing or no number.
+        ValueError: as `load_texts`, for a number of columns other than three, a score that is missing or no number, and scores
+            that are all equal.
     """
     dataset = read_rows(source)
     kinds = kinds_of_features(dataset.features)
@@ -140,6 +141,11 @@ def load_scored_pairs(source: Texts) -> tuple[list[str], list[str], list[float]]
             raise ValueError(
                 f"Row {row} of {name_of(source)} has no number in column '{names[2]}'. Fill it or remove the row."
             )
+    if len(set(scores)) < 2:
+        raise ValueError(
+            f"{name_of(source)} must hold at least two different scores in column '{names[2]}', or there is no order to "
+            f"compare with. Got {len(set(scores))} in {len(scores)} pairs instead."
+        )
     return first, second, [float(score) for score in scores]
 
 

@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer, PretrainedConfig
 
-from st_distill.errors import one_line
+from st_distill.errors import one_line, sentence
 from st_distill.exporting import load_student
 from st_distill.modules.alibi_checkpoint import is_published_alibi
 from st_distill.modules.alibi_config import explain_other_model
@@ -282,4 +282,4 @@ def load_model(name: str) -> SentenceTransformer:
             reason = one_line(error)
         except (UnknownModel, ValueError) as found:
             reason = one_line(found).removesuffix(": not checked")
-        raise ValueError(f"The model cannot be loaded: {reason}.") from error
+        raise ValueError(sentence(f"The model cannot be loaded: {reason}")) from error

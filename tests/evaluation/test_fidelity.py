@@ -128,7 +128,17 @@ def test_prompt_reaches_the_student():
         ({"texts": ["a", None, "c"]}, TypeError, "NoneType at row 1"),
         ({"texts": ["a", "b"], "teacher_vectors": np.eye(2)}, ValueError, "at least 3 texts. Got 2"),
         ({"teacher_vectors": np.ones((2, 3))}, ValueError, "equal length.*Got 3 and 2"),
-        ({"teacher_vectors": np.ones(3)}, ValueError, r"one row per text. Got the shape \(3,\)"),
+        ({"texts": None}, TypeError, "'texts' parameter must be a list of texts. Got NoneType instead"),
+        ({"teacher_vectors": np.ones(3)}, ValueError, r"of shape \(texts, dim\). Got the shape \(3,\)"),
+        (
+            {"teacher_vectors": None},
+            TypeError,
+            "'teacher_vectors' parameter must be a matrix of numbers, .* Got NoneType",
+        ),
+        ({"teacher_vectors": [["1"]] * 3}, TypeError, "Got list of texts instead"),
+        ({"teacher_vectors": [[1.0], [1.0], [1.0, 2.0]]}, ValueError, "Got vectors of different dimensions instead"),
+        ({"columns": [None] * 3}, TypeError, "'columns' parameter must hold texts alone. Got NoneType at row 0"),
+        ({"prompt": 3}, TypeError, "'prompt' parameter must be a text, or None. Got 3 instead"),
         ({"teacher_vectors": np.array([[1.0], [np.nan], [np.inf]])}, ValueError, "in 2 rows, the first of them 1"),
         ({"neighbours": 3}, ValueError, "below the number of texts, 3. Got 3"),
         ({"neighbours": 0}, ValueError, "'neighbours' parameter must be a whole number"),
@@ -142,6 +152,19 @@ def test_bad_input_has_its_sentence(changes, error, match):
     arguments = {"texts": ["a", "b", "c"], "teacher_vectors": np.eye(3), "neighbours": 1} | changes
     with pytest.raises(error, match=match):
         TeacherFidelityEvaluator(arguments.pop("texts"), arguments.pop("teacher_vectors"), **arguments)
+
+
+def test_teacher_vectors_of_every_kind():
+    table = random_table(12, 8)
+    array = np.stack(list(table.values()))
+    expected = TeacherFidelityEvaluator(list(table), array[::-1].copy(), neighbours=3)(lookup(table))
+    array.setflags(write=False)  # torch's warning would be an error here
+    for given in (array[::-1], list(torch.tensor(array[::-1].copy())), array[::-1].tolist()):
+        assert TeacherFidelityEvaluator(list(table), given, neighbours=3)(lookup(table)) == pytest.approx(expected)
+    with pytest.raises(
+        TypeError, match="The 'model' parameter must be a SentenceTransformer. Got str instead: load it"
+    ):
+        TeacherFidelityEvaluator(list(table), array, neighbours=3)("model")
 
 
 def test_dimension_above_the_model():

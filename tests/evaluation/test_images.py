@@ -39,5 +39,13 @@ def test_image_retrieval_checks_its_columns(images):
         ImageRetrievalEvaluator(images, ["a"])
     with pytest.raises(ValueError, match="at least one image"):
         ImageRetrievalEvaluator([], [])
+    with pytest.raises(TypeError, match="The 'images' parameter must be a list of images. Got NoneType instead"):
+        ImageRetrievalEvaluator(None, ["a"])
     with pytest.raises(ValueError, match="'at' parameter"):
         ImageRetrievalEvaluator(images[:1], ["a"], at=(0,))
+
+
+def test_a_model_of_texts_finds_no_pictures(make_student):
+    """It would take a picture's path for a text."""
+    with pytest.raises(ValueError, match="must be a model that takes images. Got one that takes text instead"):
+        ImageRetrievalEvaluator(["a.png"], ["a"])(make_student())

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from lookup import lookup, on_circle, random_table
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
@@ -59,6 +60,57 @@ def test_classification_encodes_only_what_is_drawn_and_draws_alike():
 def test_classification_checks_its_labels(labels, match):
     with pytest.raises(ValueError, match=match):
         ClassificationEvaluator(["x", "y"], labels[0], ["z"], labels[1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (None, "must be a list of labels. Got NoneType instead"),
+        ("ab", "must be a list of labels. Got str instead"),
+        (["a", None], "Got None at row 1 instead: drop the row"),
+        (["a", 1], "must hold texts alone, or whole numbers alone. Got 1 at row 1 instead"),
+        ([0.5, 1], "must hold texts alone, or whole numbers alone. Got 0.5 at row 0 instead"),
+    ],
+)
+def test_labels_of_another_kind(labels, match):
+    for make in (
+        lambda: ClassificationEvaluator(["x", "y"], labels, ["z"], ["a"]),
+        lambda: ClassificationEvaluator(["x", "y"], ["a", "b"], ["z", "z"], labels),
+        lambda: ClusteringEvaluator([(["x", "y"], labels)]),
+    ):
+        with pytest.raises(TypeError, match=match):
+            make()
+
+
+def test_labels_of_arrays_are_plain_values():
+    texts, labels = ["a", "b", "c", "d"], np.array([0, 1, 0, 1])
+    model = lookup(on_circle({"a": 0, "b": 90, "c": 1, "d": 91}))
+    for given in (labels, list(labels), torch.tensor(labels), labels.astype(bool), labels.astype(float)):
+        assert ClassificationEvaluator(texts, given, texts, given, samples_per_label=None)(model)["accuracy"] == 1
+    with pytest.raises(ValueError, match="'texts' parameter must hold at least one text. Got none"):
+        ClassificationEvaluator(texts, labels, [], [])
+
+
+@pytest.mark.parametrize("sets", [(["a", "b", "c"], [0, 1, 0]), ["a", "b"], [(["a", "b"], [0, 1], 3)]])
+def test_sets_that_are_no_pairs(sets):
+    with pytest.raises(
+        TypeError, match=r"must hold pairs of texts and their labels.* give one set as \[\(texts, labels\)\]"
+    ):
+        ClusteringEvaluator(sets)
+    with pytest.raises(TypeError, match="The 'sets' parameter must be a list of pairs .* Got NoneType"):
+        ClusteringEvaluator(None)
+
+
+def test_summaries_and_scores_of_another_kind():
+    with pytest.raises(TypeError, match="The 'human' parameter must be a list of lists of texts. Got NoneType"):
+        SummarizationEvaluator(None, [["b"]], [[1.0]])
+    with pytest.raises(TypeError, match="The 'scores' parameter must be a list of lists of numbers. Got NoneType"):
+        SummarizationEvaluator([["a"]], [["b"]], None)
+    for score in ("high", None, math.nan):
+        with pytest.raises(
+            ValueError, match=f"The 'scores' parameter must hold finite numbers. Got {score!r} at row 1"
+        ):
+            SummarizationEvaluator([["a"]], [["b", "c"]], [[1.0, score]])
 
 
 def test_clustering_known_by_hand():

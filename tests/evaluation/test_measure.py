@@ -107,3 +107,22 @@ def test_evaluate_images_and_its_errors(images):
         evaluate(lookup(table), texts=list("abcd"))
     with pytest.raises(ValueError, match="name a teacher 'student'"):
         evaluate(lookup(table), teachers={"student": lookup(table)})
+    with pytest.raises(TypeError, match="'teachers' parameter must be a mapping from name to model. Got list instead"):
+        evaluate(lookup(table), teachers=[lookup(table)])
+    with pytest.raises(TypeError, match="The 'student' parameter must be a SentenceTransformer. Got NoneType instead"):
+        evaluate(None)
+    with pytest.raises(
+        TypeError, match="The 'retrieval' parameter must be a tuple of queries, documents. Got something"
+    ):
+        evaluate(lookup(table), retrieval=list("abcd"))
+    with pytest.raises(TypeError, match="The 'similarity' parameter must be a tuple of first sentences, second sen"):
+        evaluate(lookup(table), similarity=(["a"], ["b"]))
+
+
+def test_teacher_vectors_as_a_list_are_compared_with():
+    table = dict(zip("abcd", np.eye(4)))
+    of_array, of_list = (
+        evaluate(lookup(table), texts=list("abcd"), teacher_vectors=given)["fidelity"]
+        for given in (np.eye(4)[:, :3], np.eye(4)[:, :3].tolist())
+    )
+    assert of_array == of_list

@@ -136,6 +136,11 @@ def test_prompts_reach_the_model():
     assert set(model[0].seen) == set(model[0].table)
     with pytest.raises(ValueError, match="keys query, document and text. Got 'passage'"):
         SweepEvaluator(reranking, prompts={"passage": "D: "})
+    with pytest.raises(TypeError, match="'prompts' parameter must be a mapping with the keys .* Got 'Q: ' instead"):
+        SweepEvaluator(reranking, prompts="Q: ")
+    with pytest.raises(TypeError, match="'prompts' parameter must be a text, or None. Got 3 instead"):
+        SweepEvaluator(reranking, prompts={"query": 3})
+    assert SweepEvaluator(reranking, prompts={"query": None, "text": ""}).prompts == {"text": ""}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +168,8 @@ def test_sweep_checks_what_it_is_given():
         SweepEvaluator("sts")
     with pytest.raises(ValueError, match="list of float32, int8, binary. Got ..int4"):
         SweepEvaluator(SequentialEvaluator([]), precisions=["int4"])
+    with pytest.raises(TypeError, match="The 'model' parameter must be a SentenceTransformer. Got str instead"):
+        SweepEvaluator(SequentialEvaluator([]))("model")
 
 
 def test_retrieval_and_similarity_check_their_columns():
@@ -172,5 +179,10 @@ def test_retrieval_and_similarity_check_their_columns():
         retrieval_evaluator([], [])
     with pytest.raises(ValueError, match="'sentences1' and 'scores'.*Got 2 and 1"):
         similarity_evaluator(["a", "b"], ["c", "d"], [1.0])
+    with pytest.raises(TypeError, match="The 'scores' parameter must be a list of numbers. Got NoneType instead"):
+        similarity_evaluator(["a", "b"], ["c", "d"], None)
+    for score in ("high", None, float("nan")):
+        with pytest.raises(ValueError, match=f"'scores' parameter must hold finite numbers. Got {score!r} at row 1"):
+            similarity_evaluator(["a", "b"], ["c", "d"], [1.0, score])
     with pytest.raises(ValueError, match="two different scores"):
         similarity_evaluator(["a", "b"], ["c", "d"], [1.0, 1.0])

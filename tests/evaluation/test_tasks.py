@@ -9,9 +9,10 @@ from data_files import write
 from datasets import Dataset, DatasetDict, Image
 from lookup import ANGLES, lookup, measure, on_circle, only
 
-from st_distill.evaluation import TaskSpec, evaluate_tasks, read_task
+from st_distill.evaluation import TaskSpec, evaluate_tasks, measure_entries, read_task
 from st_distill.evaluation.results import csv_of_results
 from st_distill.report import task_report
+from st_distill.tables import text_rows
 
 PAIRS = [("a", "b"), ("a", "c"), ("a", "d"), ("a", "f")]
 CASES = {
@@ -186,7 +187,14 @@ def test_pictures_both_ways(stored, images, tmp_path):
         ),
         ([{"text": "a", "label": 1}], {"kind": "sts", "columns": {"text": "text"}}, "Got 'text' instead"),
         ([{"sentence1": "a", "sentence2": None, "score": 1}], {}, "Row 0 of .* a text in column 'sentence2'. Got None"),
-        ([{"sentence1": "a", "sentence2": "b", "score": "high"}], {}, "sentence2, score, which tell no kind of task"),
+        *(
+            (
+                [{"sentence1": "a", "sentence2": "b", "score": score} for score in (1, value, value)],
+                {},
+                f"The column 'score' of .*data.jsonl must hold a number for each pair of texts. Got {value!r} in row 1: write",
+            )
+            for value in ("high", "1,5", float("inf"))
+        ),
         ([{"sentence1": "a", "sentence2": "b", "score": "x"}], {"kind": "sts"}, "a number in column 'score'. Got 'x'"),
         (
             [{"sentence1": "a", "sentence2": "b", "label": 2}],
@@ -336,6 +344,55 @@ def test_a_stray_quote_is_told_with_its_remedy(content, tmp_path):
     )
     with pytest.raises(ValueError, match=remedy):
         read_task(str(tmp_path / "pairs.tsv"))
+
+
+def test_a_task_of_another_kind(tmp_path):
+    source = write(tmp_path / "data.jsonl", CASES["sts"][0])
+    assert only(tmp_path / "data.jsonl").name == "data"
+    for given in (None, {"source": source}):
+        with pytest.raises(
+            TypeError, match="must be a TaskSpec, or the file, .* TaskSpec.source=.... has fields for the rest"
+        ):
+            read_task(given)
+    model = lookup(on_circle(ANGLES))
+    with pytest.raises(TypeError, match="The 'tasks' parameter must hold what read_task gives. Got str in it instead"):
+        evaluate_tasks(model, [source])
+    with pytest.raises(TypeError, match="The 'tasks' parameter must be a list of tasks. Got Task instead"):
+        evaluate_tasks(model, only(source))
+    with pytest.raises(TypeError, match="The 'tasks' must be a list. Got '.*data.jsonl' instead: put it in a list"):
+        measure_entries(model, source)
+
+
+def test_a_misspelt_file_is_told_with_the_nearest(tmp_path):
+    source = write(tmp_path / "stsb.jsonl", CASES["sts"][0])
+    with pytest.raises(ValueError, match=f"There is no file or folder .*; did you mean '{source}'.$"):
+        read_task(str(tmp_path / "stbs.jsonl"))
+    with pytest.raises(ValueError, match=r"could be had from the hub \(.*\).$"):
+        read_task(str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize(
+    ("name", "between", "match"),
+    [
+        ("pairs.csv", ";", "pairs.csv must have commas between its columns. Got semicolons instead, in 'sentence1;sen"),
+        ("pairs.csv", "\t", "must have commas between its columns. Got tabs instead"),
+        (
+            "pairs.tsv",
+            ",",
+            "must have tabs between its columns. Got commas instead, in .*: save it with tabs, or as jsonl",
+        ),
+    ],
+)
+def test_another_separator_is_told(name, between, match, tmp_path):
+    rows = [("sentence1", "sentence2", "score"), ("a", "b", "1.5"), ("a", "c", "1")]
+    (tmp_path / name).write_text("".join(between.join(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=match):
+        read_task(str(tmp_path / name))
+
+
+def test_a_separator_within_the_only_column_is_none(tmp_path):
+    (tmp_path / "texts.csv").write_text("text; or line\na\nb; c\n")
+    assert list(text_rows(tmp_path / "texts.csv")) == [{"text; or line": "a"}, {"text; or line": "b; c"}]
 
 
 def test_spec_checks_its_fields():

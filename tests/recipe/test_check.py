@@ -602,12 +602,22 @@ def test_a_task_that_cannot_be_measured_is_found_before_the_run(problems_of, tas
             "similarity: {path: scores.jsonl, columns: [a, c, score]}",
             "Row 1 of scores.jsonl has no number in column 'score'",
         ),
+        (
+            "similarity: equal.csv",
+            "equal.csv must hold at least two different scores in column 'score', or there is no order",
+        ),
+        (
+            "similarity: words.csv",
+            "must have two columns of texts and then one of numbers, got a (text), c (text), score (text)",
+        ),
         ("images: broken.jsonl", "broken.jsonl has a picture that cannot be read"),
     ],
 )
 def test_rows_of_an_evaluation_are_looked_at_before_the_run(problems_of, part, message):
     Path("gap.jsonl").write_text('{"a": "x", "b": "y"}\n{"a": "x", "b": null}\n')
     Path("scores.jsonl").write_text('{"a": "x", "c": "y", "score": 1}\n{"a": "x", "c": "z", "score": null}\n')
+    Path("equal.csv").write_text("a,c,score\nx,y,1\nx,z,1.0\n")
+    Path("words.csv").write_text("a,c,score\nx,y,1\nx,z,n/a\n")
     Path("broken.png").write_bytes(b"no picture")
     Path("broken.jsonl").write_text('{"image": "broken.png", "caption": "a"}\n')
     field = part.partition(":")[0]
