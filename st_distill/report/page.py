@@ -155,7 +155,7 @@ def write_page(
 
 
 def _require_writable(folder: Path) -> None:
-    """Whether a part of the report can be written, looked at before the work whose result goes there."""
+    """Whether a part of the report can be written, and is no part of a model, before the work whose result goes there."""
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():
         raise NotADirectoryError(
@@ -168,6 +168,12 @@ def _require_writable(folder: Path) -> None:
     if (page := folder / _PAGE).is_dir():
         raise IsADirectoryError(
             f"The report cannot be written to {folder}: {page} is a folder. Remove it, or name another place with --out."
+        )
+    # The report shows texts of the evaluation, which would go with the model wherever it is pushed to.
+    if model := next((path for path in (folder, *folder.parents) if (path / "modules.json").is_file()), None):
+        raise FileExistsError(
+            f"The report shall not be written to {folder}: {model} is a model, and the report shows texts of your data. Name "
+            "another place with --out."
         )
 
 

@@ -220,6 +220,8 @@ def test_what_lies_where_the_report_goes(finished_run, tmp_path):
         ("file/page", NotADirectoryError, "cannot be written to {0}/file/page: {0}/file is no folder"),
         ("link", NotADirectoryError, "cannot be written to {0}/link: {0}/link is no folder"),
         ("old", NotADirectoryError, "cannot be written to {0}/old/pictures: {0}/old/pictures is no folder"),
+        ("model", FileExistsError, "shall not be written to {0}/model: {0}/model is a model"),
+        ("model/report", FileExistsError, "shall not be written to {0}/model/report: {0}/model is a model"),
         ("closed/new/page", PermissionError, "cannot be written to {0}/closed/new/page: the folder {0}/closed is not"),
         (
             "taken",
@@ -229,9 +231,9 @@ def test_what_lies_where_the_report_goes(finished_run, tmp_path):
     ],
 )
 def test_a_place_that_cannot_be_is_told_before_the_work(place, error, reason, finished_run, tmp_path, monkeypatch):
-    for folder in ("old", "closed", "taken/index.html"):
+    for folder in ("old", "closed", "taken/index.html", "model"):
         (tmp_path / folder).mkdir(parents=True)
-    for file in ("file", "old/pictures"):
+    for file in ("file", "old/pictures", "model/modules.json"):
         (tmp_path / file).write_text("x")
     (tmp_path / "link").symlink_to("nowhere")
     before = sorted(tmp_path.rglob("*"))
