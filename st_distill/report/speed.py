@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ __all__ = ["Speed", "measure_speed", "missing_backends"]
 BATCH = 32
 #: Seconds after which a converted model that has not encoded the texts is given up.
 _LONGEST = 900
+#: How a terminal is told of a colour.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 #: What each backend besides torch needs, and the line that installs it. ONNX and OpenVINO are sentence-transformers' own.
 _BACKENDS = {
     "onnxruntime": (("onnx", "onnxruntime", "onnxscript"), "st-distill[onnx]"),
@@ -212,7 +215,14 @@ def _outcome(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return work()
     except Exception as error:  # whatever a stranger's model or the exporter raises: the other models still count
-        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        return {"error": f"{type(error).__name__}: {_first_sentence(str(error))}"}
+
+
+def _first_sentence(message: str) -> str:
+    """Of an error that goes on for paragraphs, in colours of a terminal; 200 letters at most."""
+    plain = " ".join(_COLOUR.sub("", message).split())
+    first = re.split(r"(?<=\w\w)\. (?=[A-Z])", plain, maxsplit=1)[0].rstrip(".")
+    return first if len(first) <= 200 else f"{first[:199]}…"
 
 
 def main() -> None:

@@ -50,6 +50,15 @@ def test_a_model_that_fails_leaves_the_others(only, make_student, tmp_path):
     assert whole.texts_per_second > 0
 
 
+def test_an_error_of_paragraphs_is_told_by_its_first_sentence():
+    def fail():
+        raise RuntimeError(
+            "Failed to export\nthe model with torch.export. \x1b[96mThis is step 1/3\x1b[0m of it. Next: modify"
+        )
+
+    assert speed._outcome(fail) == {"error": "RuntimeError: Failed to export the model with torch.export"}
+
+
 def test_a_converted_model_is_measured_beside_nothing_else():
     code = "import sys, st_distill.report.converted; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
