@@ -25,6 +25,8 @@ __all__ = ["Speed", "measure_speed", "missing_backends"]
 BATCH = 32
 #: Seconds after which a converted model that has not encoded the texts is given up.
 _LONGEST = 900
+#: Letters of an error, at most.
+_SHOWN = 200
 #: How a terminal is told of a colour.
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 #: What each backend besides torch needs, and the line that installs it. ONNX and OpenVINO are sentence-transformers' own.
@@ -219,10 +221,10 @@ def _outcome(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _first_sentence(message: str) -> str:
-    """Of an error that goes on for paragraphs, in colours of a terminal; 200 letters at most."""
+    """Of an error that goes on for paragraphs, in colours of a terminal; no more than a line or two of it."""
     plain = " ".join(_COLOUR.sub("", message).split())
     first = re.split(r"(?<=\w\w)\. (?=[A-Z])", plain, maxsplit=1)[0].rstrip(".")
-    return first if len(first) <= 200 else f"{first[:199]}…"
+    return first if len(first) <= _SHOWN else f"{first[: _SHOWN - 1]}…"
 
 
 def main() -> None:
