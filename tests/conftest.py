@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -82,6 +83,16 @@ SENTENCES = [
 def seeded() -> None:
     """The same random weights whichever tests ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """The levels that the command line sets do not reach the tests after it."""
+    loggers = [logging.getLogger(), logging.getLogger("st_distill")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
