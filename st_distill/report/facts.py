@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from st_distill.figures import percent, scores_of, task_table
 from st_distill.recipe.schema import Images, ImageSource, Recipe, TeacherSpec, Texts
@@ -12,7 +15,7 @@ from st_distill.report.run import Run
 from st_distill.report.speed import Speed
 from st_distill.store import TeacherStore
 
-__all__ = ["Fact", "Table", "headline", "origin", "size_rows", "stage_rows", "storage_rows", "task_rows"]
+__all__ = ["Fact", "Table", "headline", "origin", "recipe_text", "size_rows", "stage_rows", "storage_rows", "task_rows"]
 
 
 class Fact(NamedTuple):
@@ -163,6 +166,26 @@ def _short_names(recipe: Recipe) -> dict[str, str]:
     return names
 
 
+def recipe_text(run: Run) -> str | None:
+    """The recipe's YAML, with no more of absolute paths than their last part; None where there is none."""
+    text = run.recipe_text
+    if text is None:
+        return None
+    for path in sorted(_absolute(yaml.safe_load(text)), key=len, reverse=True):
+        whole = rf"(?<![\w./\\-]){re.escape(path)}(?![\w./\\-])"
+        text = re.sub(whole, lambda _, path=path: f"…/{Path(path).name}", text)  # type: ignore[misc]
+    return text
+
+
+def _absolute(value: Any) -> set[str]:
+    """The absolute paths in what a YAML file holds."""
+    if isinstance(value, Mapping):
+        return set().union(*map(_absolute, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(_absolute, value))
+    return {value} if isinstance(value, str) and Path(value).is_absolute() and Path(value).name else set()
+
+
 def stage_rows(run: Run) -> Table:
     """What each stage trained, for how long, and how its loss went."""
     rows = []
@@ -202,13 +225,16 @@ def size_rows(results: Mapping[str, Any], speeds: Sequence[Speed]) -> Table:
     if not speeds:
         for name, entry in models.items():
             rate = entry.get("texts_per_second")
-            rows.append((name, "torch", *_size(entry), "-" if rate is None else f"{rate:,.0f}", "-"))
+            rows.append((name, "torch", *_size(entry), "-" if rate is None else f"{rate:,.0f}"))
     for speed in speeds:
         rate = "failed" if speed.texts_per_second is None else f"{speed.texts_per_second:,.0f}"
         memory = "-" if speed.memory is None else f"{speed.memory:,.0f} MB"
         backend = f"{speed.backend}, {speed.device}" if speed.device else speed.backend
         rows.append((speed.model, backend, *_size(models.get(speed.model)), rate, memory))
-    return Table(("Model", "Runs on", "Parameters", "Weights", "Texts per second", "Memory"), rows)
+    header = ("Model", "Runs on", "Parameters", "Weights", "Texts per second", "Memory")
+    if not speeds:  # of which the memory is a part
+        return Table(header[:-1], rows)
+    return Table(header, rows)
 
 
 def _size(entry: Mapping[str, Any] | None) -> tuple[str, str]:

@@ -26,7 +26,7 @@ from st_distill.recipe.measuring import measure, texts_and_vectors
 from st_distill.recipe.schema import Recipe, Texts
 from st_distill.recipe.teachers import teacher_view
 from st_distill.recipe.vision import pictures_and_captions
-from st_distill.report.facts import headline, origin, size_rows, stage_rows, storage_rows, task_rows
+from st_distill.report.facts import headline, origin, recipe_text, size_rows, stage_rows, storage_rows, task_rows
 from st_distill.report.pictures import (
     COLOURS,
     Picture,
@@ -146,7 +146,8 @@ def write_page(
         tasks=task_rows(found_run.results),
         failed=failures(found_run.results),
         findings=found_run.findings,
-        recipe=found_run.recipe_text,
+        nothing_found=_nothing_found(found_run),
+        recipe=recipe_text(found_run),
         ran_on=found_run.environment,
         made_on=environment(),
     )
@@ -182,6 +183,15 @@ def _title(run: Run) -> str:
     return name or "The student"
 
 
+def _nothing_found(run: Run) -> str:
+    """What stands in place of findings."""
+    if run.diagnosed:
+        return "Nothing that was looked for was found."
+    if run.recipe is not None and not run.recipe.diagnosis:
+        return "Nothing was looked for: the recipe says diagnosis: false."
+    return "Nothing has been looked for yet."
+
+
 def _shorter(text: str, limit: int = 260) -> str:
     text = " ".join(printable(text).split())
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
@@ -205,8 +215,8 @@ def _quality_pictures(results: Mapping[str, Any], before: Mapping[str, Any]) -> 
     if fidelity := results.get("fidelity"):
         nearest = fidelity["neighbours"]
         for key, title, label in (
-            ("spearman", "Agreement with the teachers: order of similarities", "Spearman's correlation"),
-            ("overlap", f"Agreement with the teachers: {nearest} nearest texts", f"share of {nearest} nearest shared"),
+            ("spearman", "Agreement with the teachers: order of similarities", "Spearman's correlation x 100"),
+            ("overlap", f"Agreement with the teachers: {nearest} nearest texts", f"of {nearest} nearest shared, %"),
         ):
             series = {"student": fidelity[key]}
             if before.get("fidelity"):
@@ -215,8 +225,8 @@ def _quality_pictures(results: Mapping[str, Any], before: Mapping[str, Any]) -> 
                 series["teachers, cut"] = cut
             pictures.append(by_dimension(f"fidelity-{key}", title, label, series))
     for metric, name, title, label in (
-        ("ndcg@10", "retrieval", "Retrieval: a query finds its document", "nDCG@10"),
-        ("sts", "similarity", "Similarity of sentence pairs, against the given scores", "Spearman's correlation"),
+        ("ndcg@10", "retrieval", "Retrieval: a query finds its document", "nDCG@10 x 100"),
+        ("sts", "similarity", "Similarity of sentence pairs, against the given scores", "Spearman's correlation x 100"),
     ):
         if measured := scores_of(results, metric):
             series = {"student": measured["student"]}
@@ -228,7 +238,8 @@ def _quality_pictures(results: Mapping[str, Any], before: Mapping[str, Any]) -> 
         for key in (key for key in images if key.startswith("recall@")):
             title = f"Text to image: the right one among the first {key.removeprefix('recall@')}"
             chance = images[key.replace("recall", "chance")]
-            pictures.append(by_dimension(key.replace("@", "-"), title, key, {"student": images[key]}, chance=chance))
+            series = {"student": images[key]}
+            pictures.append(by_dimension(key.replace("@", "-"), title, f"{key}, %", series, chance=chance))
     return pictures
 
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import PIL.Image
 
-from st_distill.figures import defined
+from st_distill.figures import defined, percent
 from st_distill.report.samples import Retrieved, Thumbnail
 
 if TYPE_CHECKING:
@@ -170,6 +170,14 @@ def _inlined(svg: str, name: str, title: str, description: str) -> str:
     return inline
 
 
+def _times_100(scores: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {dim: None if score is None else 100 * score for dim, score in defined(scores).items()}
+
+
+def _score(score: float | None) -> str:
+    return "-" if score is None else f"{score:.1f}"
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
@@ -182,15 +190,15 @@ def by_dimension(
     *,
     chance: float | None = None,
 ) -> Picture:
-    """Scores against the number of dimensions, a line for each model.
+    """Scores times 100 against the number of dimensions, a line for each model.
 
     Args:
         name, title: as in `Picture`.
         label: of the axis of scores.
-        series: model to (dimension, in decimal digits, to score); a score may be None, NaN or absent.
+        series: model to (dimension, in decimal digits, to score from 0 to 1); a score may be None, NaN or absent.
         chance: the score of a guess, drawn as a level line; None: no line.
     """
-    series = {model: defined(scores) for model, scores in series.items()}
+    series = {model: _times_100(scores) for model, scores in series.items()}
     dims = sorted({dim for scores in series.values() for dim in scores}, key=int)
     places = {dim: place for place, dim in enumerate(dims)}
     with _style():
@@ -206,12 +214,12 @@ def by_dimension(
                 label=_label(model),
             )
         if chance is not None:
-            axes.axhline(chance, color=_MUTED, linestyle=":", linewidth=1.2, label="chance")
+            axes.axhline(100 * chance, color=_MUTED, linestyle=":", linewidth=1.2, label="chance")
         axes.set_xticks(range(len(dims)), dims)
         axes.set_xlabel("dimensions")
         axes.set_ylabel(label)
         _legend(figure)
-        rows = [[dim, *(_number(scores.get(dim)) for scores in series.values())] for dim in reversed(dims)]
+        rows = [[dim, *(_score(scores.get(dim)) for scores in series.values())] for dim in reversed(dims)]
         return _finished(figure, name, title, _of_dimensions(label, series, dims), ["dimensions", *series], rows)
 
 
@@ -220,9 +228,9 @@ def _of_dimensions(label: str, series: Mapping[str, Mapping[str, float | None]],
     for model, scores in series.items():
         known = [dim for dim in reversed(dims) if scores.get(dim) is not None]
         if known:
-            span = f"{_number(scores[known[0]])} at {known[0]} dimensions"
+            span = f"{_score(scores[known[0]])} at {known[0]} dimensions"
             if len(known) > 1:
-                span += f", {_number(scores[known[-1]])} at {known[-1]}"
+                span += f", {_score(scores[known[-1]])} at {known[-1]}"
             parts.append(f"{model} {span}")
     return f"Line chart of {label} against dimensions: {'; '.join(parts) or 'no score is known'}."
 
@@ -338,25 +346,39 @@ def similarity_scatter(
             [f"{tenth / 10:.1f} to {(tenth + 1) / 10:.1f}", str(len(found)), f"{sum(found) / len(found):.2f}"]
             for tenth, found in sorted(tenths.items())
         ]
-        told = "" if correlation is None else f" Spearman's correlation over held-out pairs is {correlation:.3f}."
+        told = "" if correlation is None else f" Spearman's correlation over held-out pairs, x 100, is {percent(correlation)}."
         description = f"Scatter chart of {len(points):,} pairs of held-out texts around the line of equality.{told}"
         header = ["similarity by the teachers", "pairs", "mean similarity by the student"]
         return _finished(figure, name, title, description, header, rows)
 
 
 def bars(name: str, title: str, label: str, values: Mapping[str, float]) -> Picture:
-    """One horizontal bar for each value, with its number."""
+    """One horizontal bar for each value, with its number; points on a logarithmic axis where the values, all above 0, span
+    more than a factor of 20, of which bars would show the largest alone."""
+    is_wide = min(values.values()) > 0 and max(values.values()) / min(values.values()) > 20
     with _style():
         figure, axes = _figure(_WIDTH, 1.0 + 0.42 * len(values))
+        axes.grid(is_wide, axis="x")
         axes.grid(False, axis="y")
-        drawn = axes.barh(range(len(values)), list(values.values()), color=_LINES[0], height=0.62)
-        axes.bar_label(drawn, labels=[f"{value:,.0f}" for value in values.values()], padding=4)
-        axes.set_yticks(range(len(values)), [_label(key) for key in values])
-        axes.invert_yaxis()
+        places, lengths = range(len(values)), list(values.values())
+        if is_wide:
+            from matplotlib.ticker import FuncFormatter, NullFormatter
+
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.plot(lengths, places, linestyle="none", marker=_MARKERS[0], markersize=8, color=_LINES[0])
+            for value, place in zip(lengths, places):
+                axes.annotate(f"{value:,.0f}", (value, place), xytext=(8, 0), textcoords="offset points", va="center")
+        else:
+            drawn = axes.barh(places, lengths, color=_LINES[0], height=0.62)
+            axes.bar_label(drawn, labels=[f"{value:,.0f}" for value in lengths], padding=4)
+        axes.set_yticks(places, [_label(key) for key in values])
+        axes.set_ylim(len(values) - 0.5, -0.5)
         axes.margins(x=0.15)
         axes.set_xlabel(label)
         rows = [[key, f"{value:,.0f}"] for key, value in values.items()]
-        description = f"Bar chart of {label}: {'; '.join(f'{key} {value}' for key, value in rows)}."
+        description = f"{'Chart' if is_wide else 'Bar chart'} of {label}: {'; '.join(f'{key} {value}' for key, value in rows)}."
         return _finished(figure, name, title, description, ["", label], rows)
 
 

@@ -46,6 +46,7 @@ class Run:
         results: what ``st_distill.evaluation.evaluate`` found; empty before the end of the run.
         environment: label to value, as of the end of the run; empty before.
         findings: what looked wrong, see `st_distill.recipe.diagnose.all_findings`.
+        diagnosed: whether anything was looked for.
         recipe_changed: whether recipe.yaml is another one than the run wrote.
     """
 
@@ -56,6 +57,7 @@ class Run:
     results: Mapping[str, Any]
     environment: Mapping[str, str]
     findings: Sequence[Mapping[str, str]] = ()
+    diagnosed: bool = False
     recipe_changed: bool = False
 
     def stage_model(self, index: int) -> Path:
@@ -85,7 +87,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             "folder, by default its output with -run behind it."
         )
     recipe_path = folder / "recipe.yaml"
-    stored = read_results(folder)
+    stored, found = read_results(folder), read_findings(folder)
     stages = []
     for stage in state.stages:
         metrics = dict(stage.get("metrics", {}))
@@ -98,6 +100,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         stages=tuple(stages),
         results=stored.get("results", {}),
         environment=stored.get("environment", {}),
-        findings=all_findings(read_findings(folder), state.stages),
+        findings=all_findings(found, state.stages),
+        diagnosed=bool(found),
         recipe_changed=recipe_path.is_file() and state.recipe is not None and sha256(recipe_path) != state.recipe,
     )

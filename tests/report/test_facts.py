@@ -7,7 +7,7 @@ import pytest
 from st_distill.evaluation.results import with_averages
 from st_distill.recipe import Recipe
 from st_distill.report import task_report
-from st_distill.report.facts import headline, origin, size_rows, stage_rows, storage_rows, task_rows
+from st_distill.report.facts import headline, origin, recipe_text, size_rows, stage_rows, storage_rows, task_rows
 from st_distill.report.run import Run, StageRun
 from st_distill.report.speed import Speed
 
@@ -115,11 +115,24 @@ def test_the_origin_names_no_folders_but_those_that_tell_apart():
     assert facts[-1].note == "vision encoder: someone/eyes"
 
 
+def test_the_recipe_is_shown_without_the_folders_of_this_machine():
+    text = (
+        "student: {model: /home/someone/models/base}\n"
+        "texts: [/home/someone/texts.parquet, data/home/x.parquet, '/x']\n"
+        "output: '/'\nwork: out/x\n"
+    )
+    assert recipe_text(Run(Path("nowhere"), None, text, (), {}, {})) == (
+        "student: {model: …/base}\ntexts: […/texts.parquet, data/home/x.parquet, '…/x']\noutput: '/'\nwork: out/x\n"
+    )
+    assert recipe_text(Run(Path("nowhere"), None, None, (), {}, {})) is None
+
+
 def test_sizes():
-    assert size_rows(RESULTS, []).rows == [
-        ("student", "torch", "17.5 M", "70 MB", "340", "-"),
-        ("b", "torch", "22.7 M", "91 MB", "-", "-"),
-    ]
+    # Memory is measured with the speed.
+    assert size_rows(RESULTS, []) == (
+        ("Model", "Runs on", "Parameters", "Weights", "Texts per second"),
+        [("student", "torch", "17.5 M", "70 MB", "340"), ("b", "torch", "22.7 M", "91 MB", "-")],
+    )
     assert size_rows(RESULTS, SPEEDS).rows == [
         ("student", "torch, cpu", "17.5 M", "70 MB", "1,234", "210 MB"),
         ("student", "onnxruntime", "17.5 M", "70 MB", "failed", "-"),

@@ -260,9 +260,29 @@ def test_figures_that_are_no_numbers_are_dashes(score, finished_run, tmp_path):
     page = write_page(tmp_path, speed=False)
     elements = Elements(page)
     assert "nDCG@10, times 100, 24 dimensions" in elements.text
-    assert "Line chart of nDCG@10 against dimensions: student 0.5 at 8 dimensions." in elements.text
+    assert "Line chart of nDCG@10 x 100 against dimensions: student 50.0 at 8 dimensions." in elements.text
     assert not re.search(r"\bnan\b", elements.text, re.IGNORECASE)
     assert page.read_text(encoding="utf-8").count('<th scope="row" dir="auto">24</th><td>-</td><td>-</td>') == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "findings", "sentence"),
+    [
+        ("diagnosis: false\n", None, "Nothing was looked for: the recipe says diagnosis: false."),
+        ("", None, "Nothing has been looked for yet."),
+        ("", '{"before": []}', "Nothing that was looked for was found."),
+    ],
+)
+def test_a_page_without_findings_says_why(recipe, findings, sentence, finished_run, tmp_path):
+    state = read_record(finished_run / "run.json")
+    for stage in state["stages"]:
+        stage["metrics"].pop("findings", None)
+    write_record(tmp_path / "run.json", state)
+    recipe = (finished_run / "recipe.yaml").read_text().replace(str(finished_run), str(tmp_path / "gone")) + recipe
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    if findings is not None:
+        (tmp_path / "findings.json").write_text(findings)
+    assert sentence in Elements(write_page(tmp_path, speed=False)).text
 
 
 def test_damaged_findings_are_told_and_not_left_out(finished_run, tmp_path, capsys):
@@ -295,4 +315,4 @@ def test_a_copied_run_is_compared_with_its_own_vectors(finished_run, tmp_path):
     assert absent.strip() == changed
     sections = [attributes["aria-labelledby"] for attributes in elements.of("section")]
     assert {"agreement", "differences"} <= set(sections)
-    assert "before training 0." in elements.text
+    assert re.search(r"before training \d+\.\d at 24 dimensions", elements.text)

@@ -44,9 +44,9 @@ def test_scores_by_dimension():
         chance=0.1,
     )
     assert picture.header == ("dimensions", "student", "other")
-    assert picture.rows == (("64", "0.5", "-"), ("8", "0.25", "0.75"))
+    assert picture.rows == (("64", "50.0", "-"), ("8", "25.0", "75.0"))
     assert picture.description == (
-        "Line chart of nDCG@10 against dimensions: student 0.5 at 64 dimensions, 0.25 at 8; other 0.75 at 8 dimensions."
+        "Line chart of nDCG@10 against dimensions: student 50.0 at 64 dimensions, 25.0 at 8; other 75.0 at 8 dimensions."
     )
     with Image.open(io.BytesIO(picture.png)) as png:
         assert png.size == (1080, 700)
@@ -57,6 +57,15 @@ def test_scores_that_are_not_known_are_dashes(score):
     picture = by_dimension("similarity", "Similarity", "correlation", {"student": {"64": score, "8": score}})
     assert picture.rows == (("64", "-"), ("8", "-"))
     assert picture.description == "Line chart of correlation against dimensions: no score is known."
+
+
+@pytest.mark.parametrize("largest, kind", [(2_000.0, "Bar chart"), (2_001.0, "Chart")])
+def test_one_value_does_not_dwarf_the_others(largest, kind):
+    values = {"student": 400.0, "teacher": 100.0, "third": largest}
+    picture = bars("speed", "Speed", "texts per second", values)
+    assert picture.description == f"{kind} of texts per second: student 400; teacher 100; third {largest:,.0f}."
+    drawn = {element.text for element in ElementTree.fromstring(picture.svg).iter(f"{SVG}text")}
+    assert {"400", "100", f"{largest:,.0f}", *values} <= drawn
 
 
 def test_the_drawing_follows_the_page():
@@ -117,7 +126,7 @@ def test_similarities_in_steps_of_a_tenth():
         ("0.9 to 1.0", "1", "0.90"),
     )
     assert "4 pairs" in picture.description
-    assert "0.500" in picture.description
+    assert "x 100, is 50.0" in picture.description
 
 
 def thumbnail(colour: str, *, right: bool) -> Thumbnail:
