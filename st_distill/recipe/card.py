@@ -105,7 +105,7 @@ def _metadata(
 ) -> dict[str, Any]:
     known = metadata_load(folder / "README.md") or {}
     fields: dict[str, Any] = {
-        "tags": list(dict.fromkeys([*(known.get("tags") or []), *tags])),
+        "tags": list(dict.fromkeys(_one_size([*(known.get("tags") or []), *tags]))),
         "model_name": name,
         "eval_results": evaluation_results(recipe, results) or None,
         "widget": widget(),
@@ -124,6 +124,13 @@ def _metadata(
             },
         }
     return fields
+
+
+def _one_size(tags: Sequence[str]) -> list[str]:
+    """The tags, with the largest alone of those that say how many rows the trainer of a stage had."""
+    sizes = [tag for tag in tags if re.fullmatch(r"dataset_size:\d+", tag)]
+    largest = max(sizes, key=lambda tag: int(tag.rpartition(":")[2]), default=None)
+    return [tag for tag in tags if tag not in sizes or tag == largest]
 
 
 def evaluation_results(recipe: Recipe, results: Mapping[str, Any]) -> list[EvalResult]:

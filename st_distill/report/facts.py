@@ -221,7 +221,7 @@ def _trains(train: Any) -> str:
 def size_rows(results: Mapping[str, Any], speeds: Sequence[Speed]) -> Table:
     """Each model's size, and its speed and memory with each backend."""
     models = results.get("models") or {}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     if not speeds:
         for name, entry in models.items():
             rate = entry.get("texts_per_second")

@@ -346,7 +346,9 @@ def similarity_scatter(
             [f"{tenth / 10:.1f} to {(tenth + 1) / 10:.1f}", str(len(found)), f"{sum(found) / len(found):.2f}"]
             for tenth, found in sorted(tenths.items())
         ]
-        told = "" if correlation is None else f" Spearman's correlation over held-out pairs, x 100, is {percent(correlation)}."
+        told = (
+            "" if correlation is None else f" Spearman's correlation over held-out pairs x 100: {percent(correlation)}."
+        )
         description = f"Scatter chart of {len(points):,} pairs of held-out texts around the line of equality.{told}"
         header = ["similarity by the teachers", "pairs", "mean similarity by the student"]
         return _finished(figure, name, title, description, header, rows)
@@ -378,7 +380,8 @@ def bars(name: str, title: str, label: str, values: Mapping[str, float]) -> Pict
         axes.margins(x=0.15)
         axes.set_xlabel(label)
         rows = [[key, f"{value:,.0f}"] for key, value in values.items()]
-        description = f"{'Chart' if is_wide else 'Bar chart'} of {label}: {'; '.join(f'{key} {value}' for key, value in rows)}."
+        kind = "Chart" if is_wide else "Bar chart"
+        description = f"{kind} of {label}: {'; '.join(f'{key} {value}' for key, value in rows)}."
         return _finished(figure, name, title, description, ["", label], rows)
 
 

@@ -71,6 +71,11 @@ def recipe(tmp_path):
 @pytest.fixture
 def card(recipe, make_student):
     export(make_student(MatryoshkaProjection(32, [24, 8])), recipe.output)
+    path = Path(recipe.output) / "README.md"
+    trained = ModelCard.load(path, ignore_metadata_errors=False)
+    # What the trainers of two stages leave.
+    trained.data.tags += ["dataset_size:900", "loss:JasperDistill", "dataset_size:12000"]
+    trained.save(path)
     write_run_card(Path(recipe.output), recipe, STAGES, RESULTS, {"Processor": "one | two"})
     return ModelCard.load(Path(recipe.output) / "README.md", ignore_metadata_errors=False)
 
@@ -79,7 +84,8 @@ def test_metadata_that_the_hub_reads(card):
     data = card.data.to_dict()
     assert data["base_model"] == "someone/encoder"
     assert data["datasets"] == ["someone/texts"]
-    assert {"sentence-transformers", "distillation", "matryoshka"} <= set(data["tags"])
+    assert {"sentence-transformers", "loss:JasperDistill", "distillation", "matryoshka"} <= set(data["tags"])
+    assert [tag for tag in data["tags"] if tag.startswith("dataset_size:")] == ["dataset_size:12000"]
     assert data["library_name"] == "sentence-transformers"
     assert data["co2_eq_emissions"]["emissions"] == 12.0
     assert "license" not in data

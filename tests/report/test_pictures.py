@@ -59,7 +59,7 @@ def test_scores_that_are_not_known_are_dashes(score):
     assert picture.description == "Line chart of correlation against dimensions: no score is known."
 
 
-@pytest.mark.parametrize("largest, kind", [(2_000.0, "Bar chart"), (2_001.0, "Chart")])
+@pytest.mark.parametrize(("largest", "kind"), [(2_000.0, "Bar chart"), (2_001.0, "Chart")])
 def test_one_value_does_not_dwarf_the_others(largest, kind):
     values = {"student": 400.0, "teacher": 100.0, "third": largest}
     picture = bars("speed", "Speed", "texts per second", values)
@@ -126,7 +126,7 @@ def test_similarities_in_steps_of_a_tenth():
         ("0.9 to 1.0", "1", "0.90"),
     )
     assert "4 pairs" in picture.description
-    assert "x 100, is 50.0" in picture.description
+    assert "x 100: 50.0" in picture.description
 
 
 def thumbnail(colour: str, *, right: bool) -> Thumbnail:
