@@ -11,21 +11,25 @@ Options of `Experiment`, each alone or together with others:
 - own_teacher: the prefixes' relations follow those of the student's own full vector, the full vector's the teacher's;
 - prefix_power: all terms of dimension d weigh (d / 384)^-power, instead of the cosine as d and the relations equally;
 - relations_after: share of each stage's steps that is trained on the cosine term alone;
+- hidden: weight of the cosine distance between what each kept layer but the last gives for a token, and what the teacher, which
+  is asked at every step, gives to the next kept layer;
 - average: share of each stage's last steps whose weights are averaged in the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax, normalize
+from torch.nn.functional import cosine_similarity, kl_div, log_softmax, normalize
 from transformers import TrainerCallback
 
 from st_distill import functional
@@ -46,20 +50,24 @@ class Experiment:
     own_teacher: bool = False
     prefix_power: float | None = None
     relations_after: float = 0.0
+    hidden: float = 0.0
     average: float = 0.0
 
     @property
     def changes_loss(self) -> bool:
-        names = {"spread", "centred", "neighbours", "own_teacher", "prefix_power", "relations_after"}
+        names = {"spread", "centred", "neighbours", "own_teacher", "prefix_power", "relations_after", "hidden"}
         return any(getattr(self, option.name) != option.default for option in fields(self) if option.name in names)
 
 
 class _Changed(JasperDistill):
     """The recipe's loss with the changes of an experiment."""
 
-    def __init__(self, *args: Any, experiment: Experiment, steps: int, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, experiment: Experiment, steps: int, hidden: _HiddenStates | None, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         self.experiment = experiment
+        self.hidden = hidden
         self.steps = steps
         self.step = 0
 
@@ -72,6 +80,8 @@ class _Changed(JasperDistill):
             cosines = torch.stack([batch.cosine([dim], "equal") for dim in heads])
             power = -1.0 if self.cosine_weights == "proportional" else 0.0
             terms["cosine"] = self.weights["cosine"] * (cosines * self._shares(heads, power)).sum()
+        if self.hidden is not None:
+            terms["hidden"] = experiment.hidden * self.hidden.distance()
         if self.step < experiment.relations_after * self.steps:
             return terms
         heads = self.dims or [batch.embedding.shape[-1]]
@@ -118,6 +128,45 @@ class _Changed(JasperDistill):
         return terms
 
 
+class _HiddenStates:
+    """Compares, while a student of BERT's layers is trained, its layers below the last with the model that they are of.
+
+    Args:
+        student: the `Transformer` module in training.
+        teacher: that of the whole model.
+        layers: which of the teacher's layers the student has, from the first.
+    """
+
+    def __init__(self, student: Transformer, teacher: Transformer, layers: Sequence[int]) -> None:
+        self._teacher = teacher.model.eval()
+        self._next = list(layers)[1:]
+        self._outputs: dict[int, Tensor] = {}
+        self._distances: list[Tensor] = []
+        for place in range(len(self._next)):
+            student.model.encoder.layer[place].register_forward_hook(partial(self._keep, place))
+        student.register_forward_hook(self._compare)
+
+    def _keep(self, place: int, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._outputs[place] = output[0] if isinstance(output, tuple) else output
+
+    def _compare(self, module: nn.Module, inputs: tuple[dict[str, Tensor], ...], output: Any) -> None:
+        if not module.training:
+            return
+        given = {name: inputs[0][name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            theirs = self._teacher(**given, output_hidden_states=True).hidden_states
+        is_token = given["attention_mask"].bool()
+        for place, layer in enumerate(self._next):
+            cosines = cosine_similarity(self._outputs[place][is_token], theirs[layer][is_token], dim=-1)
+            self._distances.append(1 - cosines.mean())
+
+    def distance(self) -> Tensor:
+        """The mean over the layers and the texts' columns since the last call."""
+        mean = torch.stack(self._distances).mean()
+        self._distances.clear()
+        return mean
+
+
 class _Average(TrainerCallback):
     """Replaces the weights at the end by their mean over the last share of the steps."""
 
@@ -145,8 +194,14 @@ class _Average(TrainerCallback):
 
 
 @contextmanager
-def applied(experiment: Experiment) -> Iterator[None]:
-    """Within this, a recipe's run is changed as the experiment says."""
+def applied(experiment: Experiment, whole: str, layers: Sequence[int] | None) -> Iterator[None]:
+    """Within this, a recipe's run is changed as the experiment says.
+
+    Args:
+        experiment: what is changed.
+        whole: name or folder of the model that the student's layers are of.
+        layers: which of its layers the student has; None for one without layers.
+    """
     changes, used = [], list[str | None]()
     if experiment.changes_loss:
         original = stages.distill_loss
@@ -156,6 +211,10 @@ def applied(experiment: Experiment) -> Iterator[None]:
         ) -> JasperDistill:
             plain = original(stage, projection, model, teacher, match_dims=match_dims)
             used.append(stage.name)
+            hidden = None
+            if experiment.hidden:
+                encoder = SentenceTransformer(whole, device="cpu")[0]
+                hidden = _HiddenStates(model[0], encoder, layers or [])
             return _Changed(
                 model,
                 teacher=teacher,
@@ -166,6 +225,7 @@ def applied(experiment: Experiment) -> Iterator[None]:
                 margin=plain.margin,
                 experiment=experiment,
                 steps=stage.steps or 0,
+                hidden=hidden,
             )
 
         changes.append(mock.patch.object(stages, "distill_loss", changed))

@@ -225,7 +225,7 @@ def _with_recipe(settings: Settings, shop: Workshop, folder: Path) -> Trained:
     file.write_text(json.dumps(recipe(settings, shop, folder), indent=1), encoding="utf-8")
     spec = load_recipe(str(file), settings.overrides)
     started = time.perf_counter()
-    with applied(settings.experiment):
+    with applied(settings.experiment, shop.teacher_name, _start(settings, shop).layers):
         run(spec, show_progress=False)
     seconds = time.perf_counter() - started
     last = sorted((folder / "work").glob("stages/*/model"))[-1]

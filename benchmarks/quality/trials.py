@@ -46,6 +46,8 @@ TRIALS: dict[str, dict[str, Any]] = {
     "own-teacher": {"experiment": Experiment(own_teacher=True), **_relations(_PAPER)},
     "short-first": {"experiment": Experiment(prefix_power=0.5)},
     "equal-weights": _relations("cosine_weights=equal"),
+    "hidden-1": {"experiment": Experiment(hidden=1.0)},
+    "hidden-10": {"experiment": Experiment(hidden=10.0)},
     "spread": {"experiment": Experiment(spread=5.0)},
     "teacher-head": {"overrides": ("projection.teacher_head=true",)},
     # vectors as bits
