@@ -35,8 +35,10 @@ demo: $(VENV)/ready
 	@echo
 	$(BIN)/st-distill report out/jasper-run --no-speed
 
+# A test file runs in one process, with one thread of torch: several of them are faster than threads.
+test: export OMP_NUM_THREADS = 1
 test: $(VENV)/ready lint docs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=loadfile
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check
