@@ -18,6 +18,7 @@ from st_distill.evaluation.task_list import tasks_of_entries
 from st_distill.exporting import may_be_replaced
 from st_distill.files import read_array_header
 from st_distill.modules.lengths import tell_too_long
+from st_distill.nearest import suggest
 from st_distill.recipe import quantized
 from st_distill.recipe.conversion import as_mapping
 from st_distill.recipe.data import load_scored_pairs, load_texts, read_images
@@ -29,7 +30,7 @@ from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, Tea
 from st_distill.recipe.sources import existing_path, rows_of
 from st_distill.recipe.stage_rules import StageRules
 from st_distill.recipe.start import chosen_start
-from st_distill.recipe.words import FieldPath, show_path, suggest
+from st_distill.recipe.words import FieldPath, show_path
 from st_distill.tables import FORMATS
 from st_distill.teacher import Teacher
 

@@ -21,7 +21,7 @@ from st_distill.errors import one_line, sentence
 from st_distill.exporting import load_student
 from st_distill.modules.alibi_checkpoint import is_published_alibi
 from st_distill.modules.alibi_config import explain_other_model
-from st_distill.recipe.words import suggest
+from st_distill.nearest import suggest
 
 __all__ = [
     "ModelFacts",

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from st_distill.errors import one_line, sentence
 from st_distill.files import read_json
+from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind, kind_of_values, kinds_of_features, names_of, table_of
 from st_distill.recipe.source_schema import ImageSource, Texts
-from st_distill.recipe.words import suggest
 from st_distill.tables import FORMATS, text_rows
 
 __all__ = ["columns_of", "existing_path", "name_of", "read_rows", "rows_of", "stream_rows"]
