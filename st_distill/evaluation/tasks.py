@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.evaluation import (
 
 from st_distill.evaluation.collection import collection, is_collection, judged_parts
 from st_distill.evaluation.columns import KINDS, Kind, columns_of, kind_of
-from st_distill.evaluation.data import Part, Table, parts_of_hub, parts_of_path
+from st_distill.evaluation.data import Part, Table, local_path, parts_of_hub, parts_of_path
 from st_distill.evaluation.kinds import (
     ClassificationEvaluator,
     ClusteringEvaluator,
@@ -142,8 +142,8 @@ def read_task(
         "show_progress_bar": show_progress_bar,
         "write_csv": False,
     }
-    local = Path(spec.source)
-    parts = parts_of_path(local) if local.exists() else parts_of_hub(spec.source, spec.config, spec.revision)
+    local = local_path(spec.source)
+    parts = parts_of_hub(spec.source, spec.config, spec.revision) if local is None else parts_of_path(local)
     name = spec.name or default_name(spec.source)
     if spec.train_split not in parts and spec.train_split != TaskSpec.train_split:
         raise ValueError(
@@ -174,7 +174,7 @@ def read_task(
         if (
             spec.kind in (None, "retrieval")
             and not given
-            and not local.is_file()
+            and not Path(spec.source).is_file()
             and set(parts) <= {"corpus", "queries"}
         ):
             judged_parts(spec.source, parts)  # says what is missing beside what alone is no task

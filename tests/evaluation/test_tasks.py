@@ -367,8 +367,10 @@ def test_a_misspelt_file_is_told_with_the_nearest(tmp_path):
     source = write(tmp_path / "stsb.jsonl", CASES["sts"][0])
     with pytest.raises(ValueError, match=f"There is no file or folder .*; did you mean '{source}'.$"):
         read_task(str(tmp_path / "stbs.jsonl"))
-    with pytest.raises(ValueError, match=r"could be had from the hub \(.*\).$"):
+    with pytest.raises(ValueError, match=r"/x': see its spelling, and the folder that you are in\.$"):
         read_task(str(tmp_path / "x"))
+    with pytest.raises(ValueError, match=r"could be had from the hub \(.*\).$"):
+        read_task("owner/x")
 
 
 @pytest.mark.parametrize(
