@@ -244,6 +244,8 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
         (["eval", "{model}", "sts:"], "must have its file, folder or data set after the kind"),
         (["eval", "{model}", "stss:{folder}/pairs.tsv"], "The kind of a task must be one of classification, "),
         (["eval", "{model}", "{folder}/tasks.yaml"], "must be a list with a task in it. Got an empty one"),
+        (["eval", "{model}", "{folder}/task.yaml"], "Got 'task' instead; did you mean 'tasks'?\n"),
+        (["eval", "{model}", "{folder}/empty.yaml"], "Got an empty file instead: write 'tasks:'"),
         (
             ["eval", "{model}", "{folder}/pairs.tsv", "--json", "{folder}/f", "--csv", "{folder}/./f"],
             "must be two files",
@@ -262,6 +264,8 @@ def test_mistakes_are_a_sentence_and_exit_code_2(arguments, message, recipe, tmp
     (tmp_path / "model-run" / "run.json").touch()
     (tmp_path / "pairs.tsv").write_text(PAIRS)
     (tmp_path / "tasks.yaml").write_text("tasks: []")
+    (tmp_path / "task.yaml").write_text("task: [x]")
+    (tmp_path / "empty.yaml").touch()
     (tmp_path / "pictures.csv").write_text("file_name,caption\na.png,red\n")
     images[0].save(tmp_path / "a.png")
     places = {"recipe": recipe, "folder": tmp_path, "model": tmp_path / "model"}

@@ -8,12 +8,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from st_distill.evaluation.columns import KINDS
+from st_distill.evaluation.task_file import entries_of_file, is_task_file
 from st_distill.evaluation.tasks import TaskSpec, default_name, distinct_names
 
-__all__ = ["MTEB", "is_task_file", "tasks_of_entries", "tasks_of_words"]
+__all__ = ["MTEB", "tasks_of_entries", "tasks_of_words"]
 
 #: What stands before the name of a task of MTEB.
 MTEB = "mteb:"
@@ -22,12 +21,6 @@ _FIELDS = [field.name for field in fields(TaskSpec)]
 #: What tells two tasks of one name apart: fields whose value says enough, and others.
 _PLAIN = ("config", "split", "kind", "revision")
 _NAMED = ("limit", "train_split", "samples_per_label", "experiments")
-
-
-def is_task_file(word: str) -> bool:
-    """Whether a word names a YAML file with ``tasks`` in it, which no recipe has."""
-    path = Path(word)
-    return path.suffix in (".yaml", ".yml") and path.is_file() and "tasks" in _mapping(path)
 
 
 def tasks_of_words(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[list[TaskSpec], list[str]]:
@@ -53,16 +46,7 @@ def tasks_of_words(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[l
         place = ""
         if is_task_file(word):
             place = f" of {word}"
-            content = _mapping(Path(word))
-            if unknown := [str(field) for field in content if field != "tasks"]:
-                raise ValueError(
-                    f"{word} must have 'tasks' alone. Got '{unknown[0]}' beside it: say what is one task's there, and what is "
-                    "all tasks' as an option."
-                )
-            entries = content["tasks"]
-            if not isinstance(entries, list) or not entries:
-                found = "an empty one" if entries == [] else type(entries).__name__
-                raise ValueError(f"The 'tasks'{place} must be a list with a task in it. Got {found} instead.")
+            entries = entries_of_file(word)
         more_specs, more_names = _read(entries, defaults, place)
         specs += more_specs
         names += more_names
@@ -187,11 +171,3 @@ def _spec(word: str, defaults: Mapping[str, Any]) -> TaskSpec:
             f"{word} is a model, where a task is expected: st-distill eval MODEL TASK takes the model first."
         )
     return TaskSpec(**{**defaults, "source": word})
-
-
-def _mapping(path: Path) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return {}  # a recipe's reader says where it is broken
-    return content if isinstance(content, Mapping) else {}

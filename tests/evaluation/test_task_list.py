@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
+from st_distill.evaluation.task_file import is_task_file
 from st_distill.evaluation.task_list import tasks_of_entries, tasks_of_words
 from st_distill.evaluation.tasks import default_name
+from st_distill.recipe import Recipe
 
 
 def test_words_of_a_command_line(tmp_path):
@@ -28,6 +32,14 @@ def test_words_of_a_command_line(tmp_path):
     [
         ("tasks: {}", "must be a list with a task in it. Got dict"),
         ("tasks: []", "must be a list with a task in it. Got "),
+        ("tasks:", "must be a list with a task in it. Got an empty one"),
+        ("task: [x]", r"tasks.yaml must have 'tasks', a list of .*\. Got 'task' instead; did you mean 'tasks'\?$"),
+        ("Tasks: [x]", r"Got 'Tasks' instead; did you mean 'tasks'\?$"),
+        ("source: x", "Got 'source' instead: put it into the list.$"),
+        ("", "tasks.yaml must have 'tasks', .* Got an empty file instead: write 'tasks:' and below it a line"),
+        ("# nothing\n", "Got an empty file instead"),
+        ("- x", "Got a list without that name instead"),
+        ("x", "Got 'x' instead"),
         ("tasks: [{kind: sts}]", "must have a 'source'"),
         ("tasks: [{source: x, dims: [1]}]", "Got 'dims' instead"),
         ("tasks: [3]", "a word or a mapping of fields. Got int"),
@@ -43,6 +55,15 @@ def test_task_files_with_mistakes(content, match, tmp_path):
     path.write_text(content)
     with pytest.raises(ValueError, match=match):
         tasks_of_words([str(path)], {})
+
+
+def test_a_recipe_is_no_file_of_tasks(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    for field in fields(Recipe):
+        path.write_text(f"{field.name}: x")
+        assert not is_task_file(str(path))
+    path.write_text("tasks: [x")  # broken, which a recipe's reader tells with its line
+    assert not is_task_file(str(path))
 
 
 @pytest.mark.parametrize("entry", ["mteb:", {"source": "mteb: "}])
