@@ -206,6 +206,24 @@ def test_pictures_both_ways(stored, images, tmp_path):
             {},
             "column 'label' of .* holds 1 and 2, which may be labels or scores. .* or say kind: sts",
         ),
+        (
+            [{"sentence1": "a", "sentence2": "b", "label": label} for label in (0, 2, 1, 1)],
+            {},
+            "column 'label' of .* holds 0, 1 and 2, which may be labels or scores. .* or say kind: sts",
+        ),
+        *(
+            (
+                [{"question1": "a", "question2": "b", "label": label} for label in labels],
+                {},
+                f"column 'label' of .* must hold 1 for the same and 0 for different, .* Got {found} instead: write these, or",
+            )
+            for labels, found in (
+                ((0, 2, 1, 1), "0, 2, 1"),
+                (("neutral", "entailment"), "'neutral', 'entailment'"),
+                ((1, 1), "1"),
+                (range(7), "0, 1, 2, 3, 4, ..."),
+            )
+        ),
         ([{"query": "a", "positive": ["b"], "negative": []}], {"kind": "reranking"}, "with a positive and a negative"),
         (
             [{"sentence1": "a", "sentence2": "b", "score": score} for score in (1, float("nan"), 3)],
@@ -307,6 +325,12 @@ def test_pairs_are_judged_by_truths_too(same, other, tmp_path):
     task = only(write(tmp_path / "questions.jsonl", truths))
     assert task.kind == "pair_classification"
     assert measure(task) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("labels", [(0.5, 1, 2), (0, 1, 2, 3)])
+def test_a_column_of_labels_may_hold_scores(labels, tmp_path):
+    rows = [{"sentence1": "a", "sentence2": second, "label": label} for second, label in zip("bcdf", labels)]
+    assert only(write(tmp_path / "data.jsonl", rows)).kind == "sts"
 
 
 def test_labels_of_two_formats_are_compared_as_texts(tmp_path):
