@@ -15,6 +15,7 @@ from sentence_transformers.sentence_transformer.evaluation import (
     RerankingEvaluator,
 )
 
+from st_distill.errors import sentence
 from st_distill.evaluation.collection import collection, is_collection, judged_parts
 from st_distill.evaluation.columns import KINDS, Kind, columns_of, kind_of
 from st_distill.evaluation.data import Part, Table, local_path, parts_of_hub, parts_of_path
@@ -26,6 +27,7 @@ from st_distill.evaluation.kinds import (
 )
 from st_distill.evaluation.pairs import collection_of_pairs, similarity_evaluator
 from st_distill.modules.image_loading import load_image
+from st_distill.nearest import suggest
 from st_distill.options import check_whole_number
 from st_distill.tables import FORMATS
 
@@ -33,8 +35,10 @@ __all__ = ["Task", "TaskSpec", "default_name", "distinct_names", "read_task"]
 
 logger = logging.getLogger(__name__)
 
+#: What data sets call the part beside train and test.
+_VALIDATION_SPLITS = ("validation", "val", "dev", "eval")
 #: Parts of a data set that a task is read from, the first one that there is.
-_EVALUATION_SPLITS = ("test", "validation", "val", "dev", "eval")
+_EVALUATION_SPLITS = ("test", *_VALIDATION_SPLITS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,8 @@ class TaskSpec:
         kind: of `KINDS`; None: told from the columns.
         name: in the results, as it is; None: the last part of the source, told apart from others'.
         columns: what the data call a column: ``{"text": "utterance", "label": "intent"}``.
-        split: the part to measure on; None: test, or else validation or dev, or the only one there is.
+        split: the part to measure on, validation under any of its names (val, dev, eval); None: test, or else validation, or the
+            only one there is.
         train_split: where a classifier learns.
         config: configuration of the hub's data set.
         revision: branch, tag or commit of the hub's data set.
@@ -218,9 +223,11 @@ def distinct_names(names: Iterable[str], *, taken: Collection[str] = ()) -> list
 
 def _split(spec: TaskSpec, parts: Mapping[str, Part]) -> str:
     if spec.split is not None:
-        if spec.split not in parts:
-            raise ValueError(f"{spec.source} has no part '{spec.split}'. It has {', '.join(parts)}.")
-        return spec.split
+        names = (spec.split, *(_VALIDATION_SPLITS if spec.split in _VALIDATION_SPLITS else ()))
+        if (found := next((name for name in names if name in parts), None)) is None:
+            offer = suggest(spec.split, parts) or ": name one of them"
+            raise ValueError(sentence(f"{spec.source} has no part '{spec.split}'. It has {', '.join(parts)}{offer}"))
+        return found
     for split in _EVALUATION_SPLITS:
         if split in parts:
             return split

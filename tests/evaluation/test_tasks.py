@@ -60,10 +60,26 @@ def test_classification_learns_on_the_train_part(tmp_path):
     # c and d are nearer to a and b; the labels of c and d above are the last of them all.
     assert measure(task) == 0
     assert measure(only(TaskSpec(source=str(tmp_path / "news"), split="validation"))) == 1
-    with pytest.raises(ValueError, match="has no part 'dev'. It has test, train, validation"):
-        read_task(TaskSpec(source=str(tmp_path / "news"), split="dev"))
+    with pytest.raises(ValueError, match=r"has no part 'tset'. It has test, train, validation; did you mean 'test'\?$"):
+        read_task(TaskSpec(source=str(tmp_path / "news"), split="tset"))
+    with pytest.raises(ValueError, match=r"has no part 'xyz'. It has test, train, validation: name one of them\.$"):
+        read_task(TaskSpec(source=str(tmp_path / "news"), split="xyz"))
     with pytest.raises(ValueError, match="must have a part 'train' that a classifier learns on. It has test"):
         read_task(TaskSpec(source=str(tmp_path / "news" / "test.parquet"), kind="classification"))
+
+
+@pytest.mark.parametrize("asked", ["validation", "val", "dev", "eval"])
+def test_a_part_for_validation_has_several_names(asked, tmp_path):
+    def rows(count):
+        return [{"query": f"{row}", "document": f"{row}"} for row in range(count)]
+
+    write(tmp_path / "one" / "test.jsonl", rows(1))
+    write(tmp_path / "one" / "val.jsonl", rows(2))
+    assert only(TaskSpec(source=str(tmp_path / "one"), split=asked)).examples == 2
+    for count, name in enumerate(("validation", "val", "dev", "eval"), start=3):
+        write(tmp_path / "all" / f"{name}.jsonl", rows(count))
+    own = {"validation": 3, "val": 4, "dev": 5, "eval": 6}[asked]  # its own name comes first
+    assert only(TaskSpec(source=str(tmp_path / "all"), split=asked)).examples == own
 
 
 def test_a_training_part_that_is_named_must_be_there(tmp_path):
