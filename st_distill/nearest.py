@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ["any_of", "nearest", "suggest", "suggest_path"]
+__all__ = ["any_of", "nearest", "offer", "suggest", "suggest_path"]
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
@@ -19,11 +19,15 @@ def nearest(word: str, words: Iterable[str]) -> str | None:
     return choices[matches[0]] if matches else None
 
 
+def offer(name: str) -> str:
+    return f"; did you mean '{name}'?"
+
+
 def suggest(word: str, words: Iterable[str], *, always: bool = False) -> str:
     """``"; did you mean 'x'?"``, or, with ``always``, all the words where none is alike."""
     words = list(words)
     if (match := nearest(word, words)) is not None:
-        return f"; did you mean '{match}'?"
+        return offer(match)
     return f"; it may be {any_of(words)}" if always and words else ""
 
 
@@ -36,7 +40,7 @@ def suggest_path(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:
     within = path.relative_to(missing)
     beside = [entry.name for entry in missing.parent.iterdir() if fits(missing.parent / entry.name / within)]
     name = nearest(missing.name, beside)
-    return "" if name is None else f"; did you mean '{missing.parent / name / within}'?"
+    return "" if name is None else offer(str(missing.parent / name / within))
 
 
 def any_of(words: list[str]) -> str:

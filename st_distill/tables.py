@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from st_distill.errors import sentence
+from st_distill.errors import one_line, sentence
 from st_distill.nearest import suggest_path
 
-__all__ = ["FORMATS", "existing_path", "text_rows"]
+__all__ = ["FORMATS", "existing_path", "text_rows", "unreadable"]
 
 #: Endings of the files that can be read.
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
@@ -36,6 +36,14 @@ def existing_path(name: str) -> Path:
 
 def _may_hold_data(path: Path) -> bool:
     return path.is_dir() or path.suffix in (*FORMATS, ".npy")
+
+
+def unreadable(source: str | Path, error: BaseException) -> ValueError:
+    """The error for data that a library cannot read, with the remedy where the system did not refuse it."""
+    cause = error.__cause__ or error
+    is_refused = isinstance(cause, OSError) and cause.errno is not None
+    remedy = "" if is_refused else " Write or download it again."
+    return ValueError(f"{source} cannot be read: {one_line(cause)}.{remedy}")
 
 
 def text_rows(path: Path) -> Iterator[dict[str, Any]]:

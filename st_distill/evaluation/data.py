@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from st_distill.errors import one_line, sentence
 from st_distill.nearest import suggest_path
-from st_distill.tables import FORMATS, existing_path, text_rows
+from st_distill.tables import FORMATS, existing_path, text_rows, unreadable
 
 __all__ = [
     "Part",
@@ -65,9 +65,9 @@ class Part:
         try:
             rows = list(itertools.islice(self._read(), limit))
         except (OSError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
-            raise ValueError(f"{self.source} cannot be read: {one_line(error.__cause__ or error)}.") from error
+            raise unreadable(self.source, error) from error
         if not rows:
-            raise ValueError(f"{self.source} has no rows.")
+            raise ValueError(f"{self.source} has no rows: fill it, or name another file or part.")
         return Table(self.source, rows, self.folder)
 
 

@@ -50,8 +50,8 @@ class TaskSpec:
         kind: of `KINDS`; None: told from the columns.
         name: in the results, as it is; None: the last part of the source, told apart from others'.
         columns: what the data call a column: ``{"text": "utterance", "label": "intent"}``.
-        split: the part to measure on, validation under any of its names (val, dev, eval); None: test, or else validation, or the
-            only one there is.
+        split: the part to measure on, validation under any of its names (val, dev, eval); None: test, or else validation, or
+            the only one there is.
         train_split: where a classifier learns.
         config: configuration of the hub's data set.
         revision: branch, tag or commit of the hub's data set.

@@ -11,12 +11,12 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 
-from st_distill.errors import one_line, sentence
+from st_distill.errors import sentence
 from st_distill.files import read_json
 from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind, kind_of_values, kinds_of_features, names_of, table_of
 from st_distill.recipe.source_schema import ImageSource, Texts
-from st_distill.tables import FORMATS, existing_path, text_rows
+from st_distill.tables import FORMATS, existing_path, text_rows, unreadable
 
 __all__ = ["columns_of", "name_of", "read_rows", "rows_of", "stream_rows"]
 
@@ -186,8 +186,7 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except Exception as error:  # damaged files lead the libraries to errors of every kind
-        cause = error.__cause__ or error
-        raise ValueError(f"{path} cannot be read: {one_line(cause)}.") from error
+        raise unreadable(path, error) from error
 
 
 def name_of(source: Texts | ImageSource) -> str:

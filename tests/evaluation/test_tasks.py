@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 from data_files import write
@@ -12,7 +13,7 @@ from lookup import ANGLES, lookup, measure, on_circle, only
 from st_distill.evaluation import TaskSpec, evaluate_tasks, measure_entries, read_task
 from st_distill.evaluation.results import csv_of_results
 from st_distill.report import task_report
-from st_distill.tables import text_rows
+from st_distill.tables import text_rows, unreadable
 
 PAIRS = [("a", "b"), ("a", "c"), ("a", "d"), ("a", "f")]
 CASES = {
@@ -411,6 +412,26 @@ def test_a_misspelt_file_is_told_with_the_nearest(tmp_path):
         read_task(str(tmp_path / "x"))
     with pytest.raises(ValueError, match=r"could be had from the hub \(.*\).$"):
         read_task("owner/x")
+
+
+def test_files_without_content_are_told_with_their_remedy(tmp_path):
+    whole = Path(write(tmp_path / "whole.parquet", CASES["sts"][0])).read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[:-9])
+    for name in ("empty.parquet", "empty.jsonl", "empty.csv"):
+        (tmp_path / name).touch()
+    for name, match in (
+        ("cut.parquet", r"cut.parquet cannot be read: .*\. Write or download it again\.$"),
+        ("empty.parquet", r"empty.parquet cannot be read: .*0 bytes\. Write or download it again\.$"),
+        ("empty.jsonl", r"empty.jsonl has no rows: fill it, or name another file or part\.$"),
+        ("empty.csv", r"empty.csv has no rows: fill it, or name another file or part\.$"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            read_task(str(tmp_path / name))
+
+
+def test_what_the_system_refuses_is_not_damaged():
+    told = str(unreadable("x.parquet", PermissionError(13, "Permission denied")))
+    assert told == "x.parquet cannot be read: [Errno 13] Permission denied."
 
 
 @pytest.mark.parametrize(
