@@ -11,6 +11,7 @@ from typing import Any
 from st_distill.evaluation.columns import KINDS
 from st_distill.evaluation.task_file import entries_of_file, is_task_file
 from st_distill.evaluation.tasks import TaskSpec, default_name, distinct_names
+from st_distill.options import in_yaml
 
 __all__ = ["MTEB", "tasks_of_entries", "tasks_of_words"]
 
@@ -88,9 +89,7 @@ def _read(entries: Sequence[Any], defaults: Mapping[str, Any], place: str) -> tu
             else:
                 specs.append(TaskSpec(**{**defaults, **entry}))
         else:
-            raise ValueError(
-                f"A task{place} must be a word or a mapping of fields. Got {type(entry).__name__} instead."
-            )
+            raise ValueError(f"A task{place} must be a word or a mapping of fields. Got {in_yaml(entry)} instead.")
     return specs, names
 
 

@@ -28,7 +28,7 @@ from st_distill.evaluation.kinds import (
 from st_distill.evaluation.pairs import collection_of_pairs, similarity_evaluator
 from st_distill.modules.image_loading import load_image
 from st_distill.nearest import suggest
-from st_distill.options import check_whole_number
+from st_distill.options import check_whole_number, in_yaml
 from st_distill.tables import FORMATS
 
 __all__ = ["Task", "TaskSpec", "default_name", "distinct_names", "read_task"]
@@ -75,7 +75,7 @@ class TaskSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source:
             raise ValueError(
-                f"The 'source' of a task must be a file, a folder or the name of a data set. Got {self.source!r} instead."
+                f"The 'source' of a task must be a file, a folder or the name of a data set. Got {in_yaml(self.source)} instead."
             )
         if self.columns is not None and not (
             isinstance(self.columns, Mapping)
@@ -83,18 +83,21 @@ class TaskSpec:
         ):
             raise ValueError(
                 "The 'columns' of a task must be a mapping of names, such as {text: utterance, label: intent}. Got "
-                f"{self.columns!r} instead."
+                f"{in_yaml(self.columns)} instead."
             )
         for field in ("name", "split", "train_split", "config", "revision"):
             value = getattr(self, field)
             if not isinstance(value, str) and (value is not None or field == "train_split"):
                 raise ValueError(
-                    f"The '{field}' of a task must be a text. Got {value!r} instead: put it in quotes, or leave it out."
+                    f"The '{field}' of a task must be a text. Got {in_yaml(value)} instead: put it in quotes, or leave it out."
                 )
         if self.kind is not None and self.kind not in KINDS:
-            raise ValueError(f"The 'kind' of a task must be one of {', '.join(KINDS)}. Got {self.kind!r} instead.")
+            raise ValueError(
+                f"The 'kind' of a task must be one of {', '.join(KINDS)}. Got {in_yaml(self.kind)} instead."
+            )
         for field in ("limit", "samples_per_label", "experiments"):
-            check_whole_number(f"'{field}' of a task", getattr(self, field), optional=field != "experiments")
+            optional = field != "experiments"
+            check_whole_number(f"'{field}' of a task", getattr(self, field), optional=optional, written=in_yaml)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,9 @@ def test_words_of_a_command_line(tmp_path):
         ("x", "Got 'x' instead"),
         ("tasks: [{kind: sts}]", "must have a 'source'"),
         ("tasks: [{source: x, dims: [1]}]", "Got 'dims' instead"),
-        ("tasks: [3]", "a word or a mapping of fields. Got int"),
+        ("tasks: [3]", "a word or a mapping of fields. Got 3 instead"),
+        ("tasks:\n  -", "a word or a mapping of fields. Got null instead"),
+        ("tasks: [{source: x, samples_per_label: 0}]", "a whole number from 1, or null. Got 0 instead"),
         ("tasks: [x]\ndims: [8]", "tasks.yaml must have 'tasks' alone. Got 'dims' beside it"),
         (
             "tasks: [{source: 'mteb:STS12', limit: 3}]",

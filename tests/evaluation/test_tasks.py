@@ -461,7 +461,7 @@ def test_a_separator_within_the_only_column_is_none(tmp_path):
 def test_spec_checks_its_fields():
     with pytest.raises(ValueError, match="'kind' of a task must be one of classification.*Got 'STS'"):
         TaskSpec(source="x", kind="STS")
-    with pytest.raises(ValueError, match="'limit' of a task must be a whole number from 1, or None. Got 0"):
+    with pytest.raises(ValueError, match="'limit' of a task must be a whole number from 1, or null. Got 0"):
         TaskSpec(source="x", limit=0)
     with pytest.raises(ValueError, match="'source' of a task must be a file, .* Got 3 instead"):
         TaskSpec(source=3)
@@ -469,8 +469,14 @@ def test_spec_checks_its_fields():
         TaskSpec(source="x", columns=["a"])
     with pytest.raises(ValueError, match="'name' of a task must be a text. Got 3 instead: put it in quotes"):
         TaskSpec(source="x", name=3)
-    with pytest.raises(ValueError, match="'train_split' of a task must be a text. Got None"):
+    with pytest.raises(ValueError, match="'train_split' of a task must be a text. Got null"):
         TaskSpec(source="x", train_split=None)
+    with pytest.raises(ValueError, match="'experiments' of a task must be a whole number from 1. Got null"):
+        TaskSpec(source="x", experiments=None)
+    with pytest.raises(ValueError, match="'split' of a task must be a text. Got true"):
+        TaskSpec(source="x", split=True)
+    with pytest.raises(ValueError, match="'source' of a task must be a file, .* Got null"):
+        TaskSpec(source=None)
 
 
 def test_results_as_a_table_and_as_csv(tmp_path):
