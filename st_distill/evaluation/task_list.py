@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from st_distill.evaluation.columns import KINDS
 from st_distill.evaluation.task_file import entries_of_file, is_task_file
-from st_distill.evaluation.tasks import TaskSpec, default_name, distinct_names
+from st_distill.evaluation.tasks import TaskSpec, default_name, distinct_names, parts_of_name
 from st_distill.options import in_yaml
 
 __all__ = ["MTEB", "tasks_of_entries", "tasks_of_words"]
@@ -141,16 +140,12 @@ def _with_fields(spec: TaskSpec, name: str, twins: Sequence[TaskSpec]) -> str:
 
 
 def _with_folders(spec: TaskSpec, twins: Sequence[TaskSpec]) -> str:
-    places, others = _places(spec.source), [_places(twin.source) for twin in twins]
-    for depth in range(2, max(map(len, (places, *others))) + 1):
-        if all(places[-depth:] != other[-depth:] for other in others):
-            return "/".join(places[-depth:])
+    for with_split in (False, True):
+        own, *others = (parts_of_name(each.source, with_split=with_split) for each in (spec, *twins))
+        for depth in range(2, max(map(len, (own, *others))) + 1):
+            if all(own[-depth:] != other[-depth:] for other in others):
+                return "/".join(own[-depth:])
     return Path(spec.source).name  # files that differ in their endings alone
-
-
-def _places(source: str) -> list[str]:
-    path = Path(os.path.normpath(source))
-    return [*path.relative_to(path.anchor).parts[:-1], default_name(source)]
 
 
 def _spec(word: str, defaults: Mapping[str, Any]) -> TaskSpec:

@@ -31,7 +31,7 @@ from st_distill.nearest import suggest
 from st_distill.options import check_whole_number, in_yaml
 from st_distill.tables import FORMATS
 
-__all__ = ["Task", "TaskSpec", "default_name", "distinct_names", "read_task"]
+__all__ = ["Task", "TaskSpec", "default_name", "distinct_names", "parts_of_name", "read_task"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class TaskSpec:
     Args:
         source: a file (parquet, jsonl, json, csv, tsv), a folder of such, or the name of a data set on the hub.
         kind: of `KINDS`; None: told from the columns.
-        name: in the results, as it is; None: the last part of the source, told apart from others'.
+        name: in the results, as it is; None: the last part of the source, or the folder of a file that is called as a split
+            alone, told apart from others'.
         columns: what the data call a column: ``{"text": "utterance", "label": "intent"}``.
         split: the part to measure on, validation under any of its names (val, dev, eval); None: test, or else validation, or
             the only one there is.
@@ -75,7 +76,8 @@ class TaskSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source:
             raise ValueError(
-                f"The 'source' of a task must be a file, a folder or the name of a data set. Got {in_yaml(self.source)} instead."
+                f"The 'source' of a task must be a file, a folder or the name of a data set. Got {in_yaml(self.source)} "
+                "instead."
             )
         if self.columns is not None and not (
             isinstance(self.columns, Mapping)
@@ -208,8 +210,19 @@ def default_name(source: str) -> str:
 
     The source alone decides, also of what is not there, so that figures of one recipe can be matched.
     """
-    path = Path(os.path.abspath(source))
-    return path.stem if path.suffix in FORMATS else path.name
+    return parts_of_name(source)[-1]
+
+
+def parts_of_name(source: str, *, with_split: bool = False) -> list[str]:
+    """The folders that a source names and what it is called in them.
+
+    A file that is called as a split alone (stsb/test.parquet) has the name of its folder, without ``with_split``.
+    """
+    path, file = Path(os.path.normpath(source)), Path(os.path.abspath(source))
+    folders = [*path.relative_to(path.anchor).parts[:-1]]
+    name = file.stem if file.suffix in FORMATS else file.name
+    is_split = name != file.name and name in ("train", *_EVALUATION_SPLITS)
+    return folders if is_split and not with_split and folders and folders[-1] != ".." else [*folders, name]
 
 
 def distinct_names(names: Iterable[str], *, taken: Collection[str] = ()) -> list[str]:

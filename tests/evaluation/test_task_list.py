@@ -79,7 +79,15 @@ def test_a_task_of_mteb_has_a_name(entry):
 @pytest.mark.parametrize(
     ("sources", "names"),
     [
-        (["a/test.parquet", "b/test.parquet"], ["a/test", "b/test"]),
+        (["a/test.parquet", "b/test.parquet"], [None, None]),
+        (["stsb/test.parquet", "stsb/dev.parquet"], ["stsb/test", "stsb/dev"]),
+        (["a/stsb/test.tsv", "b/stsb/dev.tsv"], ["a/stsb", "b/stsb"]),
+        (["a/stsb/test.tsv", "a/stsb/dev.tsv", "b/stsb/test.tsv"], ["a/stsb/test", "stsb/dev", "b/stsb"]),
+        (["x/stsb", "stsb/test.parquet"], ["x/stsb", None]),
+        (["stsb", "stsb/test.parquet"], [None, "stsb/test"]),
+        (["stsb.tsv", "stsb/test.tsv"], [None, "stsb/test"]),
+        (["stsb/test.parquet", "stsb/test.tsv"], ["test.parquet", "test.tsv"]),
+        (["stsb/test.parquet", "mteb:stsb"], ["stsb/test"]),
         (["x/ok.jsonl", "x/sub/ok.jsonl"], ["x/ok", "sub/ok"]),
         (["a/x/ok.jsonl", "b/x/ok.jsonl", "c/ok.jsonl"], ["a/x/ok", "b/x/ok", "c/ok"]),
         (["a/ok.jsonl", "a/ok.tsv"], ["ok.jsonl", "ok.tsv"]),
@@ -138,7 +146,9 @@ def test_a_name_that_is_given_stays(tmp_path):
         f"tasks: [{{source: {tmp_path}/a/test.tsv, name: test}}, {tmp_path}/b/test.tsv]"
     )
     specs, _ = tasks_of_words([str(tmp_path / "tasks.yaml")], {})
-    assert [spec.name for spec in specs] == ["test", "b/test"]
+    assert [spec.name for spec in specs] == ["test", None]
+    entries = [{"source": "a/stsb/test.tsv", "name": "b"}, "b/test.tsv", {"source": "b/dev.tsv", "name": "x"}]
+    assert [spec.name for spec in tasks_of_entries(entries, {})[0]] == ["b", "b/test", "x"]
 
 
 def test_the_name_of_a_source_is_the_same_when_it_is_gone(tmp_path, monkeypatch):
@@ -146,5 +156,10 @@ def test_the_name_of_a_source_is_the_same_when_it_is_gone(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path / "here")
     for source, name in (("../test.tsv", "test"), (".", "here"), ("owner/squad.v2", "squad.v2"), ("pairs/", "pairs")):
         assert default_name(source) == name
+    for split in ("train", "validation", "val", "dev", "test"):
+        assert default_name(f"data/stsb/{split}.parquet") == "stsb"
+        assert default_name(f"./{split}.parquet") == split  # the folder is not named
+        assert default_name(f"data/{split}") == split  # a folder is
+    assert default_name("data/stsb/tests.parquet") == "tests"
     (tmp_path / "test.tsv").touch()
     assert default_name("../test.tsv") == "test"
