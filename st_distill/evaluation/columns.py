@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from st_distill.evaluation.data import Table, is_missing, is_number, sameness, shown
 
-__all__ = ["KINDS", "Kind", "columns_of", "find", "kind_of"]
+__all__ = ["KINDS", "Kind", "columns_of", "find", "kind_of", "negatives_in"]
 
 Kind = Literal[
     "classification",
@@ -132,6 +133,12 @@ def kind_of(table: Table, given: Mapping[str, str], *, learns: bool) -> Kind:
         f"{table.source} has the columns {', '.join(table.columns)}, which tell no kind of task. Say the kind, and with "
         "'columns' what the data call its columns."
     )
+
+
+def negatives_in(table: Table) -> list[str]:
+    """The columns of negatives, one for all of them or, as in negative_1 and negative_2, one for each."""
+    names = _COLUMNS["reranking"]["negative"]
+    return [column for column in table.columns if re.sub(r"_\d+$", "", column) in names]
 
 
 def _may_be_labels(values: Sequence[float]) -> bool:

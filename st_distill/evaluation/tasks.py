@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.evaluation import (
 
 from st_distill.errors import sentence
 from st_distill.evaluation.collection import collection, is_collection, judged_parts
-from st_distill.evaluation.columns import KINDS, Kind, columns_of, kind_of
+from st_distill.evaluation.columns import KINDS, Kind, columns_of, kind_of, negatives_in
 from st_distill.evaluation.data import Part, Table, local_path, parts_of_hub, parts_of_path
 from st_distill.evaluation.kinds import (
     ClassificationEvaluator,
@@ -189,6 +189,12 @@ def read_task(
         ):
             judged_parts(spec.source, parts)  # says what is missing beside what alone is no task
         raise
+    if kind == "retrieval" and spec.kind is None and (unused := negatives_in(table)):
+        logger.warning(
+            "%s: retrieval does not use the negatives in %s; say kind: reranking to tell each positive from its negative.",
+            table.source,
+            ", ".join(unused),
+        )
     table = table.first(spec.limit)
     if kind == "image_retrieval":
         return _pictures(name, table, columns, options)

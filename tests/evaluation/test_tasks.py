@@ -404,6 +404,27 @@ def test_a_task_of_another_kind(tmp_path):
         measure_entries(model, source)
 
 
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        (("negative",), "retrieval does not use the negatives in negative; say kind: reranking"),
+        (("negative_1", "negative_2"), "retrieval does not use the negatives in negative_1, negative_2; say kind"),
+        (("title",), None),
+    ],
+)
+def test_negatives_of_triplets_are_told(columns, told, tmp_path, caplog):
+    rows = [{"query": "a", "positive": "b"}, {"query": "c", "positive": "d"}]
+    source = write(tmp_path / "triplets.jsonl", [row | dict.fromkeys(columns, "e") for row in rows])
+    assert only(source).kind == "retrieval"
+    assert [told in message for message in caplog.messages] == ([True] if told else [])
+    caplog.clear()
+    only(TaskSpec(source=source, kind="retrieval"))  # who says it means it
+    assert not caplog.messages
+    if told:
+        mapped = None if "negative" in columns else {"negative": columns[0]}
+        assert only(TaskSpec(source=source, kind="reranking", columns=mapped)).examples == 2
+
+
 def test_a_misspelt_file_is_told_with_the_nearest(tmp_path):
     source = write(tmp_path / "stsb.jsonl", CASES["sts"][0])
     with pytest.raises(ValueError, match=f"There is no file or folder .*; did you mean '{source}'.$"):
