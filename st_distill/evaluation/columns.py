@@ -124,10 +124,10 @@ def kind_of(table: Table, given: Mapping[str, str], *, learns: bool) -> Kind:
         )
     if "pair_classification" in complete:
         label = str(found["pair_classification"]["label"])
-        held = list(dict.fromkeys(map(shown, table.values(label))))
+        labels = list(dict.fromkeys(map(shown, table.values(label))))
         raise ValueError(
             f"The column '{label}' of {table.source} must hold 1 for the same and 0 for different, both of them, for the pairs "
-            f"of texts. Got {', '.join(held[:5])}{', ...' if len(held) > 5 else ''} instead: write these, or say the kind."
+            f"of texts. Got {', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''} instead: write these, or say the kind."
         )
     raise ValueError(
         f"{table.source} has the columns {', '.join(table.columns)}, which tell no kind of task. Say the kind, and with "
