@@ -18,9 +18,11 @@ from torch import nn
 
 from st_distill.alignment import align_files, align_weights
 from st_distill.card import tell_usage
-from st_distill.errors import one_line
+from st_distill.errors import one_line, sentence
 from st_distill.files import differences, manifest, read_json, write_json, write_text
 from st_distill.modules import MatryoshkaProjection, Transformer
+from st_distill.nearest import suggest_path
+from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
 
 #: What an exported folder says of itself, beside the files that sentence-transformers reads.
 DESCRIPTION = "st_distill.json"
@@ -300,10 +302,26 @@ def _noted_dims(path: Path) -> list[int] | None:
 
 
 def _check_folder(path: Path) -> None:
-    if not (path / "modules.json").is_file():
-        raise ValueError(f"The 'path' must be a model's folder. Got {path} instead, which has no modules.json.")
+    if not _is_model(path):
+        raise ValueError(sentence(f"The 'path' must be a model's folder. Got {path} instead, {_in_its_place(path)}"))
     if not read_json(path / "modules.json"):
         raise ValueError(f"The file {path / 'modules.json'} must name the model's modules. It names none.")
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "modules.json").is_file()
+
+
+def _in_its_place(path: Path) -> str:
+    """What a path is that is no model, and what to call for it."""
+    quoted = shlex.quote(str(path))
+    if (path / "run.json").is_file():
+        model = path.with_name(path.name.removesuffix("-run"))
+        named = f"; its model is {model}" if model != path and _is_model(model) else "; name its recipe's output"
+        return f"the work folder of a run{named}, or call st-distill report {quoted}"
+    if (path / STORE_DESCRIPTION).is_file():
+        return f"a store of teachers' vectors; call st-distill verify {quoted} for it"
+    return f"which has no modules.json{suggest_path(path, _is_model)}"
 
 
 def _dims(model: SentenceTransformer, dim: int | None) -> list[int]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
-__all__ = ["check_whole_number", "is_number"]
+__all__ = ["check_whole_number", "in_yaml", "is_number"]
+
+#: Python's words that YAML has otherwise.
+_YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
 
 
-def check_whole_number(what: str, value: Any, *, least: int = 1, optional: bool = False) -> None:
+def check_whole_number(
+    what: str, value: Any, *, least: int = 1, optional: bool = False, written: Callable[[Any], str] = repr
+) -> None:
     """Raise ValueError unless ``value`` is a whole number from ``least``, or None where that is ``optional``.
 
     True and False are no numbers here, though Python counts with them: an option that was meant is another one then.
@@ -22,12 +28,22 @@ def check_whole_number(what: str, value: Any, *, least: int = 1, optional: bool 
         value: what was given.
         least: the smallest.
         optional: whether None is let pass.
+        written: how the sentence shows a value, None among them: as Python has it, or as YAML (`in_yaml`).
     """
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        alternative = ", or None" if optional else ""
-        raise ValueError(f"The {what} must be a whole number from {least}{alternative}. Got {value!r} instead.")
+        alternative = f", or {written(None)}" if optional else ""
+        raise ValueError(f"The {what} must be a whole number from {least}{alternative}. Got {written(value)} instead.")
+
+
+def in_yaml(value: Any) -> str:
+    """A value as it stands in a YAML file, for a sentence.
+
+    >>> in_yaml(None), in_yaml("None")
+    ('null', "'None'")
+    """
+    return _YAML_WORDS.get(repr(value), repr(value))
 
 
 def is_number(value: Any, least: float = float("-inf"), most: float = float("inf")) -> bool:

@@ -9,13 +9,41 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FORMATS", "text_rows"]
+from st_distill.errors import one_line, sentence
+from st_distill.nearest import suggest_path
+
+__all__ = ["FORMATS", "existing_path", "text_rows", "unreadable"]
 
 #: Endings of the files that can be read.
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
 
 #: What stands between the columns of a table in text, and what messages call it.
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+
+def existing_path(name: str) -> Path:
+    """The path of a file or folder that exists; ValueError with the nearest name otherwise."""
+    path = Path(name)
+    try:
+        exists = path.exists()
+    except OSError as error:  # a name that is too long, say
+        raise ValueError(f"There can be no file or folder '{name}': {error.strerror}.") from None
+    if not exists:
+        found = suggest_path(path, _may_hold_data) or ": see its spelling, and the folder that you are in"
+        raise ValueError(sentence(f"There is no file or folder '{name}'{found}"))
+    return path
+
+
+def _may_hold_data(path: Path) -> bool:
+    return path.is_dir() or path.suffix in (*FORMATS, ".npy")
+
+
+def unreadable(source: str | Path, error: BaseException) -> ValueError:
+    """The error for data that a library cannot read, with the remedy where the system did not refuse it."""
+    cause = error.__cause__ or error
+    is_refused = isinstance(cause, OSError) and cause.errno is not None
+    remedy = "" if is_refused else " Write or download it again."
+    return ValueError(f"{source} cannot be read: {one_line(cause)}.{remedy}")
 
 
 def text_rows(path: Path) -> Iterator[dict[str, Any]]:

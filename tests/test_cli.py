@@ -194,6 +194,12 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
     [
         (["run", "{recipe}", "--from-stage", "1"], "--from-stage continues a run, so it needs --resume"),
         (["info", "{folder}"], "has no modules.json"),
+        (["info", "{folder}/mode"], "which has no modules.json; did you mean '{folder}/model'?\n"),
+        (
+            ["info", "{folder}/model-run"],
+            "the work folder of a run; its model is {folder}/model, or call st-distill report {folder}/model-run.\n",
+        ),
+        (["report", "{folder}/model-runn"], "{folder}/model-runn instead; did you mean '{folder}/model-run'?\n"),
         (["export", "{model}", "{folder}", "--dim", "8"], "must be a new or empty folder"),
         (["export", "{model}", "{folder}/new", "--dim", "9"], "must be one of the projection's dimensions"),
         (["export", "{folder}/nothing", "{folder}/new"], "nothing instead, which has no modules.json"),
@@ -213,6 +219,7 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
             ["eval", "{folder}/mode", "{folder}/pairs.tsv"],
             "there is no folder '{folder}/mode'; did you mean '{folder}/model'?\n",
         ),
+        (["eval", "{folder}/pair", "{folder}/pairs.tsv"], "there is no folder '{folder}/pair'.\n"),
         (["eval", "{model}", "{recipe}", "--precisions", "int8"], "--precisions is for tasks"),
         (["eval", "{model}", "{recipe}", "--batch-size", "8"], "--batch-size is for tasks"),
         (["eval", "{model}", "{folder}/pairs.tsv", "--batch-size", "0"], "--batch-size must be a whole number from 1"),
@@ -237,6 +244,8 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
         (["eval", "{model}", "sts:"], "must have its file, folder or data set after the kind"),
         (["eval", "{model}", "stss:{folder}/pairs.tsv"], "The kind of a task must be one of classification, "),
         (["eval", "{model}", "{folder}/tasks.yaml"], "must be a list with a task in it. Got an empty one"),
+        (["eval", "{model}", "{folder}/task.yaml"], "Got 'task' instead; did you mean 'tasks'?\n"),
+        (["eval", "{model}", "{folder}/empty.yaml"], "Got an empty file instead: write 'tasks:'"),
         (
             ["eval", "{model}", "{folder}/pairs.tsv", "--json", "{folder}/f", "--csv", "{folder}/./f"],
             "must be two files",
@@ -251,8 +260,12 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
 )
 def test_mistakes_are_a_sentence_and_exit_code_2(arguments, message, recipe, tmp_path, make_student, images, capsys):
     make_student(MatryoshkaProjection(32, [8])).save(str(tmp_path / "model"))
+    (tmp_path / "model-run").mkdir()
+    (tmp_path / "model-run" / "run.json").touch()
     (tmp_path / "pairs.tsv").write_text(PAIRS)
     (tmp_path / "tasks.yaml").write_text("tasks: []")
+    (tmp_path / "task.yaml").write_text("task: [x]")
+    (tmp_path / "empty.yaml").touch()
     (tmp_path / "pictures.csv").write_text("file_name,caption\na.png,red\n")
     images[0].save(tmp_path / "a.png")
     places = {"recipe": recipe, "folder": tmp_path, "model": tmp_path / "model"}

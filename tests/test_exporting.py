@@ -274,6 +274,14 @@ def test_modules_without_standard_form(make_student, tmp_path):
 def test_info_of_no_model(tmp_path):
     with pytest.raises(ValueError, match="has no modules.json"):
         info(tmp_path)
+    (tmp_path / "store.json").touch()
+    with pytest.raises(ValueError, match=f"a store of teachers' vectors; call st-distill verify {tmp_path} for it.$"):
+        info(tmp_path)
+    (tmp_path / "run.json").touch()
+    with pytest.raises(
+        ValueError, match="the work folder of a run; name its recipe's output, or call st-distill report"
+    ):
+        info(tmp_path)
 
 
 def test_a_static_student(make_student, tmp_path, sentences):

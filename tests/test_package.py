@@ -19,6 +19,7 @@ PACKAGE = ROOT / "st_distill"
 #: A module may import those before it, and its own package.
 LAYERS = [
     "errors",
+    "nearest",
     "options",
     "files",
     "stopping",

@@ -25,7 +25,7 @@ _OF_TASKS = (
 
 
 def measure(options: argparse.Namespace) -> int:
-    from st_distill.evaluation.task_list import is_task_file
+    from st_distill.evaluation.task_file import is_task_file
     from st_distill.recipe.load import presets
 
     require_folder("json", options.json)

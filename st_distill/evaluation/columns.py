@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from st_distill.evaluation.data import Table, is_missing, is_number, sameness, shown
 
-__all__ = ["KINDS", "Kind", "columns_of", "find", "kind_of"]
+__all__ = ["KINDS", "Kind", "columns_of", "find", "kind_of", "negatives_in"]
 
 Kind = Literal[
     "classification",
@@ -101,11 +102,11 @@ def kind_of(table: Table, given: Mapping[str, str], *, learns: bool) -> Kind:
     if "pair_classification" in complete and _judges_sameness(table, str(found["pair_classification"]["label"])):
         return "pair_classification"
     if "sts" in complete and table.holds(score := str(found["sts"]["score"]), "number"):
-        if score in _LABEL_NAMES and len(values := set(table.numbers(score))) == 2:
-            first, second = sorted(values)
+        if score in _LABEL_NAMES and _may_be_labels(values := sorted(set(table.numbers(score)))):
+            held = " and ".join([", ".join(f"{value:g}" for value in values[:-1]), f"{values[-1]:g}"])
             raise ValueError(
-                f"The column '{score}' of {table.source} holds {first:g} and {second:g}, which may be labels or scores. Write "
-                "1 for the same and 0 for different, or say kind: sts."
+                f"The column '{score}' of {table.source} holds {held}, which may be labels or scores. Write 1 for the same and "
+                "0 for different, or say kind: sts."
             )
         return "sts"
     if "clustering" in complete and "first" not in {ours for ours, theirs in found["sts"].items() if theirs}:
@@ -121,10 +122,28 @@ def kind_of(table: Table, given: Mapping[str, str], *, learns: bool) -> Kind:
             f"The column '{score}' of {table.source} must hold a number for each pair of texts. Got {shown(value)} in row "
             f"{row}: write scores with a point, or 1 for the same and 0 for different, or say the kind."
         )
+    if "pair_classification" in complete:
+        label = str(found["pair_classification"]["label"])
+        labels = list(dict.fromkeys(map(shown, table.values(label))))
+        raise ValueError(
+            f"The column '{label}' of {table.source} must hold 1 for the same and 0 for different, both of them, for the pairs "
+            f"of texts. Got {', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''} instead: write these, or say the kind."
+        )
     raise ValueError(
         f"{table.source} has the columns {', '.join(table.columns)}, which tell no kind of task. Say the kind, and with "
         "'columns' what the data call its columns."
     )
+
+
+def negatives_in(table: Table) -> list[str]:
+    """The columns of negatives, one for all of them or, as in negative_1 and negative_2, one for each."""
+    names = _COLUMNS["reranking"]["negative"]
+    return [column for column in table.columns if re.sub(r"_\d+$", "", column) in names]
+
+
+def _may_be_labels(values: Sequence[float]) -> bool:
+    """Whether different numbers are as few as labels of pairs are: of two or, as in inference, of three kinds."""
+    return len(values) == 2 or (len(values) == 3 and all(value.is_integer() for value in values))
 
 
 def _judges_sameness(table: Table, column: str) -> bool:

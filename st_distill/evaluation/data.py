@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import logging
 import math
@@ -15,10 +14,21 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from st_distill.errors import one_line
-from st_distill.tables import FORMATS, text_rows
+from st_distill.errors import one_line, sentence
+from st_distill.nearest import suggest_path
+from st_distill.tables import FORMATS, existing_path, text_rows, unreadable
 
-__all__ = ["Part", "Table", "is_missing", "is_number", "parts_of_hub", "parts_of_path", "sameness", "shown"]
+__all__ = [
+    "Part",
+    "Table",
+    "is_missing",
+    "is_number",
+    "local_path",
+    "parts_of_hub",
+    "parts_of_path",
+    "sameness",
+    "shown",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +65,9 @@ class Part:
         try:
             rows = list(itertools.islice(self._read(), limit))
         except (OSError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
-            raise ValueError(f"{self.source} cannot be read: {one_line(error.__cause__ or error)}.") from error
+            raise unreadable(self.source, error) from error
         if not rows:
-            raise ValueError(f"{self.source} has no rows.")
+            raise ValueError(f"{self.source} has no rows: fill it, or name another file or part.")
         return Table(self.source, rows, self.folder)
 
 
@@ -178,6 +188,18 @@ class Table:
         ]
 
 
+def local_path(source: str) -> Path | None:
+    """The file or folder that a source names; None for the name of a data set on the hub.
+
+    Raises:
+        ValueError: for the name of a file or folder that is not there, with the nearest.
+    """
+    path = Path(source)
+    if path.suffix in FORMATS or source.startswith((".", "/", "~")):
+        return existing_path(source)
+    return path if path.exists() else None
+
+
 def parts_of_path(path: Path) -> dict[str, Part]:
     """The parts of a file (one, of its name) or a folder: each file's name, or the splits that save_to_disk wrote.
 
@@ -222,17 +244,11 @@ def parts_of_hub(name: str, config: str | None, revision: str | None) -> dict[st
             return parts | {f"qrels-{split}": part for split, part in _parts(loaded, f"{name}, qrels").items()}
         return _parts(datasets.load_dataset(name, config, revision=revision), name)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        told = (
             f"There is no file or folder '{name}', and no data set of that name could be had from the hub "
-            f"({one_line(error)}){_nearest(Path(name))}"
-        ) from error
-
-
-def _nearest(path: Path) -> str:
-    """The end of a sentence on a file or folder that is not there: what is spelt most like it, or a full stop."""
-    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    found = difflib.get_close_matches(path.name, beside, n=1)
-    return f"; did you mean '{path.parent / found[0]}'?" if found else "."
+            f"({one_line(error)}){suggest_path(Path(name))}"
+        )
+        raise ValueError(sentence(told)) from error
 
 
 def _parts(loaded: Any, source: str) -> dict[str, Part]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from st_distill.errors import MissingExtraError
+from st_distill.errors import MissingExtraError, sentence
 from st_distill.evaluation.base import checked_dims, dims_of, width_of
 from st_distill.evaluation.sweep import EncodedOnce, Precision, checked_precisions
+from st_distill.nearest import offer, suggest
 
 __all__ = ["evaluate_mteb", "find_mteb_tasks"]
 
@@ -48,9 +49,13 @@ def find_mteb_tasks(names: Sequence[str]) -> list[Any]:
     for name in names:
         try:
             tasks.append(mteb.get_task(name))
-        except KeyError as error:
-            # MTEB says what is like it, with the exception's name in the text.
-            raise ValueError(f"MTEB has no task '{name}': {str(error.args[0]).removeprefix('KeyError: ')}") from None
+        except KeyError:
+            known = [task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)]
+            longer = [task for task in known if name.lower() in task.lower()]  # emotion: EmotionClassification
+            found = offer(min(longer, key=len)) if longer else suggest(name, known)
+            raise ValueError(
+                sentence(f"MTEB has no task '{name}'{found or ': mteb available-tasks lists the names of all'}")
+            ) from None
     return tasks
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from st_distill.evaluation.columns import KINDS
-from st_distill.evaluation.tasks import TaskSpec, default_name, distinct_names
+from st_distill.evaluation.task_file import entries_of_file, is_task_file
+from st_distill.evaluation.tasks import TaskSpec, default_name, distinct_names, parts_of_name
+from st_distill.options import in_yaml
 
-__all__ = ["MTEB", "is_task_file", "tasks_of_entries", "tasks_of_words"]
+__all__ = ["MTEB", "tasks_of_entries", "tasks_of_words"]
 
 #: What stands before the name of a task of MTEB.
 MTEB = "mteb:"
@@ -22,12 +21,6 @@ _FIELDS = [field.name for field in fields(TaskSpec)]
 #: What tells two tasks of one name apart: fields whose value says enough, and others.
 _PLAIN = ("config", "split", "kind", "revision")
 _NAMED = ("limit", "train_split", "samples_per_label", "experiments")
-
-
-def is_task_file(word: str) -> bool:
-    """Whether a word names a YAML file with ``tasks`` in it, which no recipe has."""
-    path = Path(word)
-    return path.suffix in (".yaml", ".yml") and path.is_file() and "tasks" in _mapping(path)
 
 
 def tasks_of_words(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[list[TaskSpec], list[str]]:
@@ -53,16 +46,7 @@ def tasks_of_words(words: Sequence[str], defaults: Mapping[str, Any]) -> tuple[l
         place = ""
         if is_task_file(word):
             place = f" of {word}"
-            content = _mapping(Path(word))
-            if unknown := [str(field) for field in content if field != "tasks"]:
-                raise ValueError(
-                    f"{word} must have 'tasks' alone. Got '{unknown[0]}' beside it: say what is one task's there, and what is "
-                    "all tasks' as an option."
-                )
-            entries = content["tasks"]
-            if not isinstance(entries, list) or not entries:
-                found = "an empty one" if entries == [] else type(entries).__name__
-                raise ValueError(f"The 'tasks'{place} must be a list with a task in it. Got {found} instead.")
+            entries = entries_of_file(word)
         more_specs, more_names = _read(entries, defaults, place)
         specs += more_specs
         names += more_names
@@ -104,9 +88,7 @@ def _read(entries: Sequence[Any], defaults: Mapping[str, Any], place: str) -> tu
             else:
                 specs.append(TaskSpec(**{**defaults, **entry}))
         else:
-            raise ValueError(
-                f"A task{place} must be a word or a mapping of fields. Got {type(entry).__name__} instead."
-            )
+            raise ValueError(f"A task{place} must be a word or a mapping of fields. Got {in_yaml(entry)} instead.")
     return specs, names
 
 
@@ -158,16 +140,12 @@ def _with_fields(spec: TaskSpec, name: str, twins: Sequence[TaskSpec]) -> str:
 
 
 def _with_folders(spec: TaskSpec, twins: Sequence[TaskSpec]) -> str:
-    places, others = _places(spec.source), [_places(twin.source) for twin in twins]
-    for depth in range(2, max(map(len, (places, *others))) + 1):
-        if all(places[-depth:] != other[-depth:] for other in others):
-            return "/".join(places[-depth:])
+    for with_split in (False, True):
+        own, *others = (parts_of_name(each.source, with_split=with_split) for each in (spec, *twins))
+        for depth in range(2, max(map(len, (own, *others))) + 1):
+            if all(own[-depth:] != other[-depth:] for other in others):
+                return "/".join(own[-depth:])
     return Path(spec.source).name  # files that differ in their endings alone
-
-
-def _places(source: str) -> list[str]:
-    path = Path(os.path.normpath(source))
-    return [*path.relative_to(path.anchor).parts[:-1], default_name(source)]
 
 
 def _spec(word: str, defaults: Mapping[str, Any]) -> TaskSpec:
@@ -187,11 +165,3 @@ def _spec(word: str, defaults: Mapping[str, Any]) -> TaskSpec:
             f"{word} is a model, where a task is expected: st-distill eval MODEL TASK takes the model first."
         )
     return TaskSpec(**{**defaults, "source": word})
-
-
-def _mapping(path: Path) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return {}  # a recipe's reader says where it is broken
-    return content if isinstance(content, Mapping) else {}

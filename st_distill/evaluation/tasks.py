@@ -15,9 +15,10 @@ from sentence_transformers.sentence_transformer.evaluation import (
     RerankingEvaluator,
 )
 
+from st_distill.errors import sentence
 from st_distill.evaluation.collection import collection, is_collection, judged_parts
-from st_distill.evaluation.columns import KINDS, Kind, columns_of, kind_of
-from st_distill.evaluation.data import Part, Table, parts_of_hub, parts_of_path
+from st_distill.evaluation.columns import KINDS, Kind, columns_of, kind_of, negatives_in
+from st_distill.evaluation.data import Part, Table, local_path, parts_of_hub, parts_of_path
 from st_distill.evaluation.kinds import (
     ClassificationEvaluator,
     ClusteringEvaluator,
@@ -26,15 +27,18 @@ from st_distill.evaluation.kinds import (
 )
 from st_distill.evaluation.pairs import collection_of_pairs, similarity_evaluator
 from st_distill.modules.image_loading import load_image
-from st_distill.options import check_whole_number
+from st_distill.nearest import suggest
+from st_distill.options import check_whole_number, in_yaml
 from st_distill.tables import FORMATS
 
-__all__ = ["Task", "TaskSpec", "default_name", "distinct_names", "read_task"]
+__all__ = ["Task", "TaskSpec", "default_name", "distinct_names", "parts_of_name", "read_task"]
 
 logger = logging.getLogger(__name__)
 
+#: What data sets call the part beside train and test.
+_VALIDATION_SPLITS = ("validation", "val", "dev", "eval")
 #: Parts of a data set that a task is read from, the first one that there is.
-_EVALUATION_SPLITS = ("test", "validation", "val", "dev", "eval")
+_EVALUATION_SPLITS = ("test", *_VALIDATION_SPLITS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +48,11 @@ class TaskSpec:
     Args:
         source: a file (parquet, jsonl, json, csv, tsv), a folder of such, or the name of a data set on the hub.
         kind: of `KINDS`; None: told from the columns.
-        name: in the results, as it is; None: the last part of the source, told apart from others'.
+        name: in the results, as it is; None: the last part of the source, or the folder of a file that is called as a split
+            alone, told apart from others'.
         columns: what the data call a column: ``{"text": "utterance", "label": "intent"}``.
-        split: the part to measure on; None: test, or else validation or dev, or the only one there is.
+        split: the part to measure on, validation under any of its names (val, dev, eval); None: test, or else validation, or
+            the only one there is.
         train_split: where a classifier learns.
         config: configuration of the hub's data set.
         revision: branch, tag or commit of the hub's data set.
@@ -70,7 +76,8 @@ class TaskSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.source, str) or not self.source:
             raise ValueError(
-                f"The 'source' of a task must be a file, a folder or the name of a data set. Got {self.source!r} instead."
+                f"The 'source' of a task must be a file, a folder or the name of a data set. Got {in_yaml(self.source)} "
+                "instead."
             )
         if self.columns is not None and not (
             isinstance(self.columns, Mapping)
@@ -78,18 +85,21 @@ class TaskSpec:
         ):
             raise ValueError(
                 "The 'columns' of a task must be a mapping of names, such as {text: utterance, label: intent}. Got "
-                f"{self.columns!r} instead."
+                f"{in_yaml(self.columns)} instead."
             )
         for field in ("name", "split", "train_split", "config", "revision"):
             value = getattr(self, field)
             if not isinstance(value, str) and (value is not None or field == "train_split"):
                 raise ValueError(
-                    f"The '{field}' of a task must be a text. Got {value!r} instead: put it in quotes, or leave it out."
+                    f"The '{field}' of a task must be a text. Got {in_yaml(value)} instead: put it in quotes, or leave it out."
                 )
         if self.kind is not None and self.kind not in KINDS:
-            raise ValueError(f"The 'kind' of a task must be one of {', '.join(KINDS)}. Got {self.kind!r} instead.")
+            raise ValueError(
+                f"The 'kind' of a task must be one of {', '.join(KINDS)}. Got {in_yaml(self.kind)} instead."
+            )
         for field in ("limit", "samples_per_label", "experiments"):
-            check_whole_number(f"'{field}' of a task", getattr(self, field), optional=field != "experiments")
+            optional = field != "experiments"
+            check_whole_number(f"'{field}' of a task", getattr(self, field), optional=optional, written=in_yaml)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +152,8 @@ def read_task(
         "show_progress_bar": show_progress_bar,
         "write_csv": False,
     }
-    local = Path(spec.source)
-    parts = parts_of_path(local) if local.exists() else parts_of_hub(spec.source, spec.config, spec.revision)
+    local = local_path(spec.source)
+    parts = parts_of_hub(spec.source, spec.config, spec.revision) if local is None else parts_of_path(local)
     name = spec.name or default_name(spec.source)
     if spec.train_split not in parts and spec.train_split != TaskSpec.train_split:
         raise ValueError(
@@ -174,11 +184,17 @@ def read_task(
         if (
             spec.kind in (None, "retrieval")
             and not given
-            and not local.is_file()
+            and not Path(spec.source).is_file()
             and set(parts) <= {"corpus", "queries"}
         ):
             judged_parts(spec.source, parts)  # says what is missing beside what alone is no task
         raise
+    if kind == "retrieval" and spec.kind is None and (unused := negatives_in(table)):
+        logger.warning(
+            "%s: retrieval does not use the negatives in %s; say kind: reranking to tell each positive from its negative.",
+            table.source,
+            ", ".join(unused),
+        )
     table = table.first(spec.limit)
     if kind == "image_retrieval":
         return _pictures(name, table, columns, options)
@@ -200,8 +216,19 @@ def default_name(source: str) -> str:
 
     The source alone decides, also of what is not there, so that figures of one recipe can be matched.
     """
-    path = Path(os.path.abspath(source))
-    return path.stem if path.suffix in FORMATS else path.name
+    return parts_of_name(source)[-1]
+
+
+def parts_of_name(source: str, *, with_split: bool = False) -> list[str]:
+    """The folders that a source names and what it is called in them.
+
+    A file that is called as a split alone (stsb/test.parquet) has the name of its folder, without ``with_split``.
+    """
+    path, file = Path(os.path.normpath(source)), Path(os.path.abspath(source))
+    folders = [*path.relative_to(path.anchor).parts[:-1]]
+    name = file.stem if file.suffix in FORMATS else file.name
+    is_split = name != file.name and name in ("train", *_EVALUATION_SPLITS)
+    return folders if is_split and not with_split and folders and folders[-1] != ".." else [*folders, name]
 
 
 def distinct_names(names: Iterable[str], *, taken: Collection[str] = ()) -> list[str]:
@@ -218,9 +245,11 @@ def distinct_names(names: Iterable[str], *, taken: Collection[str] = ()) -> list
 
 def _split(spec: TaskSpec, parts: Mapping[str, Part]) -> str:
     if spec.split is not None:
-        if spec.split not in parts:
-            raise ValueError(f"{spec.source} has no part '{spec.split}'. It has {', '.join(parts)}.")
-        return spec.split
+        names = (spec.split, *(_VALIDATION_SPLITS if spec.split in _VALIDATION_SPLITS else ()))
+        if (found := next((name for name in names if name in parts), None)) is None:
+            offer = suggest(spec.split, parts) or ": name one of them"
+            raise ValueError(sentence(f"{spec.source} has no part '{spec.split}'. It has {', '.join(parts)}{offer}"))
+        return found
     for split in _EVALUATION_SPLITS:
         if split in parts:
             return split

@@ -34,9 +34,9 @@ from st_distill.glue.results import average, figures
 from st_distill.glue.tasks import Examples, TaskData, find_tasks
 from st_distill.modules.alibi_checkpoint import is_published_alibi
 from st_distill.modules.alibi_config import explain_other_model
+from st_distill.nearest import suggest
 from st_distill.options import check_whole_number
 from st_distill.recipe.arguments import RESERVED, complaints, hints_of, range_complaint
-from st_distill.recipe.words import suggest
 
 __all__ = ["Settings", "glue"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from st_distill.errors import one_line
 from st_distill.evaluation.data import Part, Table, parts_of_hub, parts_of_path
-from st_distill.recipe.words import any_of, suggest
+from st_distill.nearest import any_of, suggest
 
 __all__ = ["TASKS", "Examples", "GlueTask", "TaskData", "find_tasks"]
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from st_distill.nearest import suggest
 from st_distill.recipe.conversion import Part
 from st_distill.recipe.load import Kind
 from st_distill.recipe.rules import about, above, at_least, not_empty, numbers_list
 from st_distill.recipe.schema import Texts
-from st_distill.recipe.words import Found, suggest
+from st_distill.recipe.words import Found
 
 __all__ = ["PRETRAINING", "Encoder", "LengthEvaluation", "Masking", "Pretraining", "TokenizerSpec"]
 

@@ -14,13 +14,14 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USU
 from transformers.pytorch_utils import Conv1D
 
 from st_distill.errors import one_line
+from st_distill.nearest import any_of, suggest
 from st_distill.recipe.adapters import FIELDS, layers_name, lora_config
 from st_distill.recipe.arguments import hints_of
 from st_distill.recipe.models import encoder_without_weights
 from st_distill.recipe.run_rules import RunRules
 from st_distill.recipe.schema import Stage
 from st_distill.recipe.student import encoder_layers
-from st_distill.recipe.words import FieldPath, any_of, suggest
+from st_distill.recipe.words import FieldPath
 
 __all__ = ["AdapterRules", "parameter_names"]
 

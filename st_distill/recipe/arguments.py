@@ -15,7 +15,7 @@ from transformers.integrations import integration_utils as integrations
 from transformers.training_args import ParallelMode, TrainingArguments
 
 from st_distill.errors import one_line
-from st_distill.recipe.words import suggest
+from st_distill.nearest import suggest
 
 __all__ = ["HARDWARE", "RESERVED", "complaints", "hints_of", "range_complaint"]
 

@@ -13,11 +13,13 @@ from transformers.utils import is_flash_attn_2_available
 
 from st_distill.errors import MissingExtraError, Problem, RecipeError, format_problems, one_line
 from st_distill.evaluation import read_task
+from st_distill.evaluation.data import local_path
 from st_distill.evaluation.mteb_tasks import find_mteb_tasks
 from st_distill.evaluation.task_list import tasks_of_entries
 from st_distill.exporting import may_be_replaced
 from st_distill.files import read_array_header
 from st_distill.modules.lengths import tell_too_long
+from st_distill.nearest import suggest
 from st_distill.recipe import quantized
 from st_distill.recipe.conversion import as_mapping
 from st_distill.recipe.data import load_scored_pairs, load_texts, read_images
@@ -26,11 +28,11 @@ from st_distill.recipe.image_rules import ImageRules
 from st_distill.recipe.load import Document, in_order, read_document
 from st_distill.recipe.models import UnknownModel, text_tokenizer
 from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, TeacherSpec
-from st_distill.recipe.sources import existing_path, rows_of
+from st_distill.recipe.sources import rows_of
 from st_distill.recipe.stage_rules import StageRules
 from st_distill.recipe.start import chosen_start
-from st_distill.recipe.words import FieldPath, show_path, suggest
-from st_distill.tables import FORMATS
+from st_distill.recipe.words import FieldPath, show_path
+from st_distill.tables import existing_path
 from st_distill.teacher import Teacher
 
 __all__ = ["check", "format_problems"]
@@ -462,10 +464,8 @@ class _Rules(StageRules, ImageRules):
                 for task in find_mteb_tasks(names) if names else []:
                     modalities.update(task.metadata.modalities)
                 for spec in specs:
-                    if Path(spec.source).exists():
+                    if local_path(spec.source) is not None:
                         modalities.update(*(task.modalities for task in read_task(spec)))
-                    elif Path(spec.source).suffix in FORMATS or spec.source.startswith((".", "/")):
-                        raise ValueError(f"there is no file or folder '{spec.source}'")
                     elif spec.kind == "image_retrieval":
                         modalities.add("image")
             except (ValueError, TypeError, OSError, MissingExtraError) as error:

@@ -14,7 +14,8 @@ from functools import cache
 from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from st_distill.errors import Problem, RecipeError
-from st_distill.recipe.words import FieldPath, Found, any_of, describe, listed, nearest, show_path, suggest
+from st_distill.nearest import any_of, nearest, suggest
+from st_distill.recipe.words import FieldPath, Found, describe, listed, show_path
 
 __all__ = ["Part", "as_mapping", "build", "convert", "default_of", "expected", "hints"]
 

@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 from st_distill.errors import sentence
 from st_distill.files import sha256
 from st_distill.modules.image_loading import load_image
+from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind, kinds_of_features
 from st_distill.recipe.source_schema import ImageSource, Texts
-from st_distill.recipe.sources import columns_of, existing_path, name_of, read_rows, rows_of, stream_rows
-from st_distill.recipe.words import suggest
-from st_distill.tables import text_rows
+from st_distill.recipe.sources import columns_of, name_of, read_rows, rows_of, stream_rows
+from st_distill.tables import existing_path, text_rows
 
 __all__ = [
     "LoadedImages",

@@ -9,13 +9,14 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from st_distill.errors import Problem, one_line
+from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind
 from st_distill.recipe.conversion import convert, default_of
 from st_distill.recipe.load import Document
 from st_distill.recipe.models import ModelFacts, UnknownModel, read_model
 from st_distill.recipe.schema import ImageSource, Recipe, Texts
 from st_distill.recipe.sources import columns_of, name_of
-from st_distill.recipe.words import FieldPath, Found, suggest
+from st_distill.recipe.words import FieldPath, Found
 
 __all__ = ["Findings"]
 

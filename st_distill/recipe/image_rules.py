@@ -8,11 +8,12 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
+from st_distill.nearest import suggest
 from st_distill.recipe.data import absent_pictures
 from st_distill.recipe.findings import Findings
 from st_distill.recipe.models import UnknownModel, read_config
 from st_distill.recipe.schema import Images, ImageSource
-from st_distill.recipe.words import FieldPath, suggest
+from st_distill.recipe.words import FieldPath
 
 __all__ = ["ImageRules"]
 

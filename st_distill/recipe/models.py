@@ -21,7 +21,7 @@ from st_distill.errors import one_line, sentence
 from st_distill.exporting import load_student
 from st_distill.modules.alibi_checkpoint import is_published_alibi
 from st_distill.modules.alibi_config import explain_other_model
-from st_distill.recipe.words import suggest
+from st_distill.nearest import suggest_path
 
 __all__ = [
     "ModelFacts",
@@ -209,10 +209,7 @@ def _model_file(name: str, file: str, revision: str | None) -> Path | None:
     if folder.is_file():
         raise ValueError(f"'{name}' is a file; name the model's folder")
     if _looks_like_a_folder(name):
-        beside = (
-            [str(folder.parent / entry.name) for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        )
-        raise ValueError(f"there is no folder '{name}'{suggest(str(folder), beside)}")
+        raise ValueError(f"there is no folder '{name}'{suggest_path(folder, _may_be_a_model)}")
     # sentence-transformers' own models may be given by their last name.
     repository = name if "/" in name else f"sentence-transformers/{name}"
     cached = try_to_load_from_cache(repository, file, revision=revision)
@@ -238,6 +235,10 @@ def _model_file(name: str, file: str, revision: str | None) -> Path | None:
         return None
     except Exception as error:  # whatever a network does
         raise UnknownModel(f"'{name}' could not be looked up on the hub ({one_line(error)}): not checked") from None
+
+
+def _may_be_a_model(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in ("modules.json", "config.json"))
 
 
 @cache

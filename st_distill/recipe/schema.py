@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from st_distill.nearest import nearest, suggest
 from st_distill.recipe.conversion import Part
 from st_distill.recipe.patterns import pattern_error
 from st_distill.recipe.rules import (
@@ -26,7 +27,7 @@ from st_distill.recipe.rules import (
     python_only,
 )
 from st_distill.recipe.source_schema import Images, ImageSource, Texts
-from st_distill.recipe.words import Found, folder_name, nearest, suggest
+from st_distill.recipe.words import Found, folder_name
 
 __all__ = [
     "Evaluation",

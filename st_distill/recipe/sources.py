@@ -11,14 +11,14 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 
-from st_distill.errors import one_line, sentence
+from st_distill.errors import sentence
 from st_distill.files import read_json
+from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind, kind_of_values, kinds_of_features, names_of, table_of
 from st_distill.recipe.source_schema import ImageSource, Texts
-from st_distill.recipe.words import suggest
-from st_distill.tables import FORMATS, text_rows
+from st_distill.tables import FORMATS, existing_path, text_rows, unreadable
 
-__all__ = ["columns_of", "existing_path", "name_of", "read_rows", "rows_of", "stream_rows"]
+__all__ = ["columns_of", "name_of", "read_rows", "rows_of", "stream_rows"]
 
 #: Rows that the columns of a text format are judged by.
 _SAMPLE = 1000
@@ -135,19 +135,6 @@ def _row_count(file: Path) -> int:
     return sum(1 for _ in text_rows(file))
 
 
-def existing_path(name: str) -> Path:
-    """The path of a file or folder that exists; ValueError with the nearest name otherwise."""
-    path = Path(name)
-    try:
-        exists = path.exists()
-    except OSError as error:  # a name that is too long, say
-        raise ValueError(f"There can be no file or folder '{name}': {error.strerror}.") from None
-    if not exists:
-        beside = [str(path.parent / entry.name) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(sentence(f"There is no file or folder '{name}'{suggest(str(path), beside)}"))
-    return path
-
-
 def _is_saved(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
 
@@ -199,8 +186,7 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except Exception as error:  # damaged files lead the libraries to errors of every kind
-        cause = error.__cause__ or error
-        raise ValueError(f"{path} cannot be read: {one_line(cause)}.") from error
+        raise unreadable(path, error) from error
 
 
 def name_of(source: Texts | ImageSource) -> str:

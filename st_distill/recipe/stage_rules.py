@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer import losses as standard_losses
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
 from st_distill.errors import one_line
+from st_distill.nearest import suggest
 from st_distill.recipe.adapter_rules import AdapterRules, parameter_names
 from st_distill.recipe.arguments import RESERVED
 from st_distill.recipe.columns import Kind
@@ -20,7 +21,7 @@ from st_distill.recipe.data import LABEL_COLUMNS
 from st_distill.recipe.patterns import matching
 from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Objective, Stage, Texts
 from st_distill.recipe.sources import columns_of
-from st_distill.recipe.words import FieldPath, show_path, suggest
+from st_distill.recipe.words import FieldPath, show_path
 
 __all__ = ["StageRules"]
 

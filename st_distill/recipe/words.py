@@ -1,36 +1,17 @@
-"""How a recipe's mistakes are worded: where a value stands, what it is, and the name it may have been meant to be."""
+"""How a recipe's mistakes are worded: where a value stands, and what it is."""
 
 from __future__ import annotations
 
-import difflib
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["FieldPath", "Found", "any_of", "describe", "folder_name", "listed", "nearest", "show_path", "suggest"]
+__all__ = ["FieldPath", "Found", "describe", "folder_name", "listed", "show_path"]
 
 #: Where a value stands in a recipe: ``("stages", 1, "learning_rate")``.
 FieldPath = tuple[str | int, ...]
 #: A mistake found on the way, before it is known in which line it stands.
 Found = tuple[FieldPath, str]
-
-
-def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The one of ``words`` that is spelt most like ``word`` or has its initials, or None where none is alike."""
-    choices = {choice.lower(): choice for choice in words}
-    initials = {"".join(part[:1] for part in choice.split("_")): choice for choice in choices.values() if "_" in choice}
-    if word.lower() in initials:  # lr: learning_rate
-        return initials[word.lower()]
-    matches = difflib.get_close_matches(word.lower(), list(choices), n=1, cutoff=0.6)
-    return choices[matches[0]] if matches else None
-
-
-def suggest(word: str, words: Iterable[str], *, always: bool = False) -> str:
-    """``"; did you mean 'x'?"``, or, with ``always``, all the words where none is alike."""
-    words = list(words)
-    if (match := nearest(word, words)) is not None:
-        return f"; did you mean '{match}'?"
-    return f"; it may be {any_of(words)}" if always and words else ""
 
 
 def show_path(path: FieldPath) -> str:
@@ -44,13 +25,6 @@ def show_path(path: FieldPath) -> str:
 def folder_name(name: str) -> str:
     allowed = (letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in name)
     return "".join(allowed).strip(".")[:100] or "teacher"
-
-
-def any_of(words: list[str]) -> str:
-    words = [str(word) for word in dict.fromkeys(words)]
-    if len(words) > 12:
-        words = [*words[:12], f"{len(words) - 12} more"]
-    return " or ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def listed(words: list[str]) -> str:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from st_distill.errors import sentence
 from st_distill.files import sha256
+from st_distill.nearest import suggest_path
 from st_distill.recipe.diagnose import all_findings, read_findings
 from st_distill.recipe.load import load_recipe
 from st_distill.recipe.progress import is_term
@@ -77,14 +79,15 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         ValueError: for a folder that holds no run, or files in it that are none of a run's.
     """
     folder = Path(path)
-    beside = folder.with_name(f"{folder.name}-run")
-    if not (folder / "run.json").is_file() and (beside / "run.json").is_file():
-        folder = beside
+    if not (folder / "run.json").is_file() and (_beside(folder) / "run.json").is_file():
+        folder = _beside(folder)
     state = RunState(folder)
     if not state.exists:
+        remedy = suggest_path(Path(path), _is_of_a_run) or (
+            ": name the recipe's work folder, by default its output with -run behind it"
+        )
         raise ValueError(
-            f"The 'run' must be the work folder of a run, with a run.json. Got {path} instead: name the recipe's work "
-            "folder, by default its output with -run behind it."
+            sentence(f"The 'run' must be the work folder of a run, with a run.json. Got {path} instead{remedy}")
         )
     recipe_path = folder / "recipe.yaml"
     stored, found = read_results(folder), read_findings(folder)
@@ -104,3 +107,12 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         diagnosed=bool(found),
         recipe_changed=recipe_path.is_file() and state.recipe is not None and sha256(recipe_path) != state.recipe,
     )
+
+
+def _beside(model: Path) -> Path:
+    """The work folder of a run under its default name, beside the model that it exports."""
+    return model.with_name(f"{model.name}-run")
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    return any((place / "run.json").is_file() for place in (folder, _beside(folder)))

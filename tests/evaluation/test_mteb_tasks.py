@@ -49,5 +49,18 @@ def test_a_task_of_mteb_from_local_data(tmp_path):
         ValueError, match="vectors of the model hold NaN or infinity, in 1 of 4 texts, the first being 'c'"
     ):
         evaluate_mteb(model, [LocalSTS()])
-    with pytest.raises(ValueError, match="MTEB has no task 'Nothing': 'Nothing' not found"):
-        find_mteb_tasks(["Nothing"])
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("SciFcat", r"; did you mean 'SciFact'\?"),
+        ("stsbenchmark", r"; did you mean 'STSBenchmark'\?"),
+        ("emotion", r"; did you mean '\w*Emotion\w*'\?"),
+        ("xqzxqzxqz", r": mteb available-tasks lists the names of all\."),
+    ],
+)
+def test_a_task_that_mteb_has_not_is_told_with_the_nearest(name, remedy):
+    pytest.importorskip("mteb")
+    with pytest.raises(ValueError, match=f"^MTEB has no task '{name}'{remedy}$"):
+        find_mteb_tasks([name])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 from data_files import write
@@ -12,7 +13,7 @@ from lookup import ANGLES, lookup, measure, on_circle, only
 from st_distill.evaluation import TaskSpec, evaluate_tasks, measure_entries, read_task
 from st_distill.evaluation.results import csv_of_results
 from st_distill.report import task_report
-from st_distill.tables import text_rows
+from st_distill.tables import text_rows, unreadable
 
 PAIRS = [("a", "b"), ("a", "c"), ("a", "d"), ("a", "f")]
 CASES = {
@@ -60,10 +61,26 @@ def test_classification_learns_on_the_train_part(tmp_path):
     # c and d are nearer to a and b; the labels of c and d above are the last of them all.
     assert measure(task) == 0
     assert measure(only(TaskSpec(source=str(tmp_path / "news"), split="validation"))) == 1
-    with pytest.raises(ValueError, match="has no part 'dev'. It has test, train, validation"):
-        read_task(TaskSpec(source=str(tmp_path / "news"), split="dev"))
+    with pytest.raises(ValueError, match=r"has no part 'tset'. It has test, train, validation; did you mean 'test'\?$"):
+        read_task(TaskSpec(source=str(tmp_path / "news"), split="tset"))
+    with pytest.raises(ValueError, match=r"has no part 'xyz'. It has test, train, validation: name one of them\.$"):
+        read_task(TaskSpec(source=str(tmp_path / "news"), split="xyz"))
     with pytest.raises(ValueError, match="must have a part 'train' that a classifier learns on. It has test"):
         read_task(TaskSpec(source=str(tmp_path / "news" / "test.parquet"), kind="classification"))
+
+
+@pytest.mark.parametrize("asked", ["validation", "val", "dev", "eval"])
+def test_a_part_for_validation_has_several_names(asked, tmp_path):
+    def rows(count):
+        return [{"query": f"{row}", "document": f"{row}"} for row in range(count)]
+
+    write(tmp_path / "one" / "test.jsonl", rows(1))
+    write(tmp_path / "one" / "val.jsonl", rows(2))
+    assert only(TaskSpec(source=str(tmp_path / "one"), split=asked)).examples == 2
+    for count, name in enumerate(("validation", "val", "dev", "eval"), start=3):
+        write(tmp_path / "all" / f"{name}.jsonl", rows(count))
+    own = {"validation": 3, "val": 4, "dev": 5, "eval": 6}[asked]  # its own name comes first
+    assert only(TaskSpec(source=str(tmp_path / "all"), split=asked)).examples == own
 
 
 def test_a_training_part_that_is_named_must_be_there(tmp_path):
@@ -206,6 +223,24 @@ def test_pictures_both_ways(stored, images, tmp_path):
             {},
             "column 'label' of .* holds 1 and 2, which may be labels or scores. .* or say kind: sts",
         ),
+        (
+            [{"sentence1": "a", "sentence2": "b", "label": label} for label in (0, 2, 1, 1)],
+            {},
+            "column 'label' of .* holds 0, 1 and 2, which may be labels or scores. .* or say kind: sts",
+        ),
+        *(
+            (
+                [{"question1": "a", "question2": "b", "label": label} for label in labels],
+                {},
+                f"column 'label' of .* must hold 1 for the same and 0 for different, .* Got {found} instead: write these, or",
+            )
+            for labels, found in (
+                ((0, 2, 1, 1), "0, 2, 1"),
+                (("neutral", "entailment"), "'neutral', 'entailment'"),
+                ((1, 1), "1"),
+                (range(7), "0, 1, 2, 3, 4, ..."),
+            )
+        ),
         ([{"query": "a", "positive": ["b"], "negative": []}], {"kind": "reranking"}, "with a positive and a negative"),
         (
             [{"sentence1": "a", "sentence2": "b", "score": score} for score in (1, float("nan"), 3)],
@@ -309,6 +344,12 @@ def test_pairs_are_judged_by_truths_too(same, other, tmp_path):
     assert measure(task) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("labels", [(0.5, 1, 2), (0, 1, 2, 3)])
+def test_a_column_of_labels_may_hold_scores(labels, tmp_path):
+    rows = [{"sentence1": "a", "sentence2": second, "label": label} for second, label in zip("bcdf", labels)]
+    assert only(write(tmp_path / "data.jsonl", rows)).kind == "sts"
+
+
 def test_labels_of_two_formats_are_compared_as_texts(tmp_path):
     for file, texts in (("train.parquet", "abef"), ("test.csv", "cd")):
         write(tmp_path / file, [{"text": text, "label": 1 if text in "abcd" else 2} for text in texts])
@@ -363,12 +404,55 @@ def test_a_task_of_another_kind(tmp_path):
         measure_entries(model, source)
 
 
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        (("negative",), "retrieval does not use the negatives in negative; say kind: reranking"),
+        (("negative_1", "negative_2"), "retrieval does not use the negatives in negative_1, negative_2; say kind"),
+        (("title",), None),
+    ],
+)
+def test_negatives_of_triplets_are_told(columns, told, tmp_path, caplog):
+    rows = [{"query": "a", "positive": "b"}, {"query": "c", "positive": "d"}]
+    source = write(tmp_path / "triplets.jsonl", [row | dict.fromkeys(columns, "e") for row in rows])
+    assert only(source).kind == "retrieval"
+    assert [told in message for message in caplog.messages] == ([True] if told else [])
+    caplog.clear()
+    only(TaskSpec(source=source, kind="retrieval"))  # who says it means it
+    assert not caplog.messages
+    if told:
+        mapped = None if "negative" in columns else {"negative": columns[0]}
+        assert only(TaskSpec(source=source, kind="reranking", columns=mapped)).examples == 2
+
+
 def test_a_misspelt_file_is_told_with_the_nearest(tmp_path):
     source = write(tmp_path / "stsb.jsonl", CASES["sts"][0])
     with pytest.raises(ValueError, match=f"There is no file or folder .*; did you mean '{source}'.$"):
         read_task(str(tmp_path / "stbs.jsonl"))
-    with pytest.raises(ValueError, match=r"could be had from the hub \(.*\).$"):
+    with pytest.raises(ValueError, match=r"/x': see its spelling, and the folder that you are in\.$"):
         read_task(str(tmp_path / "x"))
+    with pytest.raises(ValueError, match=r"could be had from the hub \(.*\).$"):
+        read_task("owner/x")
+
+
+def test_files_without_content_are_told_with_their_remedy(tmp_path):
+    whole = Path(write(tmp_path / "whole.parquet", CASES["sts"][0])).read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[:-9])
+    for name in ("empty.parquet", "empty.jsonl", "empty.csv"):
+        (tmp_path / name).touch()
+    for name, match in (
+        ("cut.parquet", r"cut.parquet cannot be read: .*\. Write or download it again\.$"),
+        ("empty.parquet", r"empty.parquet cannot be read: .*0 bytes\. Write or download it again\.$"),
+        ("empty.jsonl", r"empty.jsonl has no rows: fill it, or name another file or part\.$"),
+        ("empty.csv", r"empty.csv has no rows: fill it, or name another file or part\.$"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            read_task(str(tmp_path / name))
+
+
+def test_what_the_system_refuses_is_not_damaged():
+    told = str(unreadable("x.parquet", PermissionError(13, "Permission denied")))
+    assert told == "x.parquet cannot be read: [Errno 13] Permission denied."
 
 
 @pytest.mark.parametrize(
@@ -398,7 +482,7 @@ def test_a_separator_within_the_only_column_is_none(tmp_path):
 def test_spec_checks_its_fields():
     with pytest.raises(ValueError, match="'kind' of a task must be one of classification.*Got 'STS'"):
         TaskSpec(source="x", kind="STS")
-    with pytest.raises(ValueError, match="'limit' of a task must be a whole number from 1, or None. Got 0"):
+    with pytest.raises(ValueError, match="'limit' of a task must be a whole number from 1, or null. Got 0"):
         TaskSpec(source="x", limit=0)
     with pytest.raises(ValueError, match="'source' of a task must be a file, .* Got 3 instead"):
         TaskSpec(source=3)
@@ -406,8 +490,14 @@ def test_spec_checks_its_fields():
         TaskSpec(source="x", columns=["a"])
     with pytest.raises(ValueError, match="'name' of a task must be a text. Got 3 instead: put it in quotes"):
         TaskSpec(source="x", name=3)
-    with pytest.raises(ValueError, match="'train_split' of a task must be a text. Got None"):
+    with pytest.raises(ValueError, match="'train_split' of a task must be a text. Got null"):
         TaskSpec(source="x", train_split=None)
+    with pytest.raises(ValueError, match="'experiments' of a task must be a whole number from 1. Got null"):
+        TaskSpec(source="x", experiments=None)
+    with pytest.raises(ValueError, match="'split' of a task must be a text. Got true"):
+        TaskSpec(source="x", split=True)
+    with pytest.raises(ValueError, match="'source' of a task must be a file, .* Got null"):
+        TaskSpec(source=None)
 
 
 def test_results_as_a_table_and_as_csv(tmp_path):

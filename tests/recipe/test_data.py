@@ -177,7 +177,7 @@ def test_empty_texts_are_kept_and_counted(caplog):
         ("a.csv", "t\n", r"a.csv has no rows"),
         ("a.txt", "", r"a.txt has no rows"),
         ("a.txt", b"\xff\xfe", r"a.txt is not UTF-8 text .* Save it as UTF-8"),
-        ("a.parquet", "PAR1 no more", r"a.parquet cannot be read"),
+        ("a.parquet", "PAR1 no more", r"a.parquet cannot be read: .*magic bytes.* Write or download it again\."),
         ("a.doc", "", r"a.doc must be one of .parquet, .jsonl, .json, .csv, .tsv, .txt. Got '.doc' instead"),
         ("a.csv", "n,m\n1,2\n", r"a.csv must have a column of texts. Got the columns n, m instead"),
     ],

@@ -168,7 +168,7 @@ def test_a_task_that_cannot_be_measured_is_a_mistake(make_recipe, folder):
     tasks = [str(folder / "nothing.parquet"), {"kind": "sts"}, "sts:" + str(folder / "texts.parquet")]
     recipe = make_recipe("never", evaluation={"tasks": tasks})
     found = {problem.path: problem.message for problem in check(recipe)}
-    assert "there is no file or folder" in found["evaluation.tasks[0]"]
+    assert "There is no file or folder" in found["evaluation.tasks[0]"]
     assert "must have a 'source'" in found["evaluation.tasks[1]"]
     assert "which a task of the kind sts needs" in found["evaluation.tasks[2]"]
 

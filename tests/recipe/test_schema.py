@@ -11,6 +11,7 @@ import pytest
 from datasets import Dataset
 
 from st_distill.errors import MissingExtraError, Problem, RecipeError
+from st_distill.nearest import nearest
 from st_distill.recipe import schema
 from st_distill.recipe.conversion import as_mapping, build
 from st_distill.recipe.reference import reference
@@ -26,7 +27,7 @@ from st_distill.recipe.schema import (
     TeacherSpec,
     Texts,
 )
-from st_distill.recipe.words import nearest, show_path
+from st_distill.recipe.words import show_path
 
 PARTS = (Recipe, Student, TeacherSpec, Texts, ImageSource, Images, Projection, Stage, Objective, Evaluation)
 
