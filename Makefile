@@ -22,6 +22,10 @@ STORE_TESTS := store,test_verify.py
 MUTATED := functional.py:test_functional.py: hinges.py:test_functional.py: losses.py:test_losses.py: batch.py:test_losses.py: $(foreach part,build damage format processes store \
 	shards texts,store/$(part).py:$(STORE_TESTS):40)
 
+# Tests run in several processes with one thread of torch each, which are faster than threads.
+PARALLEL := --numprocesses=logical --maxprocesses=8
+test faults coverage: export OMP_NUM_THREADS = 1
+
 .PHONY: demo test lint docs faults fuzz reliability coverage mutation soak compatibility audit clean
 
 demo: $(VENV)/ready
@@ -35,10 +39,8 @@ demo: $(VENV)/ready
 	@echo
 	$(BIN)/st-distill report out/jasper-run --no-speed
 
-# A test file runs in one process, with one thread of torch: several of them are faster than threads.
-test: export OMP_NUM_THREADS = 1
 test: $(VENV)/ready lint docs
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=loadfile
+	$(BIN)/python -m pytest $(PARALLEL) --dist=loadfile
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check
@@ -51,7 +53,7 @@ docs: $(VENV)/ready
 
 # Every fault at every place: kills, full disks, signals, teachers that fail.
 faults: $(VENV)/ready
-	FAULTS=all $(BIN)/python -m pytest tests/faults tests/test_verify.py --junitxml=out/reliability/faults.xml
+	FAULTS=all $(BIN)/python -m pytest $(PARALLEL) tests/faults tests/test_verify.py --junitxml=out/reliability/faults.xml
 
 # Bad inputs for as long as FUZZ_SECONDS says: as many again as there is time for by hypothesis, and three coverage-guided runs.
 fuzz: $(VENV)/ready
@@ -70,7 +72,7 @@ reliability: $(VENV)/ready
 # The whole suite under coverage, the processes that it starts included.
 coverage: $(VENV)/ready
 	rm -rf out/coverage && mkdir -p out/coverage
-	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage run -m pytest $(PARALLEL) --dist=loadfile
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

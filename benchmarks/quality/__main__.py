@@ -71,13 +71,13 @@ def main() -> None:
     options = parser.parse_args()
     results = options.out / "results.jsonl"
     if options.command in ("table", "plot"):
-        lines = chosen(read(results), steps=options.steps, batch=options.batch)
+        lines, kind = read(results), {"steps": options.steps, "batch": options.batch}
         if options.command == "table":
-            print_table(lines, options.split, options.student)
+            print_table(chosen(lines, **kind), options.split, options.student)
             return
         from benchmarks.quality.plot import draw
 
-        draw(lines, options.split, options.pictures or options.out)
+        draw(lines, options.split, options.pictures or options.out, **kind)
         return
     shop = Workshop(options.out, options.data, options.teacher, rows=options.rows)
     for split in options.splits:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file, save_file
@@ -39,6 +38,7 @@ def run_method(shop: Workshop, name: str, settings: Settings, splits: list[str])
         "student": settings.student,
         "seed": settings.seed,
         "seconds": trained.seconds,
+        "cpu_seconds": trained.cpu_seconds,
         **model_size(trained.model),
         "texts_per_second": speed,
         "settings": settings.as_dict(),
@@ -90,7 +90,7 @@ def score(
 
 def _kept(trained: Trained, folder: Path) -> Trained:
     """Write the student where `_load` finds it; what else the training left there goes."""
-    about: dict[str, Any] = {"seconds": trained.seconds, "in_teacher_space": trained.in_teacher_space}
+    about = {name: getattr(trained, name) for name in ("seconds", "cpu_seconds", "in_teacher_space")}
     shutil.rmtree(folder / "work" / "teachers", ignore_errors=True)
     trained.model.save(str(folder / "student"))
     if trained.rotation is not None:

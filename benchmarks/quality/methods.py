@@ -89,10 +89,12 @@ class Settings:
 
 @dataclass
 class Trained:
-    """A finished student, the seconds that its training took, and the rotation between the teacher's space and its own."""
+    """A finished student, the seconds that its training took on the clock and of the processors, and the rotation between the
+    teacher's space and its own."""
 
     model: SentenceTransformer
     seconds: float
+    cpu_seconds: float
     rotation: Tensor | None = None
     in_teacher_space: bool = True
 
@@ -116,7 +118,7 @@ def train(settings: Settings, shop: Workshop, folder: Path) -> Trained:
     student = _start(settings, shop)
     model = build_student(student, device="cpu")
     if settings.method == "untrained":
-        return Trained(model, 0.0, in_teacher_space=False)
+        return Trained(model, 0.0, 0.0, in_teacher_space=False)
     set_seed(settings.seed)
     build = LOSSES[settings.method]
     loss = build(model, shop.store)
@@ -136,10 +138,19 @@ def train(settings: Settings, shop: Workshop, folder: Path) -> Trained:
         dataloader_pin_memory=False,
     )
     trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=shop.pairs, loss=loss)
-    started = time.perf_counter()
+    started = _now()
     with dropout_of(model, settings.dropout):
         trainer.train()
-    return Trained(model.eval(), time.perf_counter() - started)
+    return Trained(model.eval(), *_since(started))
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _since(started: tuple[float, float]) -> tuple[float, float]:
+    clock, processors = _now()
+    return clock - started[0], processors - started[1]
 
 
 def _start(settings: Settings, shop: Workshop) -> Any:
@@ -224,16 +235,16 @@ def _with_recipe(settings: Settings, shop: Workshop, folder: Path) -> Trained:
     # JSON is YAML, too.
     file.write_text(json.dumps(recipe(settings, shop, folder), indent=1), encoding="utf-8")
     spec = load_recipe(str(file), settings.overrides)
-    started = time.perf_counter()
+    started = _now()
     with applied(settings.experiment, shop.teacher_name, _start(settings, shop).layers):
         run(spec, show_progress=False)
-    seconds = time.perf_counter() - started
+    took = _since(started)
     last = sorted((folder / "work").glob("stages/*/model"))[-1]
     projection = find_projection(load_student(last, device="cpu"))
     assert projection is not None
     follows = not settings.lexical and projection.teacher_head is None
     model = SentenceTransformer(spec.output, device="cpu")
-    return Trained(model, seconds, projection.rotation, in_teacher_space=follows)
+    return Trained(model, *took, projection.rotation, in_teacher_space=follows)
 
 
 def teacher_axes(name: str, shop: Workshop) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -11,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.quality.methods import DIMS
-from benchmarks.quality.results import TASKS, Line, groups, main_score
+from benchmarks.quality.results import TASKS, Line, chosen, groups, main_score
 from st_distill.report.pictures import COLOURS
 
-#: What the legend calls a method; others go by their own name.
+#: The methods of the pictures and what the legend calls them; the table has all.
 LABELS = {
     "st-distill": "st-distill, default recipe",
     "cosine-matryoshka": "EmbedDistillLoss in MatryoshkaLoss",
@@ -25,10 +26,9 @@ LABELS = {
     "teacher-pca": "teacher, cut on principal axes",
     "teacher-learned": "teacher, cut on learned axes",
 }
-#: Of the teacher's axes the pictures show these; the table has all.
 _TEACHERS = ("teacher", "teacher-pca", "teacher-learned")
 _DIM = 128
-#: Method to (colour, marker), the same in every picture; others than these share one.
+#: Method to (colour, marker), the same in every picture.
 _LOOKS = {
     "st-distill": ("line1", "o"),
     "cosine-matryoshka": ("line2", "s"),
@@ -57,22 +57,37 @@ _STYLE = {
 Points = list[tuple[float, float]]
 
 
-def draw(lines: list[Line], split: str, out: Path) -> None:
-    """Write dimension-<student>.svg for every student, and time.svg and size.svg, into ``out``."""
+def draw(lines: list[Line], split: str, out: Path, *, steps: int | None = None, batch: int | None = None) -> None:
+    """Write dimension-<student>.svg for every student, and time.svg and size.svg, into ``out``.
+
+    Args:
+        lines: the results.
+        split: "dev" or "test".
+        out: a folder.
+        steps, batch: of what was trained, only runs of so many steps and pairs a step; time.svg has runs of all lengths.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    lines = [line for line in lines if line["split"] == split]
+    lines = [line for line in chosen(lines, batch=batch) if line["split"] == split and line["name"] in LABELS]
+    alike = _one_setting(chosen(lines, steps=steps))
     with rc_context(_STYLE):
         for student in sorted({line["student"] for line in lines} - {"teacher"}):
-            _against_dimension(lines, split, student, out / f"dimension-{student}.svg")
+            _against_dimension(alike, split, student, out / f"dimension-{student}.svg")
         _against_time(lines, out / "time.svg")
-        _against_size(lines, out / "size.svg")
+        _against_size(alike, out / "size.svg")
+
+
+def _one_setting(lines: list[Line]) -> list[Line]:
+    """Of each method and student the runs that are equal but for their seeds: where there are several kinds, the last."""
+    kinds: dict[tuple[str, str], dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        settings = {key: value for key, value in line["settings"].items() if key != "seed"}
+        kinds[line["name"], line["student"]][json.dumps(settings, sort_keys=True)].append(line)
+    return [line for by_settings in kinds.values() for line in list(by_settings.values())[-1]]
 
 
 def _against_dimension(lines: list[Line], split: str, student: str, path: Path) -> None:
     figure, axes = _figure(f"Quality against dimension, {student} student", "dimensions kept")
     for name, by_dim in groups(lines, split, student).items():
-        if name.startswith("teacher") and name not in _TEACHERS:
-            continue
         points = sorted((dim, statistics.fmean(scores["mean"])) for dim, scores in by_dim.items() if scores["mean"])
         _line(axes, name, points, "--" if name in _TEACHERS else "-")
     axes.set_xscale("log", base=2)
@@ -81,18 +96,16 @@ def _against_dimension(lines: list[Line], split: str, student: str, path: Path) 
 
 
 def _against_time(lines: list[Line], path: Path) -> None:
-    """The runs of the three-layer student, and the teacher as levels to be reached."""
-    figure, axes = _figure(f"Quality against time of training, {_DIM} dimensions", "training, minutes")
-    runs = _runs([line for line in lines if line["student"] in ("3-layer", "teacher")])
-    for name, points in _by_name(runs, "seconds").items():
-        if name.startswith("teacher"):
-            if name in _TEACHERS:
-                axes.axhline(points[0][1], color=COLOURS["muted"][0], linestyle="--", linewidth=1)
-                axes.annotate(
-                    LABELS[name], (1, points[0][1]), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-                )
-            continue
-        _line(axes, name, sorted((seconds / 60, score) for seconds, score in points), "none")
+    """The runs of the three-layer student, and the teacher as a level to be reached.
+
+    The time is that of the processors, which other work on the machine does not lengthen.
+    """
+    figure, axes = _figure(f"Quality against time of training, {_DIM} dimensions", "training, minutes of one processor")
+    timed = [line for line in lines if line["student"] == "3-layer" and "cpu_seconds" in line]
+    for name, points in _by_name(_runs(timed), "cpu_seconds").items():
+        _line(axes, name, sorted((seconds / 60, score) for seconds, score in points), "-")
+    for name, points in _by_name(_runs([line for line in lines if line["name"] == "teacher"]), "seconds").items():
+        axes.axhline(points[0][1], color=COLOURS["muted"][0], linestyle="--", label=LABELS[name])
     axes.set_xlim(left=0)
     _save(figure, axes, path)
 
@@ -101,8 +114,6 @@ def _against_size(lines: list[Line], path: Path) -> None:
     """Each method's best run of every student."""
     figure, axes = _figure(f"Quality against size, {_DIM} dimensions", "parameters, millions")
     for name, points in _by_name(_runs(lines), "parameters").items():
-        if name.startswith("teacher") and name not in _TEACHERS:
-            continue
         best = {size: max(score for other, score in points if other == size) for size, _ in points}
         _line(axes, name, sorted((size / 1e6, score) for size, score in best.items()), ":")
     _save(figure, axes, path)
@@ -125,18 +136,16 @@ def _by_name(runs: list[list[Line]], field: str) -> dict[str, Points]:
 
 
 def _figure(title: str, label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=label, ylabel="mean of the tasks, x 100")
     return figure, axes
 
 
 def _line(axes: Axes, name: str, points: Points, style: str) -> None:
-    method, _, runs = name.partition(" (")
-    colour, marker = _LOOKS.get(method, ("line6", "."))
-    label = LABELS.get(method, method) + (f" ({runs}" if runs else "")
-    axes.plot(*zip(*points), color=COLOURS[colour][0], marker=marker, linestyle=style, label=label)
+    colour, marker = _LOOKS[name]
+    axes.plot(*zip(*points), color=COLOURS[colour][0], marker=marker, linestyle=style, label=LABELS[name])
 
 
 def _save(figure: Figure, axes: Axes, path: Path) -> None:
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, metadata={"Date": None, "Creator": None})
