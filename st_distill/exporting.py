@@ -171,18 +171,18 @@ def _name_as_before(folder: Path) -> None:
         write_text(path, re.sub(r'"sentence_transformers\.[\w.]+\.(\w+)"', r'"sentence_transformers.models.\1"', text))
 
 
-def export_damage(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+def export_damage(path: str | os.PathLike[str], description: str = DESCRIPTION) -> list[tuple[str, str]]:
     """The files of an exported model that are not as they were written, and what is wrong with each; its card may change.
 
-    A folder that has not noted what its files are (another program's model) has none.
+    A folder that has not noted in the file ``description`` what its files are (another program's model) has none.
     """
     path = Path(path)
-    if not (path / DESCRIPTION).is_file():
+    if not (path / description).is_file():
         return []
     try:
-        return list(differences(path, read_json(path / DESCRIPTION).get(CHECKED, {})))
+        return list(differences(path, read_json(path / description).get(CHECKED, {})))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return [(DESCRIPTION, f"it cannot be read ({error})")]
+        return [(description, f"it cannot be read ({error})")]
 
 
 def may_be_replaced(path: Path) -> bool:
