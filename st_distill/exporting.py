@@ -26,6 +26,8 @@ from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
 
 #: What an exported folder says of itself, beside the files that sentence-transformers reads.
 DESCRIPTION = "st_distill.json"
+#: What the libraries raise for files that are not a model's; anything else is theirs or the machine's.
+_OF_FILES = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, SafetensorError)
 #: The field of it that has the size and checksum of the folder's files.
 CHECKED = "files"
 
@@ -254,7 +256,7 @@ def load_student(
         )
     except Exception as error:  # whatever the libraries make of broken files
         damage = export_damage(path)
-        if not damage and not isinstance(error, (OSError, ValueError, SafetensorError)):
+        if not damage and not isinstance(error, _OF_FILES):
             raise
         reason = "; ".join(f"{name}: {what}" for name, what in damage) or one_line(error)
         raise ValueError(
