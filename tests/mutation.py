@@ -3,8 +3,8 @@
     python tests/mutation.py st_distill/functional.py tests/test_functional.py --sample 50
 
 Each mutant is a child of one warm process, with the module's text changed under its import. It is given the tests that run the
-changed line, as a first pass with coverage has found them, and is killed by one that fails, or by taking a minute and ten times
-as long as they took then. What survives is printed with its line.
+changed line, as a first pass with coverage has found them, and is killed by one that fails, or that takes half a minute and ten
+times as long as it took then. What survives is printed with its line.
 """
 
 from __future__ import annotations
@@ -82,13 +82,10 @@ class _Changed(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
         return self.text.encode()
 
 
-def child_passes(
-    tests: list[str], seconds: float, finder: _Changed | None = None, plugin: _ByTest | None = None
-) -> bool:
+def child_passes(tests: list[str], plugin: _ByTest | _InTime, finder: _Changed | None = None) -> bool:
     """Whether the tests pass in a child, in which a module may be changed."""
     child = os.fork()
     if not child:
-        signal.alarm(int(seconds) + 1)
         if finder is not None:
             sys.meta_path.insert(0, finder)
             quiet = os.open(os.devnull, os.O_WRONLY)
@@ -96,7 +93,7 @@ def child_passes(
         with tempfile.TemporaryDirectory() as folder:
             given = f"-x -q -p no:cacheprovider --basetemp {folder}/tests".split()
             given += ["-W", "ignore::DeprecationWarning", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-            code = pytest.main([*given, *tests], plugins=plugin and [plugin])
+            code = pytest.main([*given, *tests], plugins=[plugin])
         os._exit(int(code))
     return os.waitpid(child, 0)[1] == 0
 
@@ -123,6 +120,16 @@ class _ByTest:
         self.notes.write_text(json.dumps([sorted(lines.items()), self.seconds]))
 
 
+class _InTime:
+    """Ends the process in which a test takes much longer than it took before."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    def pytest_runtest_setup(self, item):
+        signal.alarm(30 + int(10 * self.seconds.get(item.nodeid, 0)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("module", help="a file of the package")
@@ -133,18 +140,16 @@ def main() -> None:
     source = Path(options.module).read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         notes = Path(folder) / "lines.json"
-        if not child_passes(options.tests, 3600, plugin=_ByTest(options.module, notes)):
+        if not child_passes(options.tests, _ByTest(options.module, notes)):
             sys.exit("The tests fail without a mutant.")
         lines, seconds = json.loads(notes.read_text())
-    whole = sum(seconds.values())
     every = list(mutants(source))
     chosen = random.Random(0).sample(every, min(options.sample or len(every), len(every)))
     survived = 0
     for line, what, text in chosen:
         # Of an expression over several lines, the first one is noted; what runs on import has no test of its own.
         first = [test for test in [ran for at, ran in lines if at <= line][-1] if test] or options.tests
-        limit = 60 + 10 * sum(seconds.get(test, whole) for test in first)
-        if child_passes(first, limit, _Changed(options.module, text)):
+        if child_passes(first, _InTime(seconds), _Changed(options.module, text)):
             survived += 1
             print(f"{options.module}:{line}: {what}", flush=True)
     killed, tried = len(chosen) - survived, len(chosen)

@@ -332,6 +332,13 @@ class TestBits:
         wanted = [[1.0, half, -1.0, 0.0], [half, 1.0, -half, half], [-1.0, -half, 1.0, 0.0], [0.0, half, 0.0, 1.0]]
         torch.testing.assert_close(functional.bit_similarities(vectors), torch.tensor(wanted), atol=1e-6, rtol=0)
 
+    def test_gradient_by_hand(self):
+        """Of two vectors of signs, at right angles to each other: a step of one moves the sine's angle by pi / 4."""
+        vectors = torch.tensor([[1.0, 1.0], [1.0, -1.0]]).requires_grad_()
+        functional.bit_similarities(vectors)[0, 1].backward()
+        quarter = math.pi / 4
+        torch.testing.assert_close(vectors.grad, torch.tensor([[quarter, -quarter], [quarter, quarter]]))
+
     def test_estimates_the_cosine_of_normal_coordinates(self):
         first, second = torch.randn(2, 200_000, generator=torch.Generator().manual_seed(1))
         vectors = torch.stack([first, 0.6 * first + 0.8 * second])

@@ -225,6 +225,25 @@ def test_the_first_of_equal_texts_gives_its_vector(tmp_path):
     assert store.gather(store.ids(["a", "b"])).tolist() == [[1, 0, 0], [0, 1, 0]]
 
 
+def test_a_known_text_in_a_new_role_is_a_row_and_asks_nobody(tmp_path):
+    function = Counting()
+    create(tmp_path / "s", ["a", "bb"], function)
+    create(tmp_path / "s", [("bb", "query")], function)
+    store = TeacherStore.open(tmp_path / "s")
+    assert store.ids(["bb"], role="query").tolist() == [2]
+    assert sorted(function.asked) == ["a", "bb"]
+
+
+def test_a_role_that_a_teacher_did_not_know_is_kept_without_a_new_file(tmp_path):
+    function = Counting()
+    first, second = teacher_of(function, "first"), teacher_of(function, "second")
+    for texts, teachers in ((["a"], [first, second]), ([("a", "query")], [first]), ([("a", "query")], [second])):
+        TeacherStore.create(tmp_path / "s", texts, teachers, show_progress=False)
+    store = TeacherStore.open(tmp_path / "s")
+    assert torch.equal(store.gather(store.ids(["a"], role="query")), store.gather(store.ids(["a"])))
+    assert function.asked == ["a", "a"]
+
+
 # --- identity
 
 

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from st_distill import Teacher, TeacherStore
 from st_distill.files import FolderLock
@@ -170,6 +172,29 @@ def test_a_process_of_an_earlier_build_that_still_lives(tmp_path, monkeypatch):
         TeacherStore.create(tmp_path / "s", TEXTS, teacher, show_progress=False)
     TeacherStore.create(tmp_path / "s", TEXTS, teacher, show_progress=False)
     assert not session.exists()
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_each_vector_is_of_one_process(is_stored, tmp_path):
+    """Two threads in the places of two processes: what exists is read by the first, what is asked is shared."""
+    texts, vectors = [f"text {number}" for number in range(40)], np.eye(40, dtype=np.float32)
+    asked = [[], []]
+
+    def build(number: int) -> TeacherStore:
+        def function(texts: list[str]) -> np.ndarray:
+            asked[number] += texts
+            return vectors[[int(text.split()[1]) for text in texts]]
+
+        stored = Teacher.from_vectors(vectors, texts=texts, name="t")
+        teacher = stored if is_stored else Teacher(function, name="t", revision="1")
+        return TeacherStore.create(tmp_path / "s", texts, teacher, show_progress=False, process=(number, 2))
+
+    with ThreadPoolExecutor(2) as pool:
+        stores = list(pool.map(build, range(2)))
+    for store in stores:
+        assert store.describe()["teachers"]["t"]["vectors"] == 40
+        assert torch.equal(store.gather(store.ids(texts)), torch.eye(40))
+    assert is_stored or (sorted(asked[0] + asked[1]) == sorted(texts) and min(map(len, asked)) > 5)
 
 
 def test_texts_that_end_after_one_time(tmp_path):
