@@ -26,6 +26,8 @@ from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
 
 #: What an exported folder says of itself, beside the files that sentence-transformers reads.
 DESCRIPTION = "st_distill.json"
+#: What the libraries raise for files that are not a model's; anything else is theirs or the machine's.
+_OF_FILES = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, SafetensorError)
 #: The field of it that has the size and checksum of the folder's files.
 CHECKED = "files"
 
@@ -171,18 +173,18 @@ def _name_as_before(folder: Path) -> None:
         write_text(path, re.sub(r'"sentence_transformers\.[\w.]+\.(\w+)"', r'"sentence_transformers.models.\1"', text))
 
 
-def export_damage(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+def export_damage(path: str | os.PathLike[str], description: str = DESCRIPTION) -> list[tuple[str, str]]:
     """The files of an exported model that are not as they were written, and what is wrong with each; its card may change.
 
-    A folder that has not noted what its files are (another program's model) has none.
+    A folder that has not noted in the file ``description`` what its files are (another program's model) has none.
     """
     path = Path(path)
-    if not (path / DESCRIPTION).is_file():
+    if not (path / description).is_file():
         return []
     try:
-        return list(differences(path, read_json(path / DESCRIPTION).get(CHECKED, {})))
+        return list(differences(path, read_json(path / description).get(CHECKED, {})))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return [(DESCRIPTION, f"it cannot be read ({error})")]
+        return [(description, f"it cannot be read ({error})")]
 
 
 def may_be_replaced(path: Path) -> bool:
@@ -254,7 +256,7 @@ def load_student(
         )
     except Exception as error:  # whatever the libraries make of broken files
         damage = export_damage(path)
-        if not damage and not isinstance(error, (OSError, ValueError, SafetensorError)):
+        if not damage and not isinstance(error, _OF_FILES):
             raise
         reason = "; ".join(f"{name}: {what}" for name, what in damage) or one_line(error)
         raise ValueError(

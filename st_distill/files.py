@@ -31,6 +31,7 @@ except ImportError:  # Windows has no fcntl; its own lock is used there
 
 TEMPORARY = ".tmp"
 """How the name of an unfinished file ends."""
+_CHECKSUM = ".sha256"
 
 
 class Written(NamedTuple):
@@ -178,7 +179,7 @@ Manifest = dict[str, dict[str, Any]]
 def manifest(folder: str | os.PathLike[str], *, without: Sequence[str] = ()) -> Manifest:
     """What the files of a folder are, those of folders within it included.
 
-    They are flushed to the disk first: what is entered in a manifest survives a power cut.
+    They are flushed to the disk first, with the names of them all: what is entered in a manifest survives a power cut.
 
     Args:
         folder: the folder.
@@ -191,12 +192,23 @@ def manifest(folder: str | os.PathLike[str], *, without: Sequence[str] = ()) -> 
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
             found[path.relative_to(folder).as_posix()] = describe(path)._asdict()
+    for path in (folder.parent, folder, *folder.rglob("*")):
+        if path.is_dir():
+            flush_folder(path)
     return found
 
 
 def differences(folder: str | os.PathLike[str], expected: Manifest) -> Iterator[tuple[str, str]]:
-    """The files of a manifest that are not as it has them, and what is wrong with each. Further files are no matter."""
+    """The files of a manifest that are not as it has them, and what is wrong with each. Further files are no matter.
+
+    Raises:
+        ValueError: a name leads out of the folder: a stranger has written the manifest.
+    """
     for name, written in expected.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(
+                f"The files of {os.fspath(folder)} must lie in it. Got {name!r} instead: do not trust them."
+            )
         if what := difference(Path(folder) / name, written["bytes"], written["sha256"]):
             yield name, what
 
@@ -208,6 +220,35 @@ def difference(path: Path, size: int, checksum: str) -> str | None:
     if (found := path.stat().st_size) != size:
         return f"there are {found} bytes, where {size} were written"
     return None if sha256(path) == checksum else "the content has changed since it was written (its sha256 is another)"
+
+
+def write_checksum(path: Path, checksum: str) -> None:
+    """Write a file's sha256 beside it, under its own name with another ending."""
+    write_text(path.with_suffix(_CHECKSUM), checksum)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there, and has the checksum that `write_checksum` has written beside it."""
+    checksum = path.with_suffix(_CHECKSUM)
+    return path.is_file() and checksum.is_file() and checksum.read_bytes() == sha256(path).encode("ascii")
+
+
+def refuse_links(folder: Path, *, but: Sequence[str] = ()) -> None:
+    """See to it that what is written and removed below a folder, which may come from a stranger, lies in it.
+
+    Args:
+        folder: the folder; it may be a link itself.
+        but: names in it that may be links.
+
+    Raises:
+        ValueError: a folder in it, or in one of those, is a link.
+    """
+    for parent, names, _ in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            if path.is_symlink() and path.relative_to(folder).as_posix() not in but:
+                raise ValueError(
+                    f"The folder {folder} must hold plain folders. {path} is a link: put there what it leads to."
+                )
 
 
 class ArrayHeader(NamedTuple):
@@ -325,12 +366,25 @@ def close_together(writers: Sequence[ArrayWriter]) -> list[Written]:
     return written
 
 
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    # A lock is held as long as any process has the file open: a child must not hold it beyond its parent's end.
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
 class FolderLock:
     """The right to write in a folder, held by one process at a time.
 
     The lock belongs to the operating system, on the file ``lock`` in the folder: it ends with the process, however that
-    ends, so that a crash leaves nothing behind to be cleaned. The file stays, because removing it would let a second
-    process lock a file that a third can no longer see.
+    ends, so that a crash leaves nothing behind to be cleaned; processes that it has forked do not hold it. The file stays,
+    because removing it would let a second process lock a file that a third can no longer see.
 
     Args:
         folder: an existing folder.
@@ -378,14 +432,16 @@ class FolderLock:
             os.close(handle)
             raise
         self._handle = handle
+        _held.add(handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
-        if self._handle is not None:
+        if self._handle in _held:  # not in a child
+            _held.remove(self._handle)
             os.close(self._handle)
-            self._handle = None
+        self._handle = None
 
 
 def is_locked(path: str | os.PathLike[str]) -> bool:

@@ -18,11 +18,13 @@ from st_distill import files
 from st_distill.exporting import DESCRIPTION as MODEL_DESCRIPTION
 from st_distill.exporting import export_damage, load_student
 from st_distill.files import FolderLock
+from st_distill.pretrain.check import DESCRIPTION as ENCODER_DESCRIPTION
 from st_distill.recipe.checkpoints import numbered, what_is_wrong
 from st_distill.recipe.diagnose import FINDINGS, read_findings
 from st_distill.recipe.embedding import what_to_embed
-from st_distill.recipe.frozen import POOLED, is_whole
+from st_distill.recipe.frozen import POOLED
 from st_distill.recipe.load import dump_recipe, load_recipe
+from st_distill.recipe.processes import STORE
 from st_distill.recipe.runner import START
 from st_distill.recipe.schema import Recipe
 from st_distill.recipe.state import RunState, read_results, results_remedy
@@ -152,11 +154,11 @@ def _kind(folder: Path) -> Kind:
     def has(name: str) -> bool:
         return (folder / name).is_file() or files.copy_of(folder / name).is_file()
 
-    if has(_RUN) or (folder / "stages").is_dir() or (folder / "teachers" / STORE_DESCRIPTION).is_file():
+    if has(_RUN) or (folder / "stages").is_dir() or (folder / STORE / STORE_DESCRIPTION).is_file():
         return "run"
     if has(STORE_DESCRIPTION) or (folder / "index").is_dir():
         return "store"
-    if has("modules.json") or has(MODEL_DESCRIPTION):
+    if has("modules.json") or has(MODEL_DESCRIPTION) or has(ENCODER_DESCRIPTION):
         return "model"
     raise FileNotFoundError(
         f"The folder {folder} must be a store ({STORE_DESCRIPTION}), a run's work folder ({_RUN}) or a model (modules.json). "
@@ -191,7 +193,14 @@ def _given(store: Path, work: Path, recipe: Any) -> tuple[Iterable[Any], list[Te
                 f"To repair the store {store}, its texts and teachers are needed. Give the recipe (--recipe FILE), or in "
                 "Python texts and teachers."
             )
-        recipe = work / "recipe.yaml"
+        found = load_recipe(os.fspath(work / "recipe.yaml"))
+        if runs_code := [str(teacher.model) for teacher in found.teachers if teacher.trust_remote_code]:
+            # It may have come with the folder from a stranger, whose word lets no code run.
+            raise ValueError(
+                f"The recipe in {work} lets code of {', '.join(runs_code)} run. If you trust it, name it: --recipe "
+                f"{shlex.quote(str(work / 'recipe.yaml'))}"
+            )
+        return what_to_embed(found)
     return what_to_embed(recipe if isinstance(recipe, Recipe) else load_recipe(os.fspath(recipe)))
 
 
@@ -226,26 +235,19 @@ def _repair_store(
 
 
 def _of_run(folder: Path, repair: bool, recipe: Any, show_progress: bool, notes: list[str]) -> Iterator[Finding]:
+    files.refuse_links(folder, but=[STORE])
     state, findings = _run_state(folder, repair)
     yield from findings
     yield from _recipe_of(folder, state, repair, recipe)
-    for name in ("teachers", "captions"):
+    for name in (STORE, "captions"):
         if (folder / name).is_dir():
             yield from _store_of(folder, name, repair, recipe, show_progress, notes)
     yield from _of_start(folder, repair)
-    for path in sorted((folder / POOLED).rglob("*.npy")):
-        if not is_whole(path):
+    for path in sorted([*(folder / POOLED).rglob("*.npy"), *(folder / "corpus").glob("*.arrow")]):
+        if not files.is_whole(path):
             yield _made_again(folder, path, "the content is not what its checksum says", repair)
-    for index, stage in enumerate([] if state is None else state.stages):
-        again = f"st-distill run {shlex.quote(str(folder / 'recipe.yaml'))} --resume --from-stage {index + 1}"
-        if stage["done"]:
-            model = state.stage_folder(index) / "model"  # type: ignore[union-attr]
-            for name, what in files.differences(model, stage.get("files", {})):
-                yield Finding(file=(model / name).relative_to(folder).as_posix(), message=what, remedy=again)
-        else:
-            for checkpoint in numbered(state.stage_folder(index) / "checkpoints"):  # type: ignore[union-attr]
-                if wrong := what_is_wrong(checkpoint):
-                    yield _made_again(folder, checkpoint, wrong, repair)
+    if state is not None:
+        yield from _of_stages(folder, state, repair)
     for name, read in (("results.json", read_results), (FINDINGS, read_findings)):
         try:
             read(folder)
@@ -256,22 +258,37 @@ def _of_run(folder: Path, repair: bool, recipe: Any, show_progress: bool, notes:
             yield replace(finding, remedy=remedy[0].lower() + remedy[1:])
 
 
+def _of_stages(folder: Path, state: RunState, repair: bool) -> Iterator[Finding]:
+    for index, stage in enumerate(state.stages):
+        if stage["done"]:
+            model = state.stage_folder(index) / "model"
+            for name, what in files.differences(model, stage.get("files", {})):
+                file = (model / name).relative_to(folder).as_posix()
+                yield Finding(file=file, message=what, remedy=state.again(index))
+        else:
+            for checkpoint in numbered(state.stage_folder(index) / "checkpoints"):
+                if wrong := what_is_wrong(checkpoint):
+                    yield _made_again(folder, checkpoint, wrong, repair)
+
+
 def _run_state(folder: Path, repair: bool) -> tuple[RunState | None, list[Finding]]:
     try:
         return RunState(folder), []
     except ValueError as error:
         message = str(error).partition(". ")[0]  # what else it says is the remedy
-    remedy = _repairing(folder)
     path = folder / _RUN
+    lost = f"restore {_RUN} from a copy, or remove {folder / 'stages'} to do the stages again"
     try:
         copied = files.read_record(files.copy_of(path))
     except (OSError, ValueError):
-        remedy = f"restore {_RUN} from a copy, or remove {folder / 'stages'} to do the stages again"
-        return None, [Finding(file=_RUN, message=message, remedy=remedy)]
+        return None, [Finding(file=_RUN, message=message, remedy=lost)]
     if not repair:
-        return None, [Finding(file=_RUN, message=message, remedy=remedy)]
+        return None, [Finding(file=_RUN, message=message, remedy=_repairing(folder))]
     files.write_record(path, copied)
-    return RunState(folder), [Finding(file=_RUN, message=message, remedy=remedy, repaired=True)]
+    try:
+        return RunState(folder), [Finding(file=_RUN, message=message, remedy=_repairing(folder), repaired=True)]
+    except ValueError:
+        return None, [Finding(file=_RUN, message=message, remedy=lost)]
 
 
 def _recipe_of(folder: Path, state: RunState | None, repair: bool, recipe: Any) -> Iterator[Finding]:
@@ -327,6 +344,11 @@ def _made_again(folder: Path, path: Path, what: str, repair: bool) -> Finding:
 
 def _of_model(folder: Path) -> Iterator[Finding]:
     remedy = "export it again: st-distill export STUDENT FOLDER, or continue its run with --resume"
+    if (folder / ENCODER_DESCRIPTION).is_file():
+        remedy = "continue its pretraining: st-distill pretrain RECIPE --resume"
+        for name, what in export_damage(folder, ENCODER_DESCRIPTION):
+            yield Finding(file=name, message=what, remedy=remedy)
+        return
     if wrong := export_damage(folder):
         yield from (Finding(file=name, message=what, remedy=remedy) for name, what in wrong)
         return

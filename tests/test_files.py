@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -136,6 +137,38 @@ def test_lock_ends_with_a_killed_process(tmp_path):
     assert "process" in (tmp_path / "lock").read_text()
     with files.FolderLock(tmp_path):
         pass
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_lock_ends_with_a_killed_process_that_has_children(tmp_path):
+    """As the workers of a DataLoader are, which live on for seconds."""
+    said, saying = os.pipe()
+    child = os.fork()
+    if not child:
+        with files.FolderLock(tmp_path):
+            if not (worker := os.fork()):
+                signal.pause()
+            os.write(saying, f"{worker}\n".encode())
+            signal.pause()
+    worker = int(os.read(said, 20))
+    try:
+        with pytest.raises(BlockingIOError, match=f"locked by process {child}"):
+            files.FolderLock(tmp_path).__enter__()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with files.FolderLock(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "{folder}/outside"])
+def test_a_manifest_leads_nowhere_else(name, tmp_path):
+    (tmp_path / "outside").write_text("mine")
+    (tmp_path / "inside").mkdir()
+    written = files.describe(tmp_path / "outside")._asdict()
+    with pytest.raises(ValueError, match=r"inside must lie in it. Got '.*outside' instead"):
+        list(files.differences(tmp_path / "inside", {name.format(folder=tmp_path): written}))
 
 
 def test_without_locks_there_is_a_warning(tmp_path, monkeypatch):

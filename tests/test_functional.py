@@ -92,6 +92,13 @@ class TestTripletIsExact:
                 assert loss.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-15)
                 assert relative_error(gradient_of(loss, similarity), gradient_of(expected, similarity)) < 1e-6
 
+    def test_one_comparison(self):
+        """The teacher finds the second pair more similar, the student by 0.2 the first."""
+        similarity = torch.tensor([0.5, 0.3], dtype=torch.float64).requires_grad_()
+        loss = functional.triplet_term(similarity, functional.PairRanking(torch.tensor([0.1, 0.9])), 0.1)
+        assert loss.item() == pytest.approx(0.3)
+        assert gradient_of(loss, similarity).tolist() == [1.0, -1.0]
+
     @pytest.mark.parametrize("piece", [128, 200, 1024])
     @pytest.mark.parametrize("count", [1, 129, 256, 257, 1500, 2048])
     def test_in_pieces(self, count, piece, monkeypatch):

@@ -107,6 +107,23 @@ class TestValues:
         assert losses.JasperDistill(student).weights == {"cosine": 10, "similarity": 200, "triplet": 20}
         assert losses.JasperDistill(student).margin == 0.015
 
+    @pytest.mark.parametrize(
+        ("loss_class", "expected"),
+        [
+            (losses.CosineDistill, {}),
+            (losses.SimilarityDistill, {}),
+            (losses.TripletDistill, {"margin": 0.015}),
+            (losses.JasperDistill, {"margin": 0.015, "weights": {"cosine": 10, "similarity": 200, "triplet": 20}}),
+        ],
+    )
+    def test_a_card_names_what_was_asked_for(self, loss_class, expected, student):
+        assert loss_class(student).get_config_dict() == expected
+        given = {"dims": [24, 8], "match_dims": True, "gather_across_devices": True, "length_parts": 2}
+        asked = {**expected, **given}
+        if loss_class is losses.JasperDistill:
+            asked["cosine_dims"] = [24, 8]  # which match_dims takes from the others
+        assert loss_class(student, **given).get_config_dict() == asked
+
     def test_a_term_left_out_is_not_computed(self, student, rows, sentences):
         loss = losses.JasperDistill(student, teacher=rows, weights={"cosine": 1.0, "triplet": 0.0})
         assert list(loss(features(student, sentences[:4]), torch.arange(4))) == ["cosine"]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from st_distill import Teacher, TeacherStore
+from st_distill import Teacher, TeacherStore, files
 from st_distill.cli import main
 from st_distill.exporting import export
 from st_distill.modules import MatryoshkaProjection
 from st_distill.recipe import run
+from st_distill.recipe.state import RunState
 from st_distill.report.run import read_run
 from st_distill.store import damage
 from st_distill.verify import verify
@@ -113,6 +115,25 @@ def test_texts_in_another_order_give_the_vectors_but_not_the_index(store):
     left = verify(store, repair=True, texts=PAIRS[::-1], teachers=teacher, show_progress=False)
     assert not left.is_whole
     assert "the texts do not give it again" in left.findings[0].message
+
+
+def test_a_repair_that_is_killed_leaves_nothing(store, whole, monkeypatch):
+    index = store / "index" / "00000.hashes.npy"
+    index.unlink()
+    replace = os.replace
+
+    def killed(source, target):
+        if target == index:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            verify(store, repair=True, texts=PAIRS, teachers=Teacher(Asked(), prompts={"query": "q: "}))
+    shutil.copy(whole / "index" / index.name, index)
+    build(store)
+    assert sorted(path.name for path in index.parent.iterdir()) == sorted(os.listdir(whole / "index"))
 
 
 def test_what_cannot_be_embedded_again_stays(store):
@@ -276,6 +297,100 @@ def test_damaged_results_are_measured_again(file, content, finished, capsys):
     finally:
         for name, whole in kept.items():
             (work / name).write_bytes(whole)
+
+
+STAGE = {"name": "a", "done": True, "fields": {}}
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        None,
+        5,
+        [5],
+        [{}],
+        [STAGE | {"name": "a/../../../outside"}],
+        [STAGE | {"name": ".."}],
+        [STAGE | {"done": "yes"}],
+        [STAGE | {"files": []}],
+        [STAGE | {"files": {"modules.json": 5}}],
+        [STAGE | {"files": {"modules.json": {}}}],
+        [STAGE | {"metrics": 5}],
+        [STAGE | {"folder": "../outside"}],
+        [STAGE | {"folder": "."}, STAGE],
+    ],
+)
+def test_a_strangers_state_of_a_run_is_refused(stages, tmp_path, capsys):
+    """A continued run and a repair remove folders by what it says."""
+    work, kept = tmp_path / "out-run", tmp_path / "outside" / "checkpoints" / "checkpoint-5" / "mine.txt"
+    (work / "stages" / "1-a").mkdir(parents=True)
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    files.write_record(work / "run.json", {"format": "st-distill/run", "version": 1, "stages": stages})
+    for options in ([], ["--repair"]):
+        assert main(["verify", str(work), *options]) == 1
+        assert "must list a run's stages" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="choose another work folder, or remove this one"):
+        RunState(work)
+    assert kept.exists()
+
+
+@pytest.mark.parametrize("place", ["pooled", "stages/1-projection/checkpoints", "start"])
+def test_nothing_is_removed_behind_a_link(place, finished, tmp_path, capsys):
+    work = shutil.copytree(finished / "out-run", tmp_path / "out-run")
+    kept = [tmp_path / "outside" / name for name in ("vectors.npy", "checkpoint-5/model.safetensors", "start.json")]
+    kept[1].parent.mkdir(parents=True)
+    for path in kept:
+        path.write_text("mine")
+    shutil.rmtree(work / place, ignore_errors=True)
+    (work / place).symlink_to(tmp_path / "outside")
+    recipe = ["--set", f"output={tmp_path}/out", "--resume"]
+    for command in (["verify", str(work), "--repair"], ["run", str(finished / "recipe.yaml"), *recipe]):
+        assert main(command) == 2
+        assert f"{place} is a link" in capsys.readouterr().err
+    assert all(path.exists() for path in kept)
+
+
+def test_several_runs_may_read_one_store(finished, tmp_path):
+    work = shutil.copytree(finished / "out-run", tmp_path / "out-run")
+    shutil.move(work / "teachers", tmp_path / "shared")
+    (work / "teachers").symlink_to(tmp_path / "shared")
+    assert verify(work).findings == []
+
+
+def test_what_a_killed_run_left_of_a_stage_that_is_done_is_removed(finished):
+    work = finished / "out-run"
+    left = [work / "stages/1-projection/checkpoints/checkpoint-2/optimizer.pt", work / "pooled/abc/00000.npy"]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (work / "stages/1-projection/checkpoints/runs").mkdir()
+    run(finished / "recipe.yaml", resume=True, show_progress=False)
+    assert not any(path.exists() for path in (*left, work / "stages/1-projection/checkpoints", work / "pooled"))
+    assert (work / "stages/1-projection/runs").is_dir()  # TensorBoard's
+    assert verify(work).findings == []
+
+
+def test_a_recipe_in_the_folder_lets_no_code_run(finished, tmp_path, capsys):
+    """The folder may be a stranger's, with a teacher that brings code and a recipe that lets it run."""
+    work = shutil.copytree(finished / "out-run", tmp_path / "out-run")
+    teacher = shutil.copytree(finished / "teacher", tmp_path / "teacher")
+    modules = json.loads((teacher / "modules.json").read_text())
+    modules[1]["type"] = "mine.Pooling"
+    (teacher / "modules.json").write_text(json.dumps(modules))
+    (teacher / "mine.py").write_text(
+        f"from sentence_transformers.sentence_transformer.modules import Pooling\nopen({str(tmp_path / 'here')!r}, 'w').close()"
+    )
+    recipe = (work / "recipe.yaml").read_text().replace(str(finished / "teacher"), str(teacher))
+    recipe = recipe.replace("name: teacher", "name: teacher\n  trust_remote_code: true")
+    (work / "recipe.yaml").write_text(recipe)
+    (work / "teachers/teachers/teacher/00000.npy").unlink()
+    assert main(["verify", str(work), "--repair"]) == 2
+    named = f"--recipe {work / 'recipe.yaml'}"
+    assert f"lets code of {teacher} run. If you trust it, name it: {named}" in capsys.readouterr().err
+    assert not (tmp_path / "here").exists()
+    main(["verify", str(work), "--repair", *named.split()])
+    assert (tmp_path / "here").exists()  # so that what was refused is what would have run
 
 
 def test_a_damaged_stage_is_not_gone_on_from(finished):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Mapping
@@ -112,6 +113,9 @@ def _shown(source: Any) -> str:
         return _shown(source["path"]) if source.get("path") is not None else "a mapping"
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"{len(source)} bytes"
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        address = urllib.parse.urlsplit(source)  # without the password or the signature that it may have
+        return repr(f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}")
     if isinstance(source, (str, os.PathLike)):
         return repr(os.fspath(source))
     return f"a {type(source).__name__}"

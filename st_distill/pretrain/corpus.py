@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-from st_distill.files import TEMPORARY
+from st_distill.files import is_whole, replacing, sha256, write_checksum
 from st_distill.pretrain.masking import IGNORED, WordMasker
 from st_distill.pretrain.tokenizer import Tokens, WordTokenizer
 
@@ -76,22 +75,21 @@ def _packed(contents: Iterable[Tokens], separator: np.ndarray, room: int) -> Ite
 
 
 def write_rows(path: Path, rows: Iterable[Tokens]) -> datasets.Dataset:
-    """The rows as an Arrow file, read from there; what is at ``path`` already is taken as it is.
+    """The rows as an Arrow file, read from there; what is at ``path`` already is taken as it is, if it is as it was written.
 
     Raises:
         ValueError: where there are no rows.
     """
-    if not path.is_file():
+    if not is_whole(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-        with ArrowWriter(path=str(temporary), features=_FEATURES) as writer:
-            for row in rows:
-                writer.write(row._asdict())
-            count, _ = writer.finalize()
-        if count == 0:
-            temporary.unlink()
-            raise ValueError("The corpus must have documents with words. Got none: see its columns.")
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            with ArrowWriter(path=file.name, features=_FEATURES) as writer:
+                for row in rows:
+                    writer.write(row._asdict())
+                count, _ = writer.finalize()
+            if count == 0:
+                raise ValueError("The corpus must have documents with words. Got none: see its columns.")
+        write_checksum(path, sha256(path))
     return datasets.Dataset.from_file(str(path))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -26,7 +27,8 @@ from transformers import (
 )
 
 from st_distill.errors import MissingExtraError, RecipeError
-from st_distill.files import write_json, write_text
+from st_distill.exporting import CHECKED
+from st_distill.files import flush_folder, manifest, remove_leftovers, write_json, write_text
 from st_distill.pretrain.check import DESCRIPTION, check_pretraining, load_pretraining
 from st_distill.pretrain.corpus import MaskedRows, MaskedStream, Padding, rows_of, write_rows
 from st_distill.pretrain.evaluation import held_out_documents, masked_accuracy
@@ -35,7 +37,7 @@ from st_distill.pretrain.picture import draw_accuracy
 from st_distill.pretrain.schema import Pretraining
 from st_distill.pretrain.tokenizer import Tokens, WordTokenizer, train_tokenizer
 from st_distill.pretrain.training import MaskedWordTrainer
-from st_distill.recipe.checkpoints import drop_damaged, last_checkpoint
+from st_distill.recipe.checkpoints import SEAL, drop_damaged, last_checkpoint, seal, what_is_wrong
 from st_distill.recipe.conversion import as_mapping
 from st_distill.recipe.data import fingerprint, stream_documents
 from st_distill.recipe.load import dump_recipe
@@ -182,7 +184,7 @@ class _Pretraining:
         measuring = None if self.recipe.evaluation is None else _Measuring(self.recipe, tokenizer)
         if not state.stages[0]["done"]:
             self._train(state, tokenizer, measuring)
-        self.processes.by_main(lambda: self._finish(measuring is not None))
+        self.processes.by_main(lambda: self._finish(state.finished_model(0), measuring is not None))
         results = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
         return PretrainResult(Path(self.recipe.output), results)
 
@@ -193,8 +195,12 @@ class _Pretraining:
                 f"The folder {self.folder} already holds a run. Continue it with --resume, or choose a new output or work "
                 "folder."
             )
-        state.plan([{"name": "pretraining", "fields": self._fields()}], from_stage=None, can_go_back=False)
-        drop_damaged(self.folder / "checkpoints")
+        stage = {"name": "pretraining", "folder": ".", "fields": self._fields()}
+        state.plan([stage], from_stage=None, can_go_back=False)
+        if state.stages[0]["done"]:
+            self._clear()
+        else:
+            drop_damaged(self.folder / "checkpoints")
         try:
             write_text(self.folder / "recipe.yaml", dump_recipe(self.recipe))
         except TypeError:  # it holds texts given in Python
@@ -221,6 +227,11 @@ class _Pretraining:
 
         def make() -> None:
             if folder.is_dir():
+                # What a model has been trained with cannot be learned again to the last token.
+                if (folder / SEAL).is_file() and (what := what_is_wrong(folder)):
+                    raise ValueError(
+                        f"The tokenizer {folder} is damaged ({what}). Restore it, or pretrain again in a new work folder."
+                    )
                 return
             spec = self.recipe.tokenizer
             if spec.train is not None:
@@ -283,14 +294,15 @@ class _Pretraining:
         digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / "corpus" / f"{digest}.arrow"
 
-        def write() -> None:
+        def write() -> Dataset:
+            remove_leftovers(path.parent)
             if not path.is_file():
                 logger.info("Corpus: tokenised into %s.", path)
             texts = _documents(recipe.texts)
-            write_rows(path, rows_of(texts, tokenizer, max_length=recipe.max_length, packing=recipe.packing))
+            return write_rows(path, rows_of(texts, tokenizer, max_length=recipe.max_length, packing=recipe.packing))
 
-        self.processes.by_main(write)
-        return MaskedRows(write_rows(path, []), masker)
+        written = self.processes.by_main(write)
+        return MaskedRows(Dataset.from_file(str(path)) if written is None else written, masker)
 
     # --- training and its end ----------------------------------------------------------------------------------------
 
@@ -328,16 +340,20 @@ class _Pretraining:
             shutil.rmtree(self.folder / "model", ignore_errors=True)
             (self.folder / "model.partial").rename(self.folder / "model")
             history = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
-            state.finish(0, {**metrics, "history": history}, model=self.folder / "model")
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            state.finish(0, {**metrics, "history": history})
+            self._clear()
 
         self.processes.by_main(finish)
 
-    def _finish(self, measures: bool) -> None:
-        """The main process's part of the end: what is measured, its picture, and the finished model."""
+    def _clear(self) -> None:
+        """Remove what nobody goes on from when the training is done."""
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+    def _finish(self, model: Path, measures: bool) -> None:
+        """The main process's part of the end: what is measured of the model, its picture, and the finished folder."""
         results: dict[str, Any] = {}
         if measures:
-            results = evaluate_encoder(self.folder / "model", self.recipe)
+            results = evaluate_encoder(model, self.recipe)
             picture = self.folder / "accuracy.png"
             try:
                 draw_accuracy({Path(self.recipe.output).name: results}, picture, trained_at=self.recipe.max_length)
@@ -347,8 +363,8 @@ class _Pretraining:
         output = Path(self.recipe.output)
         partial = output.with_name(f"{output.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(self.folder / "model", partial)
-        write_json(partial / DESCRIPTION, {"results": results})
+        shutil.copytree(model, partial)
+        write_json(partial / DESCRIPTION, {"results": results, CHECKED: manifest(partial)})
         shutil.rmtree(output, ignore_errors=True)
         partial.rename(output)
         logger.info("The model is in %s.", output)
@@ -377,8 +393,10 @@ def _set_limit(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, train
 
 
 def _save_whole(save: Callable[[str], Any], folder: Path) -> None:
-    """Save into a folder, whole or not at all."""
+    """Save into a folder, whole or not at all, with its checksums."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     save(str(partial))
+    seal(partial)
     partial.rename(folder)
+    flush_folder(folder.parent)

@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 import peft
+import regex
 import torch
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL_TARGETS
@@ -18,6 +19,7 @@ from st_distill.nearest import any_of, suggest
 from st_distill.recipe.adapters import FIELDS, layers_name, lora_config
 from st_distill.recipe.arguments import hints_of
 from st_distill.recipe.models import encoder_without_weights
+from st_distill.recipe.patterns import matching
 from st_distill.recipe.run_rules import RunRules
 from st_distill.recipe.schema import Stage
 from st_distill.recipe.student import encoder_layers
@@ -135,9 +137,12 @@ class AdapterRules(RunRules):
                     self.error((*place, index), f"the encoder has no '{target}'{suggest(str(target), ends)}")
         elif isinstance(targets, str) and targets.lower() != _ALL_LINEAR:
             try:
-                found = any(re.fullmatch(targets, name) for name in names)
+                re.compile(targets)
+                found = bool(matching(targets, names, whole=True))
             except re.error as error:
                 self.error(place, f"'{targets}' is no regular expression: {error}")
+            except ValueError as error:  # it takes too long, as it would in peft
+                self.error(place, one_line(error))
             else:
                 is_end = any(name.rpartition(".")[2] == targets for name in names)
                 offer = f"write [{targets}] for every module called so" if is_end else f"give a list of {any_of(ends)}"
@@ -152,6 +157,11 @@ class AdapterRules(RunRules):
                 where,
                 f"peft has no usual target_modules for '{encoder.config.model_type}'; give a list of {any_of(ends)}",
             )
+        if isinstance(excluded := options.get("exclude_modules"), str):
+            try:
+                matching(excluded, names, whole=True)
+            except (ValueError, regex.error) as error:
+                self.error((*where, "exclude_modules"), one_line(error))
         if len(self.problems) == before:
             self._lora_applies(where, stage, encoder)
 

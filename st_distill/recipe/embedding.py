@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 
 from st_distill.recipe.data import load_texts
+from st_distill.recipe.processes import STORE
 from st_distill.recipe.schema import Recipe, Texts
 from st_distill.recipe.teachers import make_teacher
 from st_distill.store import TeacherStore
@@ -30,7 +31,7 @@ def embed_texts(recipe: Recipe, sources: list[Texts], process: tuple[int, int], 
     teachers = [make_teacher(spec) for spec in recipe.teachers]
     logger.info("Teachers: %s.", ", ".join(teacher.name for teacher in teachers))
     return TeacherStore.create(
-        recipe.work_folder / "teachers",
+        recipe.work_folder / STORE,
         rows,
         teachers,
         dtype=recipe.store_dtype,

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 
-from st_distill.files import ArrayWriter, sha256, write_text
+from st_distill.files import ArrayWriter, is_whole, write_checksum
 from st_distill.progress import TextsProgress
 from st_distill.recipe.schema import Stage, Texts
 from st_distill.store.format import Hashes, hash_texts
@@ -26,7 +26,6 @@ __all__ = [
     "POOLED",
     "FrozenEncoder",
     "PooledVectors",
-    "is_whole",
     "pooled_vectors",
     "reads_pooled_vectors",
     "with_frozen_encoder",
@@ -38,7 +37,6 @@ POOLED = "pooled"
 _CHUNK = 4096  # texts looked up at a time
 _EPOCHS = 3.0  # the trainer's own default
 _OPEN_FILES = 128  # each open map holds a file descriptor, of which a process has few
-_CHECKSUM = ".sha256"  # the ending of what lies beside each file
 _ROWS = 8192  # vectors in a file, which is what a kill can lose
 
 
@@ -121,7 +119,7 @@ class PooledVectors:
                 vectors[places] = self._encode([rows[place][1] for place in places], prompt)
             writer = ArrayWriter(path, vectors.dtype, vectors.shape[1])
             writer.append(vectors)
-            write_text(path.with_suffix(_CHECKSUM), writer.close().sha256)
+            write_checksum(path, writer.close().sha256)
             progress.update(len(rows))
         self._paths.append(path)
 
@@ -163,12 +161,6 @@ class FrozenEncoder(InputModule):
     @classmethod
     def load(cls, model_name_or_path: str, **kwargs: Any) -> Self:
         return cls()
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a file of pooled vectors is there, and is what was written."""
-    checksum = path.with_suffix(_CHECKSUM)
-    return path.is_file() and checksum.is_file() and checksum.read_bytes() == sha256(path).encode("ascii")
 
 
 def reads_pooled_vectors(stage: Stage, rows: int, *, processes: int) -> bool:

@@ -147,7 +147,7 @@ def read_document(path_or_preset: str | Path, overrides: Sequence[str] = (), *, 
         try:
             _apply(root, override, kind)
         except _Misfit as misfit:
-            problems.append(Problem(message=str(misfit), source=f"--set {override}"))
+            problems.append(Problem(message=str(misfit), source=_shown(override)))
     if problems:
         raise RecipeError(problems)
     return Document(root.plain(), dict(root.places()), kind=kind)
@@ -279,6 +279,12 @@ def _name_of(entry: Entry, cls: type[Stage] | type[TeacherSpec]) -> str | None:
 # --- overrides ---------------------------------------------------------------------------------------------------------
 
 
+def _shown(override: str) -> str:
+    """An override as messages have it: a token that stands in it is not repeated."""
+    target = override.partition("=")[0]
+    return f"--set {target}=…" if target.strip().endswith("token") else f"--set {override}"
+
+
 def _placed(source: str) -> Callable[[int], Place]:
     """The place of every line of an override."""
     return lambda line: Place(source, None)
@@ -298,9 +304,9 @@ def assignments(words: Sequence[str]) -> dict[str, Any]:
                 f"The option --set must be of the form field=value, such as bf16=true. Got '{word}' instead."
             )
         try:
-            found[name.strip()] = parse(text, _placed(f"--set {word}")).plain()
+            found[name.strip()] = parse(text, _placed(_shown(word))).plain()
         except RecipeError as error:
-            raise ValueError(f"The value of --set {word} {error.problems[0].message}.") from None
+            raise ValueError(f"The value of {_shown(word)} {error.problems[0].message}.") from None
     return found
 
 
@@ -317,7 +323,7 @@ def _apply(root: Entry, override: str, kind: Kind) -> None:
     keys = target.strip().split(".")
     if not equals or not all(keys):
         raise _Misfit("is not of the form field.field=value, such as stages.projection.steps=10")
-    placed = _placed(f"--set {override}")
+    placed = _placed(_shown(override))
     place = placed(1)
     try:
         value = parse(text, placed)

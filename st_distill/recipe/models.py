@@ -194,7 +194,7 @@ def _read_json(name: str, file: str, revision: str | None) -> Any:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"'{path}' is not valid JSON: {error}") from error
 
 

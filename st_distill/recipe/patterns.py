@@ -22,15 +22,16 @@ def pattern_error(pattern: str) -> str | None:
     return None
 
 
-def matching(pattern: str, names: Iterable[str], *, seconds: float = SECONDS) -> list[str]:
-    """The names in which a pattern is found somewhere.
+def matching(pattern: str, names: Iterable[str], *, whole: bool = False, seconds: float = SECONDS) -> list[str]:
+    """The names in which a pattern is found somewhere; or, with ``whole``, those that are it from beginning to end.
 
     Raises:
         ValueError: for a pattern that takes longer than ``seconds``.
     """
     compiled, end = regex.compile(pattern), time.monotonic() + seconds
+    find = compiled.fullmatch if whole else compiled.search
     try:
-        return [name for name in names if compiled.search(name, timeout=max(end - time.monotonic(), 1e-3))]
+        return [name for name in names if find(name, timeout=max(end - time.monotonic(), 1e-3))]
     except TimeoutError:
         raise ValueError(
             f"The pattern {pattern!r} must match a name at once. It was still at it after {seconds:g} seconds: write it "

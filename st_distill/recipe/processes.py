@@ -23,9 +23,12 @@ from accelerate import PartialState
 from torch import distributed
 
 from st_distill.errors import OtherProcessError
-from st_distill.files import FolderLock, remove_leftovers
+from st_distill.files import FolderLock, refuse_links, remove_leftovers
 
-__all__ = ["Processes", "leave", "locked"]
+__all__ = ["STORE", "Processes", "leave", "locked"]
+
+STORE = "teachers"
+"""The folder of the teachers' vectors within a work folder; it may be a link to a store that several runs read."""
 
 _T = TypeVar("_T")
 
@@ -140,6 +143,7 @@ def locked(folder: Path, processes: Processes) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder, but=[STORE])
     with FolderLock(folder, purpose="a recipe is running there"):
         remove_leftovers(folder)
         processes.meet()

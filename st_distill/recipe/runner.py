@@ -39,7 +39,7 @@ from st_distill.recipe.embedding import embed_texts, fidelity_texts
 from st_distill.recipe.frozen import POOLED, PooledVectors, pooled_vectors, reads_pooled_vectors, with_frozen_encoder
 from st_distill.recipe.load import dump_recipe, load_recipe
 from st_distill.recipe.measuring import measure, texts_and_vectors
-from st_distill.recipe.processes import Processes, locked
+from st_distill.recipe.processes import STORE, Processes, locked
 from st_distill.recipe.quantized import load_in_4bit
 from st_distill.recipe.schema import Recipe, Stage, Texts
 from st_distill.recipe.stages import StageData, distill_loss, label_texts, run_stage, save_model, text_data
@@ -197,6 +197,7 @@ class _Run:
             logger.warning("%s", problem)
         state.recipe = digest
         state.plan(self._plan(), from_stage=from_stage)
+        self._clear(state)
         if text is not None:
             write_text(self.folder / "recipe.yaml", text)
         return state
@@ -269,11 +270,20 @@ class _Run:
                 model = self._load(folder / "model")
             if self.processes.is_main:
                 state.finish(index, metrics | {"skipped_images": data.skipped})
-                if (logs := folder / "checkpoints" / "runs").is_dir():
-                    shutil.move(logs, folder / "runs")  # where TensorBoard's are, whatever becomes of the checkpoints
-                for finished in (folder / "checkpoints", self.folder / POOLED):
-                    shutil.rmtree(finished, ignore_errors=True)
+                shutil.rmtree(self.folder / POOLED, ignore_errors=True)
+                self._clear(state)
         return model
+
+    def _clear(self, state: RunState) -> None:
+        """Remove what stages that are done have no use for; also what a run left that was killed before it came to this."""
+        for index, stage in enumerate(state.stages):
+            folder = state.stage_folder(index)
+            if stage["done"] and (logs := folder / "checkpoints" / "runs").is_dir():
+                shutil.move(logs, folder / "runs")  # where TensorBoard's are, whatever becomes of the checkpoints
+            if stage["done"]:
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if all(stage["done"] for stage in state.stages):
+            shutil.rmtree(self.folder / POOLED, ignore_errors=True)
 
     def _diagnose(self, first: int, store: TeacherStore | None, labelled: list[tuple[Dataset, Texts]]) -> None:
         """Tell what looks wrong before stage ``first`` (from 0); a run that goes on has told it."""
@@ -403,7 +413,7 @@ class _Run:
         In the main process alone, which measures: the others wait for it, whatever goes wrong here.
         """
         try:
-            store = TeacherStore.open(self.folder / "teachers")
+            store = TeacherStore.open(self.folder / STORE)
             texts_and_vectors(source, teacher_view(self.recipe, store))
         except (ValueError, OSError):
             store = embed_texts(self.recipe, [source], (0, 1), self.show_progress)

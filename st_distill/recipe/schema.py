@@ -60,7 +60,7 @@ STAGE_DEFAULTS = {"learning_rate": 1e-4, "per_device_train_batch_size": 128}
 # --- rules: each looks at a value of the right type and yields what is wrong with it ----------------------------------
 
 
-def _file_name(value: Any) -> Iterator[Found]:
+def file_name(value: Any) -> Iterator[Found]:
     allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
     if value is not None and (not 0 < len(value) <= 100 or not set(value) <= allowed or "." in (value[0], value[-1])):
         allowance = "up to 100 letters, digits, '-', '_' and inner '.'"
@@ -150,7 +150,7 @@ class TeacherSpec(Part):
     short_for: ClassVar[str | None] = "model"
 
     name: str | None = field(
-        default=None, metadata=about("names it in the store; the last part of the model's name by default", _file_name)
+        default=None, metadata=about("names it in the store; the last part of the model's name by default", file_name)
     )
     model: str | None = field(
         default=None, metadata=about("name or folder of a sentence-transformers model", not_empty)
@@ -256,7 +256,7 @@ class Objective(Part):
 class Stage(Part):
     """One run of the trainer: what is trained, on which losses, for how long."""
 
-    name: str | None = field(default=None, metadata=about("names its folder; by default what is trained", _file_name))
+    name: str | None = field(default=None, metadata=about("names its folder; by default what is trained", file_name))
     train: str | dict[str, int] | list[str] = field(
         metadata=about(
             "projection; {last_layers: n}: the projection and the last n encoder layers; all; vision: the vision encoder "

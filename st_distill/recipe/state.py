@@ -11,7 +11,7 @@ from typing import Any
 
 from st_distill.files import copy_of, differences, manifest, mending, read_json, read_record, write_record
 from st_distill.recipe.conversion import as_mapping
-from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Projection, Recipe, Stage
+from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Projection, Recipe, Stage, file_name
 from st_distill.teacher import Teacher
 
 _FORMAT = "st-distill/run"
@@ -107,6 +107,11 @@ class RunState:
                     f"The file {self.path} must describe a run of version {_VERSION} of this format. It does not: choose "
                     "another work folder, or remove this one."
                 )
+            if not _are_stages(stored.get("stages")):
+                raise ValueError(
+                    f"The file {self.path} must list a run's stages. It does not: choose another work folder, or remove this "
+                    "one."
+                )
             self.stages = stored["stages"]
             self.recipe = stored.get("recipe")
 
@@ -118,13 +123,15 @@ class RunState:
         write_record(self.path, {"format": _FORMAT, "version": _VERSION, "recipe": self.recipe, "stages": self.stages})
 
     def stage_folder(self, index: int) -> Path:
-        return self.folder / "stages" / f"{index + 1}-{self.stages[index]['name']}"
+        stage = self.stages[index]
+        return self.folder / stage.get("folder", f"stages/{index + 1}-{stage['name']}")
 
     def plan(self, wanted: list[dict[str, Any]], *, from_stage: int | None, can_go_back: bool = True) -> None:
         """Take over the stages of the recipe: keep what is done and unchanged, drop what comes after ``from_stage``.
 
         Args:
-            wanted: for each stage its name and its determining fields, as `stage_fields` gives them.
+            wanted: for each stage its name and its determining fields, as `stage_fields` gives them; and for pretraining, the
+                only stage of its run, "folder": the work folder itself, ".".
             from_stage: number (from 1) of the first stage to do again.
             can_go_back: whether the user can ask for that.
 
@@ -145,14 +152,15 @@ class RunState:
                     f"{shown}{more}. Continue it as it was{again} or choose a new output or work folder."
                 )
         for index in range(min(keep, len(wanted)), len(self.stages)):
-            shutil.rmtree(self.stage_folder(index), ignore_errors=True)
-        kept = self.stages[: min(keep, len(wanted))]
+            if (folder := self.stage_folder(index)).exists():  # a checkpoint that stayed would be gone on from
+                shutil.rmtree(folder)
+        kept = [{**new, **old} for old, new in zip(self.stages[:keep], wanted)]
         self.stages = kept + [{**stage, "done": False} for stage in wanted[len(kept) :]]
         self.write()
 
-    def finish(self, index: int, metrics: dict[str, Any], *, model: Path | None = None) -> None:
-        """Enter a stage as done, with checksums of what is in ``model``, by default the folder of that name in the stage's."""
-        files = manifest(model or self.stage_folder(index) / "model")
+    def finish(self, index: int, metrics: dict[str, Any]) -> None:
+        """Enter a stage as done, with checksums of its model."""
+        files = manifest(self.stage_folder(index) / "model")
         self.stages[index] |= {"done": True, "metrics": metrics, "files": files}
         self.write()
 
@@ -160,15 +168,37 @@ class RunState:
         """Folder of the student after a stage (from 0) that is done.
 
         Raises:
-            ValueError: it has changed since it was written; the sentence names the option that does the stage again.
+            ValueError: it has changed since it was written; the sentence names what does the stage again.
         """
         folder = self.stage_folder(index) / "model"
         for name, what in differences(folder, self.stages[index].get("files", {})):
             raise ValueError(
-                f"The model of stage {index + 1} is damaged: in {folder / name}, {what}. Restore it, or do the stage again "
-                f"with --resume --from-stage {index + 1}."
+                f"The model of stage {index + 1} is damaged: in {folder / name}, {what}. Restore it, or {self.again(index)}."
             )
         return folder
+
+    def again(self, index: int) -> str:
+        """What does a stage that is done (from 0) again, for a sentence about its model."""
+        if "folder" in self.stages[index]:
+            return "pretrain again in a new work folder"
+        command = "" if self.recipe is None else f": st-distill run {shlex.quote(str(self.folder / 'recipe.yaml'))}"
+        return f"do the stage again with{command} --resume --from-stage {index + 1}"
+
+
+def _are_stages(value: Any) -> bool:
+    """Whether somebody, who may be a stranger, has described stages whose folders lie in that of the run."""
+    kinds = {"name": str, "done": bool, "fields": dict, "files": dict, "metrics": dict}
+    later: dict[str, Any] = {"files": {}, "metrics": {}}
+    return isinstance(value, list) and all(
+        isinstance(stage, dict)
+        and all(isinstance((later | stage).get(key), kind) for key, kind in kinds.items())
+        and not any(file_name(stage["name"]))
+        and all(
+            isinstance(file, dict) and {"bytes", "sha256"} <= file.keys() for file in (later | stage)["files"].values()
+        )
+        and ("folder" not in stage or (stage["folder"] == "." and len(value) == 1))
+        for stage in value
+    )
 
 
 def stage_fields(recipe: Recipe, index: int, data: dict[str, str], *, processes: int = 1) -> dict[str, Any]:

@@ -20,7 +20,7 @@ __all__ = ["Dumper", "Entry", "Place", "parse", "problem_at"]
 
 #: A recipe is written by hand: anything beyond these is a mistake or an attack (aliases that multiply, say).
 MAX_BYTES = 1_000_000
-MAX_VALUES = 100_000
+MAX_VALUES = 20_000
 MAX_DEPTH = 32
 
 
@@ -93,11 +93,15 @@ def _resolvers() -> dict[str | None, list[tuple[str, re.Pattern[str]]]]:
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = _resolvers()
     depth = 0
+    count = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        mark = self.peek_event().start_mark
         if self.depth >= MAX_DEPTH:
-            mark = self.peek_event().start_mark
             raise yaml.MarkedYAMLError(problem=f"is nested more than {MAX_DEPTH} deep", problem_mark=mark)
+        if self.count >= 2 * MAX_VALUES:  # the names of fields are counted here too
+            raise yaml.MarkedYAMLError(problem=f"has more than {MAX_VALUES:,} values", problem_mark=mark)
+        self.count += 1
         self.depth += 1
         try:
             return super().compose_node(parent, index)

@@ -38,6 +38,7 @@ class Ended:
 
 
 Happens = Callable[[], None]
+_OF_A_FOLDER = ("os.remove", "os.rmdir")  # their second argument is a folder, or -1
 _WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink")
 
 
@@ -52,6 +53,9 @@ def _watch(folder: Path, moment: int | None, happens: Happens | None) -> Callabl
             changes = isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
         elif event in _WRITES:
             name, changes = arguments[0], True
+            if event in _OF_A_FOLDER and isinstance(arguments[1], int) and arguments[1] >= 0:
+                # A tree is removed by names within its open folders.
+                name = os.path.join(os.readlink(f"/proc/self/fd/{arguments[1]}"), name)
         else:
             return
         if changes and isinstance(name, (str, os.PathLike)) and os.fspath(name).startswith(root):

@@ -15,6 +15,7 @@ import torch
 from fault_helpers import ALL, fill_the_disk, forked, kill, same_results, without_rights
 
 from st_distill import files
+from st_distill.recipe.checkpoints import SEAL
 from st_distill.verify import verify
 
 
@@ -189,10 +190,12 @@ def test_no_pickle_is_run_and_no_token_is_written(project, undisturbed, monkeypa
 
     killed = forked(guarded, project.folder, moment=int(0.7 * changes), happens=kill)
     assert killed.code == -signal.SIGKILL, killed.said
-    assert list(project.work.glob("stages/*/checkpoints/checkpoint-*"))  # so that a checkpoint is read
-    assert not list(project.work.rglob("training_args.bin"))
+    whole = [path.parent for path in project.work.glob(f"stages/*/checkpoints/checkpoint-*/{SEAL}")]
+    assert whole  # so that a checkpoint is read
+    assert not any((checkpoint / "training_args.bin").exists() for checkpoint in whole)
     ended = forked(guarded, project.folder)
     assert ended.code == 0, ended.said
+    assert not list(project.work.rglob("training_args.bin"))
     assert token not in killed.said + ended.said
     for path in project.folder.rglob("*"):
         if path.is_file():

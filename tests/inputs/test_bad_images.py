@@ -96,6 +96,12 @@ def test_the_ending_of_a_name_does_not_matter(tmp_path):
     assert load_image(tmp_path / "picture.png").size == (20, 10)
 
 
+def test_the_login_of_an_address_is_not_repeated(outcome):
+    said = outcome(lambda: load_image("http://me:secret@localhost:1/a/b.png?signature=secret", row=3))
+    assert "'http://localhost:1/a/b.png'" in said
+    assert "secret" not in said
+
+
 def test_a_device_or_a_pipe_is_not_read(tmp_path, outcome):
     os.mkfifo(tmp_path / "picture.png")
     for path in (tmp_path / "picture.png", "/dev/zero"):

@@ -18,6 +18,8 @@ from st_distill.pretrain.check import check_pretraining
 from st_distill.pretrain.evaluation import held_out_documents, masked_accuracy
 from st_distill.pretrain.heads import places_of, predict
 from st_distill.pretrain.masking import IGNORED, WordMasker
+from st_distill.recipe.state import RunState
+from st_distill.verify import verify
 
 RECIPE = """\
 output: {folder}/out
@@ -106,6 +108,76 @@ def test_a_run_that_was_stopped_ends_as_another(twin_recipe, tmp_path, changes, 
     pretrain(twin_recipe, overrides=changes, resume=True)
     resumed = weights(tmp_path / "out")
     assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, documents, tokenizers):
+    """A folder with a finished run of pretraining."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    Dataset.from_dict({"text": documents}).to_parquet(folder / "texts.parquet")
+    tokenizers["wordpiece"].save_pretrained(folder / "tokenizer")
+    content = RECIPE.format(folder=folder).replace(
+        "{train: wordpiece, vocab_size: 300}", f"{{model: {folder}/tokenizer}}"
+    )
+    (folder / "recipe.yaml").write_text(content)
+    changes = ["evaluation=null", "steps=2"]
+    pretrain(folder / "recipe.yaml", overrides=changes)
+    return folder, changes
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["out-run/model/model.safetensors", "out-run/corpus/*.arrow", "out/tokenizer.json"])
+def test_damage_is_found(file, pretrained, tmp_path):
+    folder = shutil.copytree(pretrained[0], tmp_path / "copy")
+    assert verify(folder / "out-run").findings == verify(folder / "out").findings == []
+    (damaged,) = folder.glob(file)
+    flip(damaged)
+    part = folder / file.partition("/")[0]
+    (finding,) = verify(part).findings
+    assert finding.file == damaged.relative_to(part).as_posix()
+    assert "--from-stage" not in finding.remedy  # which pretraining has not
+
+
+def test_a_damaged_model_is_not_given_out(pretrained):
+    folder, changes = pretrained
+    weights = folder / "out-run/model/model.safetensors"
+    kept = weights.read_bytes()
+    flip(weights)
+    try:
+        with pytest.raises(
+            ValueError, match=r"The model of stage 1 is damaged: in .*model.safetensors.*or pretrain again"
+        ):
+            pretrain(folder / "recipe.yaml", overrides=changes, resume=True)
+        assert (folder / "out/model.safetensors").read_bytes() == kept
+    finally:
+        weights.write_bytes(kept)
+
+
+def test_what_is_damaged_under_a_run_is_made_again_or_told(pretrained, tmp_path, monkeypatch):
+    folder, changes = pretrained
+    expected = weights(folder / "out")
+    changes = [*changes, f"output={tmp_path}/out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(RunState, "finish", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(folder / "recipe.yaml", overrides=changes)
+    work = tmp_path / "out-run"
+    (corpus,) = work.glob("corpus/*.arrow")
+    flip(corpus)
+    (corpus.parent / f"{corpus.name}.7.tmp").touch()  # of a process that was killed
+    flip(work / "tokenizer/tokenizer.json")
+    with pytest.raises(ValueError, match=r"The tokenizer .* is damaged \(tokenizer.json: .* pretrain again"):
+        pretrain(folder / "recipe.yaml", overrides=changes, resume=True)
+    flip(work / "tokenizer/tokenizer.json")
+    pretrain(folder / "recipe.yaml", overrides=changes, resume=True)
+    assert sorted(path.suffix for path in (work / "corpus").iterdir()) == [".arrow", ".sha256"]
+    assert verify(work).findings == []
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "out").items())
 
 
 def stop_at_step_11(self, args, state, control, **parts):

@@ -43,6 +43,8 @@ def problems_of(tmp_path, tiny_bert, sentences, request):
         ({"target_modules": "query"}, "target_modules", "'query' is none of a module, such as .*; write \\[query\\]"),
         ({"target_modules": ".*quary"}, "target_modules", "'.*quary' is none of a module, .* give a list of dense"),
         ({"target_modules": ".*(query"}, "target_modules", "no regular expression: missing \\)"),
+        ({"target_modules": r"(.|\w|[a-z])*[^a-z.0-9_]{2}"}, "target_modules", "must match a name at once"),
+        ({"exclude_modules": r"(.|\w|[a-z])*[^a-z.0-9_]{2}"}, "exclude_modules", "must match a name at once"),
         ({"target_modules": []}, "target_modules", "must not be empty; leave it out"),
         ({"target_modules": ["quary"]}, "target_modules[0]", "the encoder has no 'quary'; did you mean 'query'?"),
         ({"target_modules": ["LayerNorm"]}, "target_modules", "is a LayerNorm, and only linear, embedding and"),
