@@ -3,8 +3,8 @@
     python tests/mutation.py st_distill/functional.py tests/test_functional.py --sample 50
 
 Each mutant is a child of one warm process, with the module's text changed under its import. It is given the tests that run the
-changed line, as a first pass with coverage has found them, and is killed by one that fails, or by taking ten times as
-long as all of them do. What survives is printed with its line.
+changed line, as a first pass with coverage has found them, and is killed by one that fails, or by taking a minute and ten times
+as long as they took then. What survives is printed with its line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import random
 import signal
 import sys
 import tempfile
-import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,10 +102,11 @@ def child_passes(
 
 
 class _ByTest:
-    """Notes which tests run which lines."""
+    """Notes which tests run which lines, and how long they take."""
 
     def __init__(self, path: str, notes: Path) -> None:
         self.coverage, self.path, self.notes = coverage.Coverage(None, config_file=False, include=[path]), path, notes
+        self.seconds: Counter[str] = Counter()
 
     def pytest_sessionstart(self):
         self.coverage.start()
@@ -113,10 +114,13 @@ class _ByTest:
     def pytest_runtest_setup(self, item):
         self.coverage.switch_context(item.nodeid)
 
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] += report.duration
+
     def pytest_sessionfinish(self):
         self.coverage.stop()
         lines = self.coverage.get_data().contexts_by_lineno(os.path.abspath(self.path))
-        self.notes.write_text(json.dumps(sorted(lines.items())))
+        self.notes.write_text(json.dumps([sorted(lines.items()), self.seconds]))
 
 
 def main() -> None:
@@ -126,20 +130,20 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="so many mutants, chosen at random with seed 0; by default all")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    began = time.monotonic()
     source = Path(options.module).read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         notes = Path(folder) / "lines.json"
         if not child_passes(options.tests, 3600, plugin=_ByTest(options.module, notes)):
             sys.exit("The tests fail without a mutant.")
-        lines = json.loads(notes.read_text())
-    limit = 60 + 10 * (time.monotonic() - began)
+        lines, seconds = json.loads(notes.read_text())
+    whole = sum(seconds.values())
     every = list(mutants(source))
     chosen = random.Random(0).sample(every, min(options.sample or len(every), len(every)))
     survived = 0
     for line, what, text in chosen:
         # Of an expression over several lines, the first one is noted; what runs on import has no test of its own.
         first = [test for test in [ran for at, ran in lines if at <= line][-1] if test] or options.tests
+        limit = 60 + 10 * sum(seconds.get(test, whole) for test in first)
         if child_passes(first, limit, _Changed(options.module, text)):
             survived += 1
             print(f"{options.module}:{line}: {what}", flush=True)

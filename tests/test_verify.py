@@ -168,8 +168,6 @@ def test_a_lost_description_does_not_let_a_build_remove_the_vectors(store):
 @pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN or infinity in row 2"), (3.0, "row 2 has the length")])
 def test_values_that_cannot_be(value, message, store):
     """A file that is as it was written, by a program that wrote wrong numbers."""
-    from st_distill import files
-
     path = store / "teachers/first/00000.npy"
     vectors = np.load(path)
     vectors[2, 1] = value
@@ -179,6 +177,19 @@ def test_values_that_cannot_be(value, message, store):
     shard["vectors"] |= files.describe(path)._asdict()
     files.write_record(store / "store.json", description)
     assert message in verify(store).findings[0].message
+
+
+@pytest.mark.parametrize("content", [b"no array", b""])
+def test_a_file_that_is_no_array(content, store):
+    """As its description says, which a stranger has written."""
+    for file, place in (("teachers/first/00000.npy", "vectors"), ("teachers/first/00000.texts.npy", "texts")):
+        (store / file).write_bytes(content)
+        description = files.read_record(store / "store.json")
+        description["teachers"]["first"]["shards"][0][place] |= files.describe(store / file)._asdict()
+        files.write_record(store / "store.json", description)
+        told = [finding.message for finding in verify(store).findings if finding.file == file]
+        assert len(told) == 1
+        assert "is not an npy file" in told[0]
 
 
 def test_check_reads_what_opening_does_not(store):
