@@ -69,10 +69,10 @@ def main() -> None:
     tasks = [local(task, place) for task, place in zip(find_mteb_tasks(names), places)]
     theirs = evaluate_mteb(model, tasks, dims=dims)
     ours = evaluate_tasks(model, [task for place in places for task in read_task(str(place))], dims=dims)["tasks"]
-    by_name = dict(zip([str(place) for place in places], names))
     print(f"{'task':14}{'dimensions':>12}{'by MTEB':>10}{'ours':>10}")
-    for place, name in by_name.items():
-        own = next(task for task in ours if task["name"] == Path(place).stem)
+    own_names = [read_task(str(place))[0].name for place in places]
+    for own_name, name in zip(own_names, names):
+        own = next(task for task in ours if task["name"] == own_name)
         measured = next(task for task in theirs if task["name"] == name)
         for dim in map(str, dims):
             figures = measured["scores"][dim]["float32"]["main_score"], own["scores"][dim]["float32"][own["metric"]]

@@ -103,6 +103,25 @@ def test_eval_on_tasks(tmp_path, make_student, capsys):
     assert "pairs,sts,8,int8,spearman_cosine,True," in files[1].read_text()
 
 
+@pytest.mark.parametrize("option", ["--json", "--csv"])
+def test_figures_replace_figures_alone(option, tmp_path, make_student, capsys):
+    make_student().save(str(tmp_path / "model"))
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    data, figures, empty = tmp_path / "data", tmp_path / "figures", tmp_path / "empty"
+    data.write_text('{"query": "a", "document": "b"}\n{"query": "c", "document": "d"}\n')
+    empty.touch()
+    words = ["eval", str(tmp_path / "model"), f"sts:{tmp_path}/pairs.tsv", option]
+    for kept in (data, tmp_path / "pairs.tsv"):
+        before = kept.read_bytes()
+        assert main([*words, str(kept)]) == 2
+        said = f"The file of {option} is replaced, and {kept} is not one that st-distill has written. Name another file"
+        assert said in capsys.readouterr().err
+        assert kept.read_bytes() == before
+    for own in (figures, figures, empty):
+        assert main([*words, str(own)]) == 0
+        assert "spearman_cosine" in own.read_text()
+
+
 @pytest.fixture
 def pairs(tmp_path, monkeypatch):
     """Three files of pairs and a function that switches off what makes the second one fail."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from st_distill import __version__
-from st_distill.cli.shared import checked_recipe, give_json, require_folder, speaks, tell_failed
+from st_distill.cli.shared import checked_recipe, give_json, require_place, speaks, tell_failed
 from st_distill.errors import OtherProcessError, Problem, RecipeError, one_line
 from st_distill.stopping import Stopped, raising
 
@@ -390,7 +390,7 @@ def _run(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from st_distill.verify import verify
 
-    require_folder("json", options.json)
+    require_place("json", options.json)
     found = verify(options.path, repair=options.repair, recipe=options.recipe)
     if options.json is None:
         print(found.as_text())
@@ -458,7 +458,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     if options.check:
         return _say(options, check_pretraining(options.recipe, options.overrides))
-    require_folder("json", options.json)
+    require_place("json", options.json)
     if options.evaluate:
         results = evaluate_encoder(options.evaluate, load_pretraining(options.recipe, options.overrides))
         said = f"This is {options.evaluate}."
@@ -480,7 +480,7 @@ def _glue(options: argparse.Namespace) -> int:
     from st_distill.glue import Settings, glue, report_glue
     from st_distill.recipe.load import assignments
 
-    require_folder("json", options.json)
+    require_place("json", options.json)
     names = ("epochs", "steps", "batch", "learning_rates", "max_length", "limit", "seed")
     settings = Settings(**{name: getattr(options, name) for name in names}, arguments=assignments(options.arguments))
     results = glue(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from st_distill.cli.shared import checked_recipe, give_json, require_folder, tell_failed
+from st_distill.cli.shared import checked_recipe, give_json, require_place, tell_failed
 from st_distill.options import check_whole_number
 
 #: Options that a recipe says by itself.
@@ -28,8 +28,8 @@ def measure(options: argparse.Namespace) -> int:
     from st_distill.evaluation.task_file import is_task_file
     from st_distill.recipe.load import presets
 
-    require_folder("json", options.json)
-    require_folder("csv", options.csv)
+    require_place("json", options.json)
+    require_place("csv", options.csv)
     if options.csv == "-":
         raise ValueError("The --csv must be a file. Got - instead: name one, or print the figures with --json.")
     if options.json and options.csv and Path(options.json).resolve() == Path(options.csv).resolve():

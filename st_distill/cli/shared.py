@@ -24,8 +24,11 @@ def checked_recipe(path: str, overrides: Sequence[str]) -> Recipe:
     return load_recipe(path, overrides)
 
 
-def require_folder(option: str, file: str | None) -> None:
-    """Whether a file can be written, looked at before the work whose result goes there."""
+def require_place(option: str, file: str | None) -> None:
+    """Whether a file can be written without the loss of another one, looked at before the work whose result goes there.
+
+    What an earlier command wrote is replaced: of ``--json`` a JSON object, of ``--csv`` a table with the same heading.
+    """
     if not file or file == "-":
         return
     folder = Path(file).absolute().parent
@@ -35,6 +38,26 @@ def require_folder(option: str, file: str | None) -> None:
         raise IsADirectoryError(f"The --{option} must be a file. Got the folder {file} instead: name a file in it.")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"The folder of --{option} {file} must be writable. Name a file in another one.")
+    if Path(file).exists() and not _is_own(option, Path(file)):
+        raise FileExistsError(
+            f"The file of --{option} is replaced, and {file} is not one that st-distill has written. Name another file, or "
+            "remove it first."
+        )
+
+
+def _is_own(option: str, file: Path) -> bool:
+    from st_distill.evaluation.results import CSV_HEADER
+    from st_distill.files import read_json
+
+    if not file.stat().st_size:
+        return True
+    if option == "csv":
+        with file.open("rb") as content:
+            return content.readline().strip() == ",".join(CSV_HEADER).encode()
+    try:
+        return isinstance(read_json(file), dict)
+    except ValueError:
+        return False
 
 
 def give_json(file: str | None, content: Mapping[str, Any]) -> None:

@@ -17,9 +17,12 @@ from st_distill.evaluation.columns import KINDS
 from st_distill.evaluation.sweep import Precision, SweepEvaluator, checked_precisions
 from st_distill.evaluation.tasks import Task, distinct_names
 
-__all__ = ["csv_of_results", "evaluate_tasks", "with_averages"]
+__all__ = ["CSV_HEADER", "csv_of_results", "evaluate_tasks", "with_averages"]
 
 logger = logging.getLogger(__name__)
+
+#: Of the table of `csv_of_results`.
+CSV_HEADER = ("task", "kind", "dimension", "precision", "metric", "main", "score")
 
 
 def evaluate_tasks(
@@ -53,7 +56,7 @@ def evaluate_tasks(
     wanted, kept = dims_of(checked_dims(dims), width_of(model)), checked_precisions(precisions)
     measured = []
     for task, name in zip(tasks, distinct_names(task.name for task in tasks)):
-        logger.info("%s, %s, %d examples.", name, task.kind, task.examples)
+        logger.info("%s, %s, %d example%s.", name, task.kind, task.examples, "" if task.examples == 1 else "s")
         found = SweepEvaluator(task.evaluator, dims=wanted, precisions=kept, prompts=prompts)(model)
         scores = {str(dim): {precision: _of(found, dim, precision) for precision in kept} for dim in wanted}
         measured.append(
@@ -112,7 +115,7 @@ def csv_of_results(results: Mapping[str, Any]) -> str:
     """Every figure as a row: task, kind, dimension, precision, metric, whether it is the task's main one, and the score."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["task", "kind", "dimension", "precision", "metric", "main", "score"])
+    writer.writerow(CSV_HEADER)
     for task in results["tasks"]:
         for dim, by_precision in task["scores"].items():
             for precision, scores in by_precision.items():

@@ -418,6 +418,11 @@ def _summarization(
                 f"'{columns['machine']}', and a score in '{columns['scores']}' for each of the latter. Got {len(written)}, "
                 f"{len(made)} and {len(given)} instead."
             )
+    if all(len(set(given)) < 2 for given in scores):
+        raise ValueError(
+            f"{table.source} must hold two different scores of one text at least in column '{columns['scores']}', or there is "
+            "no order to compare with. Got equal ones in each of its rows instead."
+        )
     return SummarizationEvaluator(human, machine, scores, **options), "spearman_cosine", len(table)
 
 

@@ -90,7 +90,7 @@ def write_page(
 
     Raises:
         ValueError: for a folder that holds no run.
-        OSError: where the report cannot be written.
+        OSError: where the report cannot be written, or a finished run's model is not seen from the current folder.
         MissingExtraError: where matplotlib or jinja2 are not installed.
     """
     for package in ("jinja2", "matplotlib"):
@@ -104,10 +104,12 @@ def write_page(
     target = Path(folder) if folder is not None else found_run.folder / "report"
     for written in (target, target / "pictures"):
         _require_writable(written)
+    found = _collect(found_run, speed=speed)
+    for what, reason in found.absent:
+        logger.warning("Not shown: %s (%s).", what, reason)
     (target / "pictures").mkdir(parents=True, exist_ok=True)
     for written in (target, target / "pictures"):
         remove_abandoned(written)
-    found = _collect(found_run, speed=speed)
     training = _training_pictures(found_run)
     quality = _quality_pictures(found_run.results, found.before)
     scatter = _scatter(found_run.results, found)
@@ -215,7 +217,7 @@ def _quality_pictures(results: Mapping[str, Any], before: Mapping[str, Any]) -> 
     if fidelity := results.get("fidelity"):
         nearest = fidelity["neighbours"]
         for key, title, label in (
-            ("spearman", "Agreement with the teachers: order of similarities", "Spearman's correlation x 100"),
+            ("spearman", "Agreement with the teachers: order of similarities", "Spearman x 100"),
             ("overlap", f"Agreement with the teachers: {nearest} nearest texts", f"of {nearest} nearest shared, %"),
         ):
             series = {"student": fidelity[key]}
@@ -226,7 +228,7 @@ def _quality_pictures(results: Mapping[str, Any], before: Mapping[str, Any]) -> 
             pictures.append(by_dimension(f"fidelity-{key}", title, label, series))
     for metric, name, title, label in (
         ("ndcg@10", "retrieval", "Retrieval: a query finds its document", "nDCG@10 x 100"),
-        ("sts", "similarity", "Similarity of sentence pairs, against the given scores", "Spearman's correlation x 100"),
+        ("sts", "similarity", "Similarity of sentence pairs, against the given scores", "Spearman x 100"),
     ):
         if measured := scores_of(results, metric):
             series = {"student": measured["student"]}
@@ -282,6 +284,11 @@ def _collect(run: Run, *, speed: bool) -> _Found:
         found.absent.append(("comparisons with the teachers, pictures and speed", reason))
         return found
     if not (Path(recipe.output) / "modules.json").is_file():
+        if all(stage.done for stage in run.stages) and not Path(recipe.output).is_absolute():
+            raise FileNotFoundError(
+                f"The model of the run must be in {recipe.output}, seen from the current folder. It is not: start the report "
+                "in the folder in which the run was started."
+            )
         reason = (
             f"there is no model in {recipe.output}, seen from the current folder: the run is not finished, or it was started "
             "in another folder"

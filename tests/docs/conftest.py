@@ -36,7 +36,7 @@ output: out/small
 student: {model: sentence-transformers/all-MiniLM-L6-v2, layers: [0, 2, 5]}
 teachers: [teacher-one, teacher-two]
 texts: my-texts.parquet
-projection: {dims: [512, 256, 128, 64], rotation: principal}
+projection: {dims: [384, 256, 128, 64], rotation: principal}
 stages:
   - {name: projection, train: projection, steps: 1, batch: 4}
   - {name: last-layers, train: {last_layers: 2}, steps: 1, batch: 4}
@@ -121,7 +121,7 @@ def _save_models(folder: Path, tiny_bert: str, tiny_alibi: str) -> None:
 
     small = _pooled(tiny_bert)
     small.save(str(folder / "small-encoder"))
-    small.append(MatryoshkaProjection(32, [512, 256, 128, 64]))
+    small.append(MatryoshkaProjection(32, [384, 256, 128, 64]))
     export(small, folder / "out" / "small")
     eyes = Transformer.from_encoders(small, {"model_type": "siglip_vision_model", **vision.to_diff_dict()})
     export(SentenceTransformer(modules=[eyes, *list(small.children())[1:]], device="cpu"), folder / "out" / "jasper")

@@ -53,6 +53,12 @@ def test_each_kind_is_told_from_its_columns(kind, suffix, tmp_path):
     assert measure(task) == pytest.approx(expected)
 
 
+def test_summaries_that_are_all_as_good_are_no_task(tmp_path):
+    row = {"human_summaries": ["a"], "machine_summaries": ["b", "c"], "relevance": [3.0, 3.0]}
+    with pytest.raises(ValueError, match="two different scores of one text at least in column 'relevance'"):
+        read_task(write(tmp_path / "data.jsonl", [row, row]))
+
+
 def test_classification_learns_on_the_train_part(tmp_path):
     for part, texts in (("train", "abef"), ("validation", "a"), ("test", "cd")):
         write(tmp_path / "news" / f"{part}.parquet", [{"text": t, "label": "xxyy"["abef".find(t)]} for t in texts])

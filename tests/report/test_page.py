@@ -285,6 +285,23 @@ def test_a_page_without_findings_says_why(recipe, findings, sentence, finished_r
     assert sentence in Elements(write_page(tmp_path, speed=False)).text
 
 
+def test_a_report_from_another_folder_replaces_nothing(finished_run, tmp_path, monkeypatch, capsys):
+    copy = shutil.copytree(finished_run, tmp_path / "small-run", ignore=shutil.ignore_patterns("report"))
+    recipe = (copy / "recipe.yaml").read_text().replace(str(finished_run.parent / "small"), "small")
+    (copy / "recipe.yaml").write_text(recipe)
+    (copy / "report").mkdir()
+    (copy / "report" / "index.html").write_text("of before")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["report", str(copy)]) == 2
+    assert (
+        "The model of the run must be in small, seen from the current folder. It is not: start"
+        in capsys.readouterr().err
+    )
+    assert [path.name for path in (copy / "report").iterdir()] == ["index.html"]
+    assert (copy / "report" / "index.html").read_text() == "of before"
+
+
 def test_damaged_findings_are_told_and_not_left_out(finished_run, tmp_path, capsys):
     shutil.copy(finished_run / "run.json", tmp_path)
     (tmp_path / "findings.json").write_text('{"before": [')
