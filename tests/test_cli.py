@@ -117,6 +117,10 @@ def test_figures_replace_figures_alone(option, tmp_path, make_student, capsys):
         said = f"The file of {option} is replaced, and {kept} is not one that st-distill has written. Name another file"
         assert said in capsys.readouterr().err
         assert kept.read_bytes() == before
+    row = tmp_path / "row.jsonl"
+    row.write_text('{"sentence1": "a", "sentence2": "b", "score": 1.0}')  # as JSON it may be anybody's
+    assert main([*words[:2], str(row), option, str(row)]) == 2
+    assert row.read_text().startswith('{"sentence1"')
     for own in (figures, figures, empty):
         assert main([*words, str(own)]) == 0
         assert "spearman_cosine" in own.read_text()

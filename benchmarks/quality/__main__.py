@@ -72,6 +72,8 @@ def main() -> None:
     results = options.out / "results.jsonl"
     if options.command in ("table", "plot"):
         lines, kind = read(results), {"steps": options.steps, "batch": options.batch}
+        if not any(line["split"] == options.split for line in chosen(lines, **kind)):
+            parser.error(f"{results} holds no {options.split} results of that kind: make them with run or trial")
         if options.command == "table":
             print_table(chosen(lines, **kind), options.split, options.student)
             return

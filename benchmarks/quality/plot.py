@@ -58,7 +58,7 @@ Points = list[tuple[float, float]]
 
 
 def draw(lines: list[Line], split: str, out: Path, *, steps: int | None = None, batch: int | None = None) -> None:
-    """Write dimension-<student>.svg for every student, and time.svg and size.svg, into ``out``.
+    """Write dimension-<student>.svg for every student, size.svg, and time.svg where the time is known, into ``out``.
 
     Args:
         lines: the results.
@@ -102,6 +102,8 @@ def _against_time(lines: list[Line], path: Path) -> None:
     """
     figure, axes = _figure(f"Quality against time of training, {_DIM} dimensions", "training, minutes of one processor")
     timed = [line for line in lines if line["student"] == "3-layer" and "cpu_seconds" in line]
+    if not timed:  # runs of before it was noted
+        return
     for name, points in _by_name(_runs(timed), "cpu_seconds").items():
         _line(axes, name, sorted((seconds / 60, score) for seconds, score in points), "-")
     for name, points in _by_name(_runs([line for line in lines if line["name"] == "teacher"]), "seconds").items():

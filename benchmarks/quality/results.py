@@ -98,7 +98,8 @@ def labels(lines: list[Line]) -> dict[str, str]:
 
 
 def print_table(lines: list[Line], split: str, student: str) -> None:
-    """Each method at each dimension: the tasks, their mean, the share of the whole teacher's kept, seconds; then the rest.
+    """Each method at each dimension: the tasks, their mean, the share of the whole teacher's kept, seconds of the processors;
+    then the rest.
 
     The share is the mean of the tasks' shares, with the closeness to the teacher among them and without.
     """
@@ -106,10 +107,10 @@ def print_table(lines: list[Line], split: str, student: str) -> None:
     whole = table["teacher"][DIMS[0]]
     of_split = [line for line in lines if line["split"] == split and line["student"] in (student, "teacher")]
     names = labels(of_split)
-    seconds = {names[line["run"]]: line["seconds"] for line in of_split}
+    seconds = {names[line["run"]]: line.get("cpu_seconds", 0.0) for line in of_split}
     columns = [*TASKS, "mean"]
     print(f"## {student}, {split}\n")
-    print("| method | dim |", " | ".join(columns), "| kept % | without fidelity | seeds | training s |")
+    print("| method | dim |", " | ".join(columns), "| kept % | without fidelity | seeds | training, CPU s |")
     print("|---" * (len(columns) + 6) + "|")
     for name, by_dim in table.items():
         for dim in DIMS:

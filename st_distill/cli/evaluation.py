@@ -85,6 +85,9 @@ def _eval_tasks(options: argparse.Namespace) -> int:
     given = {"split": options.split, "limit": options.limit}
     given = {option: value for option, value in given.items() if value is not None}
     specs, names = tasks_of_words(options.tasks, given)
+    for option, file in (("json", options.json), ("csv", options.csv)):
+        if file and any(Path(spec.source).resolve() == Path(file).resolve() for spec in specs):
+            raise FileExistsError(f"The file of --{option} is replaced, and {file} is a task. Name another file.")
     if given and names:
         option = next(iter(given))
         instead = f"Leave it out, or say {option} beside the other tasks in a YAML file" if specs else "Leave it out"

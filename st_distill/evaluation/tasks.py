@@ -421,7 +421,7 @@ def _summarization(
     if all(len(set(given)) < 2 for given in scores):
         raise ValueError(
             f"{table.source} must hold two different scores of one text at least in column '{columns['scores']}', or there is "
-            "no order to compare with. Got equal ones in each of its rows instead."
+            "no order to compare with. Got equal ones in each of its rows instead: leave the task out."
         )
     return SummarizationEvaluator(human, machine, scores, **options), "spearman_cosine", len(table)
 

@@ -366,19 +366,21 @@ def _find_pictures(recipe: Recipe, student: SentenceTransformer, run: Run, found
 def _measure_speed(recipe: Recipe, student: SentenceTransformer, run: Run, found: _Found) -> None:
     models: dict[str, dict[str, Any]] = {"student": {"model_name_or_path": recipe.output}}
     for teacher in recipe.teachers:
-        if teacher.model is not None:
+        if teacher.model is not None and teacher.trust_remote_code:
+            # The recipe may have come with the folder from a stranger, whose word lets no code run.
+            found.untried.append(f"{teacher.name} was not measured: it runs code of its own, which a report does not.")
+        elif teacher.model is not None:
             models[str(teacher.name)] = {
                 "model_name_or_path": teacher.model,
                 "revision": teacher.revision,
                 "device": teacher.device,
-                "trust_remote_code": teacher.trust_remote_code,
                 "model_kwargs": None if teacher.dtype is None else {"dtype": teacher.dtype},
                 "max_seq_length": teacher.max_seq_length,
             }
     sizes = {name: model.get("parameters") for name, model in (run.results.get("models") or {}).items()}
     exported = [name for name in models if name == "student" or (sizes.get(name) or math.inf) <= _EXPORTED]
     found.speeds = measure_speed(models, _speed_texts(recipe), exported=exported)
-    found.untried = missing_backends()
+    found.untried += missing_backends()
 
 
 def _speed_texts(recipe: Recipe) -> list[str]:

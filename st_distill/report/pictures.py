@@ -46,6 +46,8 @@ _XLINK_HREF = "{http://www.w3.org/1999/xlink}href"
 # 1 unit of the SVG is 1/72 inch: at this width a phone shows the letters at about the size of its text.
 _WIDTH, _HEIGHT = 5.4, 3.5
 _PNG_DPI = 200
+#: Values that span more than this factor stand on a logarithmic axis.
+_SPAN = 20
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ def _of_dimensions(label: str, series: Mapping[str, Mapping[str, float | None]],
 
 
 def over_steps(name: str, title: str, history: Sequence[Mapping[str, Any]], terms: Sequence[str]) -> Picture:
-    """Terms of a loss over the steps of a stage; on a logarithmic axis where they span more than a factor of 20.
+    """Terms of a loss over the steps of a stage; on a logarithmic axis where they span more than `_SPAN`.
 
     A single term that is the total is one line.
 
@@ -270,7 +272,7 @@ def over_steps(name: str, title: str, history: Sequence[Mapping[str, Any]], term
                 marker=_MARKERS[index % len(_MARKERS)] if len(points) < 20 else None,
                 label="total" if names[term] == "loss" else _label(names[term]),
             )
-        if min(values) > 0 and max(values) / min(values) > 20:
+        if min(values) > 0 and max(values) / min(values) > _SPAN:
             axes.set_yscale("log")
             # Its own labels are powers in TeX.
             plain = FuncFormatter(lambda value, _: f"{value:g}")
@@ -356,8 +358,8 @@ def similarity_scatter(
 
 def bars(name: str, title: str, label: str, values: Mapping[str, float]) -> Picture:
     """One horizontal bar for each value, with its number; points on a logarithmic axis where the values, all above 0, span
-    more than a factor of 20, of which bars would show the largest alone."""
-    is_wide = min(values.values()) > 0 and max(values.values()) / min(values.values()) > 20
+    more than `_SPAN`, of which bars would show the largest alone."""
+    is_wide = min(values.values()) > 0 and max(values.values()) / min(values.values()) > _SPAN
     with _style():
         figure, axes = _figure(_WIDTH, 1.0 + 0.42 * len(values))
         axes.grid(is_wide, axis="x")

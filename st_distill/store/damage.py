@@ -267,9 +267,8 @@ def _rewritten(folder: Path, file: File, rows: np.ndarray) -> bool:
     """Write an index file; kept if it is what it was, to the last byte."""
     path = folder / file.file
     path.parent.mkdir(parents=True, exist_ok=True)
-    again = path.with_name(
-        f"{path.stem}.again{files.TEMPORARY}"
-    )  # which the next build removes, should this one be killed
+    # The next build removes what is called so, should this one be killed.
+    again = path.with_name(f"{path.stem}.again{files.TEMPORARY}")
     writer = files.ArrayWriter(again, rows.dtype, rows.shape[1])
     writer.append(rows)
     written = writer.close()

@@ -18,7 +18,7 @@ from st_distill.errors import MissingExtraError
 from st_distill.files import read_record, write_record
 from st_distill.report import page as report_page
 from st_distill.report.page import write_page
-from st_distill.report.speed import resident
+from st_distill.report.speed import Speed, resident
 
 NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
@@ -300,6 +300,23 @@ def test_a_report_from_another_folder_replaces_nothing(finished_run, tmp_path, m
     )
     assert [path.name for path in (copy / "report").iterdir()] == ["index.html"]
     assert (copy / "report" / "index.html").read_text() == "of before"
+
+
+def test_a_report_runs_no_code_of_a_teacher(finished_run, tmp_path, monkeypatch):
+    copy = shutil.copytree(finished_run, tmp_path / "small-run", ignore=shutil.ignore_patterns("report"))
+    recipe = (copy / "recipe.yaml").read_text()
+    (copy / "recipe.yaml").write_text(recipe.replace("teachers:\n- ", "teachers:\n- trust_remote_code: true\n  "))
+    asked: dict[str, dict] = {}
+
+    def measured(models, *arguments, **options):
+        asked.update(models)
+        return [Speed("student", "torch", 10.0, None, "cpu")]
+
+    monkeypatch.setattr(report_page, "measure_speed", measured)
+    text = Elements(write_page(copy, tmp_path / "page")).text
+    assert list(asked) == ["student"]
+    assert "trust_remote_code" not in asked["student"]
+    assert f"{TEACHER} was not measured: it runs code of its own, which a report does not." in text
 
 
 def test_damaged_findings_are_told_and_not_left_out(finished_run, tmp_path, capsys):
