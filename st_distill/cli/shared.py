@@ -40,8 +40,7 @@ def require_place(option: str, file: str | None) -> None:
         raise PermissionError(f"The folder of --{option} {file} must be writable. Name a file in another one.")
     if Path(file).exists() and not _is_own(option, Path(file)):
         raise FileExistsError(
-            f"The file of --{option} is replaced, and {file} is not one that st-distill has written. Name another file, or "
-            "remove it first."
+            f"The file of --{option} is replaced, and {file} is not one that st-distill has written. Name another file."
         )
 
 
