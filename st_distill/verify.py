@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shlex
 import shutil
@@ -102,6 +103,7 @@ def verify(
     *,
     repair: bool = False,
     recipe: Recipe | str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
     texts: Iterable[Any] | None = None,
     teachers: Teacher | Sequence[Teacher] | None = None,
     show_progress: bool = True,
@@ -118,16 +120,22 @@ def verify(
         path: the folder.
         repair: mend what can be mended.
         recipe: the recipe of a store or run, or its file; by default the recipe.yaml of the run.
+        overrides: changes to that file, as ``"teachers.0.trust_remote_code=true"``.
         texts, teachers: for a store without a recipe, what `TeacherStore.create` was given.
         show_progress: show a progress bar where texts are embedded.
 
     Raises:
         FileNotFoundError: the folder is none of the three.
-        ValueError: a store is to be repaired, and neither a recipe nor texts and teachers are given.
+        ValueError: a store is to be repaired, and neither a recipe nor texts and teachers are given; a RecipeError where the
+            recipe cannot be read, or lets code of a model run.
         BlockingIOError: another process writes there.
     """
     folder = Path(path)
     kind = _kind(folder)
+    if overrides and recipe is None:
+        recipe = (folder.parent if kind == "store" else folder) / "recipe.yaml"
+    if recipe is not None and not isinstance(recipe, Recipe):
+        recipe = load_recipe(os.fspath(recipe), overrides)
     notes: list[str] = []
     if kind == "model":
         return Verification(kind=kind, path=str(folder), findings=list(_of_model(folder)))
@@ -185,7 +193,7 @@ def _of_store(folder: Path, notes: list[str]) -> list[Finding]:
     return [Finding(file=damage.file, message=damage.what, remedy=remedy) for damage in damaged]
 
 
-def _given(store: Path, work: Path, recipe: Any) -> tuple[Iterable[Any], list[Teacher]]:
+def _given(store: Path, work: Path, recipe: Recipe | None) -> tuple[Iterable[Any], list[Teacher]]:
     """The texts and teachers of a store, by its recipe."""
     if recipe is None:
         if not (work / "recipe.yaml").is_file():
@@ -193,15 +201,8 @@ def _given(store: Path, work: Path, recipe: Any) -> tuple[Iterable[Any], list[Te
                 f"To repair the store {store}, its texts and teachers are needed. Give the recipe (--recipe FILE), or in "
                 "Python texts and teachers."
             )
-        found = load_recipe(os.fspath(work / "recipe.yaml"))
-        if runs_code := [str(teacher.model) for teacher in found.teachers if teacher.trust_remote_code]:
-            # It may have come with the folder from a stranger, whose word lets no code run.
-            raise ValueError(
-                f"The recipe in {work} lets code of {', '.join(runs_code)} run. If you trust it, name it: --recipe "
-                f"{shlex.quote(str(work / 'recipe.yaml'))}"
-            )
-        return what_to_embed(found)
-    return what_to_embed(recipe if isinstance(recipe, Recipe) else load_recipe(os.fspath(recipe)))
+        recipe = load_recipe(work / "recipe.yaml")
+    return what_to_embed(recipe)
 
 
 def _repair_store(
@@ -234,7 +235,9 @@ def _repair_store(
 # --- runs --------------------------------------------------------------------------------------------------------------
 
 
-def _of_run(folder: Path, repair: bool, recipe: Any, show_progress: bool, notes: list[str]) -> Iterator[Finding]:
+def _of_run(
+    folder: Path, repair: bool, recipe: Recipe | None, show_progress: bool, notes: list[str]
+) -> Iterator[Finding]:
     files.refuse_links(folder, but=[STORE])
     state, findings = _run_state(folder, repair)
     yield from findings
@@ -291,21 +294,22 @@ def _run_state(folder: Path, repair: bool) -> tuple[RunState | None, list[Findin
         return None, [Finding(file=_RUN, message=message, remedy=lost)]
 
 
-def _recipe_of(folder: Path, state: RunState | None, repair: bool, recipe: Any) -> Iterator[Finding]:
+def _recipe_of(folder: Path, state: RunState | None, repair: bool, recipe: Recipe | None) -> Iterator[Finding]:
     path = folder / "recipe.yaml"
     if state is None or state.recipe is None or (path.is_file() and files.sha256(path) == state.recipe):
         return
     what = "it is not what the run wrote" if path.is_file() else "there is no such file"
     repaired = False
-    if repair and recipe is not None and not isinstance(recipe, Recipe) and Path(recipe).is_file():
-        files.write_text(path, dump_recipe(load_recipe(os.fspath(recipe))))
-        repaired = files.sha256(path) == state.recipe
+    if repair and recipe is not None:
+        text = dump_recipe(recipe)
+        if repaired := hashlib.sha256(text.encode()).hexdigest() == state.recipe:
+            files.write_text(path, text)
     remedy = "continue the run from the recipe's own file with --resume, which writes this copy again"
     yield Finding(file="recipe.yaml", message=what, remedy=remedy, repaired=repaired)
 
 
 def _store_of(
-    folder: Path, name: str, repair: bool, recipe: Any, show_progress: bool, notes: list[str]
+    folder: Path, name: str, repair: bool, recipe: Recipe | None, show_progress: bool, notes: list[str]
 ) -> Iterator[Finding]:
     findings = _of_store(folder / name, notes)
     if repair and findings and name == "captions":

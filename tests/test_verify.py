@@ -397,10 +397,13 @@ def test_a_recipe_in_the_folder_lets_no_code_run(finished, tmp_path, capsys):
     (work / "recipe.yaml").write_text(recipe)
     (work / "teachers/teachers/teacher/00000.npy").unlink()
     assert main(["verify", str(work), "--repair"]) == 2
-    named = f"--recipe {work / 'recipe.yaml'}"
-    assert f"lets code of {teacher} run. If you trust it, name it: {named}" in capsys.readouterr().err
+    allowed = ["--set", "teachers.0.trust_remote_code=true"]
+    told = capsys.readouterr().err
+    assert "a file, which may be a stranger's, lets no code run" in told
+    assert f"if you trust the model, give {' '.join(allowed)}" in told
+    assert main(["verify", str(work), "--repair", "--recipe", str(work / "recipe.yaml")]) == 2
     assert not (tmp_path / "here").exists()
-    main(["verify", str(work), "--repair", *named.split()])
+    main(["verify", str(work), "--repair", *allowed])
     assert (tmp_path / "here").exists()  # so that what was refused is what would have run
 
 

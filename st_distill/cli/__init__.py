@@ -131,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         "--repair", action="store_true", help="embed again what is damaged, and remove what a continued run makes again"
     )
     command.add_argument("--recipe", metavar="FILE", help="recipe of the store; by default the run's own")
+    _add_overrides(command)
     command.add_argument(
         "--json", metavar="FILE", nargs="?", const="-", help="print what is found as JSON, or write it to this file"
     )
@@ -391,7 +392,7 @@ def _verify(options: argparse.Namespace) -> int:
     from st_distill.verify import verify
 
     require_place("json", options.json)
-    found = verify(options.path, repair=options.repair, recipe=options.recipe)
+    found = verify(options.path, repair=options.repair, recipe=options.recipe, overrides=options.overrides)
     if options.json is None:
         print(found.as_text())
     else:

@@ -60,7 +60,9 @@ class Encoder(Part):
         default=None, metadata=about("attention kernel, as the model names it; the model's own by default", not_empty)
     )
     revision: str | None = field(default=None, metadata=about("branch, tag or commit on the hub"))
-    trust_remote_code: bool = field(default=False, metadata=about("whether code of the model's own may run"))
+    trust_remote_code: bool = field(
+        default=False, metadata=about("whether code of the model's own may run; not from a file, by --set alone")
+    )
 
 
 @dataclass(kw_only=True)

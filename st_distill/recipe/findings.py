@@ -114,7 +114,8 @@ class Findings:
         elif model is not None and model.code is not None and not trusted:
             self.error(
                 (*path, "model"),
-                f"'{name}' needs code of its own ({model.code}); set trust_remote_code: true if you trust it",
+                f"'{name}' needs code of its own ({model.code}); if you trust it, give --set "
+                f"{'.'.join(map(str, path))}.trust_remote_code=true (in Python: trust_remote_code=True)",
             )
         return model
 

@@ -6,7 +6,7 @@ A file lies over the preset that it names, and ``--set`` over both.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -28,6 +28,7 @@ __all__ = [
     "dump_recipe",
     "in_order",
     "load_recipe",
+    "load_record",
     "presets",
     "read_document",
 ]
@@ -63,6 +64,7 @@ def load_recipe(path_or_preset: str | Path, overrides: Sequence[str] = ()) -> Re
     A recipe may say ``preset: jasper``: its fields are then laid over the preset's. Mappings are merged field by field,
     and stages by name, either as a list or as a mapping from names to fields; ``null`` takes a field, or a stage, out.
     Any other list replaces the preset's. Of a stage's ``steps`` and ``epochs`` the one that is given replaces either.
+    A file may be a stranger's, so that ``trust_remote_code: true`` is taken from ``overrides`` alone.
 
     Raises:
         RecipeError: a ValueError with every syntax error, unknown field, wrong type and value out of range, each with its
@@ -75,8 +77,21 @@ def load_recipe(path_or_preset: str | Path, overrides: Sequence[str] = ()) -> Re
     return recipe
 
 
+def load_record(path: str | Path) -> Recipe:
+    """Read what a run has written into its work folder of its recipe, to show it: no model may be loaded by its word.
+
+    Raises:
+        RecipeError: as `load_recipe`, but for ``trust_remote_code: true``, which a run's user may have given.
+    """
+    recipe, problems = Document(read_document(path).data).build()
+    if problems:
+        raise RecipeError(problems)
+    return recipe
+
+
 def dump_recipe(recipe: Part) -> str:
-    """The recipe as YAML, fields at their default left out; `load_recipe` reads it back to an equal recipe.
+    """The recipe as YAML, fields at their default left out; `load_recipe` reads it back to an equal recipe, but for
+    ``trust_remote_code: true``, which it takes from no file.
 
     Raises:
         TypeError: for a recipe that holds Python objects (a Dataset, a callable teacher).
@@ -115,7 +130,14 @@ class Document:
             self.wrong.add(path)
             if message.startswith("unknown field") and (meant := re.search("did you mean '(.*)'", message)):
                 self.wrong.add((*path[:-1], meant[1]))
+        found += [(path, _untrusted(path)) for path in self._trusted_by_a_file()]
         return recipe, in_order(self.problem(path, message) for path, message in found)
+
+    def _trusted_by_a_file(self) -> Iterator[FieldPath]:
+        """Where a file, not the user, lets code of a model run. What was made in Python has no places."""
+        for path, place in self._places.items():
+            if path[-1:] == ("trust_remote_code",) and place.line is not None and _at(self.data, path) is True:
+                yield path
 
     def problem(self, path: FieldPath, message: str, *, warning: bool = False) -> Problem:
         """A problem at a field; its line is that of the field or of the nearest one around it."""
@@ -128,6 +150,19 @@ class Document:
             source=place.source,
             level="warning" if warning else "error",
         )
+
+
+def _at(data: Any, path: FieldPath) -> Any:
+    for step in path:
+        data = data[step]
+    return data
+
+
+def _untrusted(path: FieldPath) -> str:
+    return (
+        "a file, which may be a stranger's, lets no code run; take this out and, if you trust the model, give --set "
+        f"{'.'.join(map(str, path))}=true (in Python: overrides)"
+    )
 
 
 def in_order(problems: Iterable[Problem]) -> list[Problem]:

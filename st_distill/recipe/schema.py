@@ -140,7 +140,9 @@ class Student(Part):
         ),
     )
     revision: str | None = field(default=None, metadata=about("branch, tag or commit on the hub"))
-    trust_remote_code: bool = field(default=False, metadata=about("whether code of the model's own may run"))
+    trust_remote_code: bool = field(
+        default=False, metadata=about("whether code of the model's own may run; not from a file, by --set alone")
+    )
 
 
 @dataclass(kw_only=True)
@@ -196,7 +198,9 @@ class TeacherSpec(Part):
     )
     max_seq_length: int | None = field(default=None, metadata=about("tokens per text; the model's own", at_least(2)))
     truncate_dim: int | None = field(default=None, metadata=about("keep the first so many dimensions", at_least(1)))
-    trust_remote_code: bool = field(default=False, metadata=about("whether code of the model's own may run"))
+    trust_remote_code: bool = field(
+        default=False, metadata=about("whether code of the model's own may run; not from a file, by --set alone")
+    )
 
     def fill(self) -> None:
         if self.name is None:

@@ -12,7 +12,7 @@ from st_distill.errors import sentence
 from st_distill.files import sha256
 from st_distill.nearest import suggest_path
 from st_distill.recipe.diagnose import all_findings, read_findings
-from st_distill.recipe.load import load_recipe
+from st_distill.recipe.load import load_record
 from st_distill.recipe.progress import is_term
 from st_distill.recipe.schema import Recipe
 from st_distill.recipe.state import RunState, read_results
@@ -98,7 +98,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         stages.append(StageRun(str(stage["name"]), bool(stage["done"]), metrics, history))
     return Run(
         folder=folder,
-        recipe=load_recipe(recipe_path) if recipe_path.is_file() else None,
+        recipe=load_record(recipe_path) if recipe_path.is_file() else None,
         recipe_text=recipe_path.read_text(encoding="utf-8") if recipe_path.is_file() else None,
         stages=tuple(stages),
         results=stored.get("results", {}),

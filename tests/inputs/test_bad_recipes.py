@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
@@ -177,6 +178,26 @@ def test_attacks_and_mistakes(content, message, read, tmp_path):
 def test_code_runs_by_the_word_true_alone(field, value):
     with pytest.raises(RecipeError, match="trust_remote_code: expected true or false"):
         load_recipe("jasper", [f"{field}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "path", "line"),
+    [
+        ("student: {model: a/b, trust_remote_code: true}", "student", 2),
+        ("student:\n  model: a/b\n  trust_remote_code: TRUE", "student", 4),
+        ("student: &one {model: a/b, trust_remote_code: true}\nteachers: [*one]", "teachers.0", 2),
+        ("teachers: {model: a/b, <<: {trust_remote_code: true}}", "teachers.0", 2),
+    ],
+)
+def test_a_file_lets_no_code_run(lines, path, line, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(f"preset: jasper\n{lines}\n")
+    given = f"{path}.trust_remote_code=true"
+    with pytest.raises(RecipeError, match=re.escape(f"if you trust the model, give --set {given}")) as refused:
+        load_recipe(tmp_path / "recipe.yaml")
+    assert refused.value.problems[-1].line == line
+    (tmp_path / "recipe.yaml").write_text("preset: jasper\nstudent: a/b\n")
+    recipe = load_recipe(tmp_path / "recipe.yaml", [given])
+    assert (recipe.student if path == "student" else recipe.teachers[0]).trust_remote_code
 
 
 @pytest.mark.parametrize("preset", presets())

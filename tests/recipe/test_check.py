@@ -433,8 +433,9 @@ def test_a_model_that_needs_its_own_code(recipe, tmp_path):
     config = {"model_type": "nobody_knows", "auto_map": {"AutoModel": "modeling.Model"}}
     (tmp_path / "own" / "config.json").write_text(json.dumps(config))
     recipe.student = Student(model=str(tmp_path / "own"))
-    assert "needs code of its own (model type 'nobody_knows'); set trust_remote_code: true" in format_problems(
-        check(recipe)
+    assert (
+        "needs code of its own (model type 'nobody_knows'); if you trust it, give --set student.trust_remote_code=true"
+        in (format_problems(check(recipe)))
     )
     recipe.student.trust_remote_code = True
     assert check(recipe) == []
