@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
 # Builds of torch for the oldest and the newest versions; one for the CPU alone spares gigabytes of CUDA.
-LOWEST_TORCH ?= torch==2.6.0
+LOWEST_TORCH ?= torch==2.7.0
 NEWEST_TORCH ?= torch
 LOWEST := "sentence-transformers[train]==6.0.0" "transformers==5.0.0"
 NEWEST := --upgrade "sentence-transformers[train]" transformers

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import nn
 from st_distill.alignment import align_files, align_weights
 from st_distill.card import tell_usage
 from st_distill.errors import one_line, sentence
-from st_distill.files import differences, manifest, read_json, write_json, write_text
+from st_distill.files import differences, manifest, read_json, replacing_folder, write_json, write_text
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.nearest import suggest_path
 from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
@@ -153,17 +152,14 @@ def _check_target(path: Path) -> None:
 def _write(standard: SentenceTransformer, path: Path, *, dims: list[int], old_names: bool = False) -> None:
     """Save a model of standard modules, with what an export says of itself, and put it where an earlier one was."""
     description = describe(standard, dims=dims)
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    standard.save(str(partial))
-    align_files(partial)
-    if old_names:
-        _name_as_before(partial)
-    # The card is for its readers to change.
-    write_json(partial / DESCRIPTION, description | {CHECKED: manifest(partial, without=["README.md"])})
-    tell_usage(partial, description, standard.prompts)
-    _replace_folder(partial, path)
+    with replacing_folder(path) as folder:
+        standard.save(str(folder))
+        align_files(folder)
+        if old_names:
+            _name_as_before(folder)
+        # The card is for its readers to change.
+        write_json(folder / DESCRIPTION, description | {CHECKED: manifest(folder, without=["README.md"])})
+        tell_usage(folder, description, standard.prompts)
 
 
 def _name_as_before(folder: Path) -> None:
@@ -333,12 +329,3 @@ def _dims(model: SentenceTransformer, dim: int | None) -> list[int]:
     if projection is None:
         return [model.get_embedding_dimension()]
     return list(projection.dims) if projection.heads != "independent" else [projection.out_features]
-
-
-def _replace_folder(new: Path, path: Path) -> None:
-    old = path.with_name(path.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)

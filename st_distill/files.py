@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import time
 import types
 import warnings
@@ -249,6 +250,43 @@ def refuse_links(folder: Path, *, but: Sequence[str] = ()) -> None:
                 raise ValueError(
                     f"The folder {folder} must hold plain folders. {path} is a link: put there what it leads to."
                 )
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new folder to write into; it takes the place of ``path`` when the block ends, and is removed when it fails.
+
+    Until then it lies in the folder ``.NAME.st-distill`` beside ``path``, and so does, for a moment, the folder that was
+    there before. What a killed process left there is put back where ``path`` is gone, and else removed.
+
+    Raises:
+        BlockingIOError: another process is writing the same folder.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.st-distill")
+    if beside.is_symlink():
+        beside.unlink()
+    beside.mkdir(parents=True, exist_ok=True)
+    new, old = beside / "new", beside / "old"
+
+    def put_back() -> None:
+        if old.exists() and not path.exists():
+            old.rename(path)
+
+    with FolderLock(beside, purpose=f"{path} is being written"):
+        put_back()
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        new.mkdir()
+        try:
+            yield new
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+            flush_folder(path.parent)
+        finally:
+            put_back()
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 class ArrayHeader(NamedTuple):

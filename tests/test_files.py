@@ -118,6 +118,56 @@ def test_leftovers_are_removed(tmp_path):
     assert os.listdir(tmp_path) == ["a.npy"]
 
 
+def fail_to_replace(path):
+    with files.replacing_folder(path) as folder:
+        assert list(folder.iterdir()) == []
+        (folder / "two").touch()
+        raise KeyError
+
+
+def test_a_folder_takes_the_place_of_another_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "out"
+    for name in ("out.old", "out.partial"):  # of the user's own
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kept").touch()
+    with files.replacing_folder(path) as folder:
+        (folder / "one").touch()
+        assert not path.exists()
+        with pytest.raises(BlockingIOError, match="out is being written"), files.replacing_folder(path):
+            pass
+    assert [file.name for file in path.iterdir()] == ["one"]
+    with pytest.raises(KeyError):
+        fail_to_replace(path)
+    assert [file.name for file in path.iterdir()] == ["one"]
+    with files.replacing_folder(path) as folder:
+        (folder / "three").touch()
+    assert [file.name for file in path.iterdir()] == ["three"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "out.old", "out.partial"]
+    assert all((tmp_path / name / "kept").exists() for name in ("out.old", "out.partial"))
+
+
+def test_a_folder_whose_replacement_was_killed_is_put_back(tmp_path):
+    path = tmp_path / "out"
+    beside = tmp_path / ".out.st-distill"
+    (beside / "old").mkdir(parents=True)
+    (beside / "old" / "one").touch()
+    (beside / "new").mkdir()
+    (beside / "new" / "half").touch()
+    with pytest.raises(KeyError):
+        fail_to_replace(path)
+    assert [file.name for file in path.iterdir()] == ["one"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_is_replaced_through_no_link(tmp_path):
+    (tmp_path / "elsewhere" / "new").mkdir(parents=True)
+    (tmp_path / ".out.st-distill").symlink_to(tmp_path / "elsewhere")
+    with files.replacing_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").is_dir()
+    assert (tmp_path / "elsewhere" / "new").is_dir()
+
+
 def test_lock_is_for_one_and_ends_with_its_block(tmp_path):
     with (
         files.FolderLock(tmp_path),

@@ -78,9 +78,9 @@ class Transformer(StandardTransformer):
 
     **Images.** The visual tokens come first and the text after them (the other way round for a tokenizer that truncates
     on the left), so that truncation only ever shortens text. PIL images go through transformers' image processor, which
-    makes transparent pixels white; what it clips (16-bit grey) is read rightly by ``load_image``. Images given as bytes, as
-    the ``{"bytes", "path"}`` mapping of a datasets Image column, or as a ``Path`` are read by ``load_image`` too, in this
-    module alone, not in the standard one.
+    makes transparent pixels white (before 5.20 black); what it clips (16-bit grey) is read rightly by ``load_image``. Images
+    given as bytes, as the ``{"bytes", "path"}`` mapping of a datasets Image column, or as a ``Path`` are read by
+    ``load_image`` too, in this module alone, not in the standard one.
 
     **Training.** ``train_vision_only`` freezes the text encoder. Parts without a trainable parameter run as in
     evaluation, that is without dropout, also while the model trains. ``vision_parameter_names`` lists what a stage that

@@ -28,7 +28,7 @@ from transformers import (
 
 from st_distill.errors import MissingExtraError, RecipeError
 from st_distill.exporting import CHECKED
-from st_distill.files import flush_folder, manifest, remove_leftovers, write_json, write_text
+from st_distill.files import flush_folder, manifest, remove_leftovers, replacing_folder, write_json, write_text
 from st_distill.pretrain.check import DESCRIPTION, check_pretraining, load_pretraining
 from st_distill.pretrain.corpus import MaskedRows, MaskedStream, Padding, rows_of, write_rows
 from st_distill.pretrain.evaluation import held_out_documents, masked_accuracy
@@ -361,12 +361,9 @@ class _Pretraining:
                 logger.warning("There is no picture: %s", error)
         write_json(self.folder / "results.json", results)
         output = Path(self.recipe.output)
-        partial = output.with_name(f"{output.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(model, partial)
-        write_json(partial / DESCRIPTION, {"results": results, CHECKED: manifest(partial)})
-        shutil.rmtree(output, ignore_errors=True)
-        partial.rename(output)
+        with replacing_folder(output) as folder:
+            shutil.copytree(model, folder, dirs_exist_ok=True)
+            write_json(folder / DESCRIPTION, {"results": results, CHECKED: manifest(folder)})
         logger.info("The model is in %s.", output)
 
 

@@ -45,8 +45,9 @@ _OF_THE_DATA = re.compile(r"""(?<!\w)(?:(?<=Got )(['"]).+?\1|(['"])[^'"]*?\s.*?\
 _TRAINING_DATA = re.compile(r"^- \*\*Training Datasets?:\*\*\n(?:[ \t]+- .*\n)+", re.MULTILINE)
 #: Letters of an identifier, at most; the hub has 96, and a number and a dimension come behind it.
 _IDENTIFIER = 64
-#: Letters of an error that a card repeats, at most.
+#: Letters of an error that a card repeats, at most, and of one that is looked at.
 _LONGEST = 300
+_LONGEST_READ = 2000
 
 
 def write_run_card(
@@ -431,6 +432,9 @@ def _reason(sentence: str, recipe: Recipe) -> str:
     The recipe's own paths become their last part. What has a slash in it then may be a path, of which nobody can tell where
     it begins, since folders have spaces in their names: it is not repeated.
     """
+    elsewhere = "its error is in the log of the run and in its report"
+    if len(sentence) > _LONGEST_READ:  # the patterns' time grows with the square
+        return elsewhere
     sentence = _HINT.sub("", sentence)
     paths, names = _places(vars(recipe))
     for path in sorted(paths, key=len, reverse=True):
@@ -442,7 +446,7 @@ def _reason(sentence: str, recipe: Recipe) -> str:
     for name in names:
         rest = re.sub(rf"(?<![\w./\\-]){re.escape(name)}(?![\w./\\-])", "", rest)
     if "/" in rest or "\\" in rest:
-        return "its error is in the log of the run and in its report"
+        return elsewhere
     return sentence if len(sentence) <= _LONGEST else sentence[: _LONGEST - 1].rstrip() + "…"
 
 

@@ -112,7 +112,7 @@ def test_a_command_that_was_broken_off_is_started_again(tried, happens, record_p
         again = tried.ends()
         assert again.code == 0, (moment, again.said)
         assert tried.content() == tried.written
-        left = [path for path in tried.folder.rglob("*") if path.name.endswith((TEMPORARY, ".partial", ".old"))]
+        left = [path for path in tried.folder.rglob("*") if path.name.endswith((TEMPORARY, ".partial", ".st-distill"))]
         assert all(path.name.endswith(TEMPORARY) and path.parent in unlocked for path in left), (moment, left)
     if (tried.folder / "out").is_dir():
         assert verify(tried.folder / "out").findings == []

@@ -68,9 +68,10 @@ def test_from_texts_to_an_encoder(recipe, tmp_path, capsys, documents):
     assert capsys.readouterr().out.splitlines()[-1] == f"The model is in {tmp_path}/out."
     results = json.loads((tmp_path / "figures.json").read_text())
     assert list(results["lengths"]) == ["16", "32", "64"]
-    # Pieces of a document are measured on the same masked tokens, but for what is left over at its end.
+    # Pieces of a document are measured on the same masked tokens, but for what is left over at its end; how much that
+    # is depends on the tokenizer, which differs where pairs are equally common.
     measured = [figures["masked"] for figures in results["lengths"].values()]
-    assert max(measured) - min(measured) <= 0.15 * max(measured)
+    assert max(measured) - min(measured) <= 0.25 * max(measured)
     # Twelve steps are enough to learn something of how common the 300 tokens are.
     assert results["lengths"]["32"]["loss"] < math.log(300) - 0.5
     assert (tmp_path / "out-run" / "accuracy.png").read_bytes().startswith(b"\x89PNG")

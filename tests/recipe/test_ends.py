@@ -189,5 +189,5 @@ def test_no_picture_of_the_training_is_published_or_kept(recipe, vision, images,
     run(Recipe(**fields, images={"path": str(tmp_path / "images.parquet"), "vision": vision}, stages=stages))
     made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     assert "out/README.md" in made
-    assert [path for path in made if "assets" in path or path.endswith((".partial", ".jpg", ".png"))] == []
+    assert [path for path in made if "assets" in path or path.endswith((".st-distill", ".jpg", ".png"))] == []
     assert "example_image" not in (tmp_path / "out" / "README.md").read_text()

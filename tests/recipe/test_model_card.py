@@ -236,6 +236,7 @@ def test_what_failed_is_told_without_this_machine(recipe, make_student, tmp_path
         "My Files/secret project/pairs.parquet cannot be read": "pairs.parquet cannot be read",
         "Files/secret project/pairs.parquet cannot be read": elsewhere,
         "There is no file or folder 'x.tsv'; did you mean 'owner-of-a.tsv'?": "There is no file or folder 'x.tsv'",
+        "'a " + "b " * 100_000: elsewhere,
         "secret/x.parquet cannot be read": "x.parquet cannot be read",
         "hidden/x.parquet cannot be read": elsewhere,
         "C:\\data\\x y.tsv cannot be read": elsewhere,
