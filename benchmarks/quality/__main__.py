@@ -14,16 +14,24 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from benchmarks.quality.measure import run_method, run_teachers
 from benchmarks.quality.methods import METHODS, RATES, Settings
 from benchmarks.quality.results import chosen, print_table, read
 from benchmarks.quality.teacher import Workshop
 from benchmarks.quality.trials import TRIALS
+from st_distill.recipe.load import assignments
 
 
-def _dropout(text: str) -> float | None:
+def dropout(text: str) -> float | None:
     return None if text == "model" else float(text)
+
+
+def count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def main() -> None:
@@ -48,77 +56,85 @@ def main() -> None:
     for command, steps, split in ((run, 600, "test"), (trial, 150, "dev")):
         command.add_argument("--data", type=Path, required=True, help="folder of the data")
         command.add_argument("--teacher", required=True, help="name or folder of all-MiniLM-L6-v2")
-        command.add_argument("--rows", type=int, default=40_000, help="pairs of training texts")
-        command.add_argument("--steps", type=int, default=steps)
-        command.add_argument("--batch", type=int, default=64, help="pairs of a step")
+        command.add_argument("--rows", type=count, default=40_000, help="pairs of training texts")
+        command.add_argument("--steps", type=count, default=steps)
+        command.add_argument("--batch", type=count, default=64, help="pairs of a step")
         command.add_argument("--splits", nargs="+", choices=["dev", "test"], default=[split])
         command.add_argument("--bf16", action="store_true", help="train in bfloat16 (autocast)")
         command.add_argument(
-            "--dropout", type=_dropout, default=0.0, help="share that training drops; 'model': the model's own"
+            "--dropout", type=dropout, default=0.0, help="share that training drops; 'model': the model's own"
         )
 
     table = commands.add_parser("table", help="print the results")
     plot = commands.add_parser("plot", help="draw the results, a picture per claim")
     for command in (table, plot):
         command.add_argument("--split", choices=["dev", "test"], default="test")
-        command.add_argument("--steps", type=int, help="of what was trained, only runs of so many steps")
-        command.add_argument("--batch", type=int, help="of what was trained, only runs of so many pairs a step")
+        command.add_argument("--steps", type=count, help="of what was trained, only runs of so many steps")
+        command.add_argument("--batch", type=count, help="of what was trained, only runs of so many pairs a step")
     plot.add_argument("--pictures", type=Path, help="where they go; the output folder by default")
     table.add_argument("--student", choices=list(RATES), default="3-layer")
     for command in (run, trial, table, plot):
         command.add_argument("--out", type=Path, default=Path("out/quality"))
 
     options = parser.parse_args()
-    results = options.out / "results.jsonl"
-    if options.command in ("table", "plot"):
-        lines, kind = read(results), {"steps": options.steps, "batch": options.batch}
-        if not any(line["split"] == options.split for line in chosen(lines, **kind)):
-            parser.error(f"{results} holds no {options.split} results of that kind: make them with run or trial")
-        if options.command == "table":
-            print_table(chosen(lines, **kind), options.split, options.student)
-            return
-        from benchmarks.quality.plot import draw
+    try:
+        if options.command in ("table", "plot"):
+            show(options)
+        else:
+            work(options)
+    except ValueError as error:
+        parser.error(str(error))
 
-        draw(lines, options.split, options.pictures or options.out, **kind)
+
+def show(options: argparse.Namespace) -> None:
+    results = options.out / "results.jsonl"
+    lines, kind = read(results), {"steps": options.steps, "batch": options.batch}
+    of_kind = [line for line in chosen(lines, **kind) if line["split"] == options.split]
+    if not of_kind:
+        raise ValueError(f"{results} holds no {options.split} results of that kind: make them with run or trial")
+    if options.command == "table":
+        print_table(of_kind, options.split, options.student)
         return
+    budgets = {(line["settings"]["steps"], line["settings"]["batch"]) for line in of_kind if line["seconds"]}
+    if len(budgets) > 1:
+        found = ", ".join(f"--steps {steps} --batch {batch}" for steps, batch in sorted(budgets))
+        raise ValueError(f"a picture compares runs of one budget, and {results} holds several: choose {found}")
+    from benchmarks.quality.plot import draw
+
+    draw(lines, options.split, options.pictures or options.out, **kind)
+
+
+def work(options: argparse.Namespace) -> None:
+    given = {name: getattr(options, name) for name in ("steps", "batch", "rate", "dropout", "bf16")}
+    if options.command == "run":
+        runs = [
+            # What is not trained is the same whatever the training would have been.
+            (method, Settings(method, student) if method == "untrained" else Settings(method, student, seed, **given))
+            for seed in options.seeds
+            for student in options.students
+            for method in options.methods
+        ]
+    else:
+        runs = [
+            (name, trial_settings(name, options.overrides, given | {"student": options.student, "seed": seed}))
+            for seed in options.seeds
+            for name in (TRIALS if options.names == ["all"] else options.names)
+        ]
     shop = Workshop(options.out, options.data, options.teacher, rows=options.rows)
     for split in options.splits:
         run_teachers(shop, split)
-    if options.command == "run":
-        for seed in options.seeds:
-            for student in options.students:
-                for method in options.methods:
-                    settings = Settings(
-                        method,
-                        student,
-                        seed,
-                        options.steps,
-                        batch=options.batch,
-                        rate=options.rate,
-                        dropout=options.dropout,
-                        bf16=options.bf16,
-                    )
-                    run_method(shop, method, settings, options.splits)
-        return
-    names = list(TRIALS) if options.names == ["all"] else options.names
-    if unknown := [name for name in names if name not in TRIALS and not options.overrides]:
-        parser.error(f"unknown trial {', '.join(unknown)}: give --set, or one of {', '.join(TRIALS)}")
-    for seed in options.seeds:
-        for name in names:
-            changes = dict(TRIALS.get(name, {}))
-            overrides = (*changes.pop("overrides", ()), *options.overrides)
-            settings = Settings(
-                **{"method": "st-distill", "student": options.student, "seed": seed, "steps": options.steps}
-                | {
-                    "batch": options.batch,
-                    "rate": options.rate,
-                    "dropout": options.dropout,
-                    "bf16": options.bf16,
-                    "overrides": overrides,
-                }
-                | changes
-            )
-            run_method(shop, name, settings, options.splits)
+    for name, settings in runs:
+        run_method(shop, name, settings, options.splits)
+
+
+def trial_settings(name: str, overrides: list[str], given: dict[str, Any]) -> Settings:
+    """The settings of a trial: those that are given, what the trial of that name changes in them, and ``--set``."""
+    if name not in TRIALS and not overrides:
+        raise ValueError(f"unknown trial {name}: give --set, or one of {', '.join(TRIALS)}")
+    assignments(overrides)  # refuses what is none
+    changes = dict(TRIALS.get(name, {}))
+    both = (*changes.pop("overrides", ()), *overrides)
+    return Settings(**{"method": "st-distill", **given, "overrides": both, **changes})
 
 
 if __name__ == "__main__":

@@ -70,6 +70,11 @@ class _Changed(JasperDistill):
         self.hidden = hidden
         self.steps = steps
         self.step = 0
+        of_relations = experiment.centred or experiment.own_teacher or experiment.relations_after
+        if of_relations and not {"similarity", "triplet"} & set(self.weights):
+            raise ValueError("The experiment changes the relations, and the stage has none: give it losses that do.")
+        if options.get("bits"):
+            raise ValueError("An experiment that changes the loss leaves bits out: try one of the two.")
 
     def _terms(self, batch: Any) -> dict[str, Tensor]:
         experiment = self.experiment
@@ -223,6 +228,7 @@ def applied(experiment: Experiment, whole: str, layers: Sequence[int] | None) ->
                 cosine_weights=plain.cosine_weights,
                 weights=plain.weights,
                 margin=plain.margin,
+                bits=plain.bits,
                 experiment=experiment,
                 steps=stage.steps or 0,
                 hidden=hidden,

@@ -236,7 +236,7 @@ def _with_recipe(settings: Settings, shop: Workshop, folder: Path) -> Trained:
     file.write_text(json.dumps(recipe(settings, shop, folder), indent=1), encoding="utf-8")
     spec = load_recipe(str(file), settings.overrides)
     started = _now()
-    with applied(settings.experiment, shop.teacher_name, _start(settings, shop).layers):
+    with applied(settings.experiment, shop.teacher_name, spec.student.layers):
         run(spec, show_progress=False)
     took = _since(started)
     last = sorted((folder / "work").glob("stages/*/model"))[-1]

@@ -72,7 +72,7 @@ def draw(lines: list[Line], split: str, out: Path, *, steps: int | None = None, 
     with rc_context(_STYLE):
         for student in sorted({line["student"] for line in lines} - {"teacher"}):
             _against_dimension(alike, split, student, out / f"dimension-{student}.svg")
-        _against_time(lines, out / "time.svg")
+        _against_time(_of_like_runs(lines, alike), out / "time.svg")
         _against_size(alike, out / "size.svg")
 
 
@@ -83,6 +83,17 @@ def _one_setting(lines: list[Line]) -> list[Line]:
         settings = {key: value for key, value in line["settings"].items() if key != "seed"}
         kinds[line["name"], line["student"]][json.dumps(settings, sort_keys=True)].append(line)
     return [line for by_settings in kinds.values() for line in list(by_settings.values())[-1]]
+
+
+def _of_like_runs(lines: list[Line], alike: list[Line]) -> list[Line]:
+    """Those of the lines whose runs differ from one of ``alike`` in steps and seeds alone."""
+
+    def kind(line: Line) -> tuple[str, str, str]:
+        settings = {key: value for key, value in line["settings"].items() if key not in ("seed", "steps")}
+        return line["name"], line["student"], json.dumps(settings, sort_keys=True)
+
+    kinds = set(map(kind, alike))
+    return [line for line in lines if kind(line) in kinds]
 
 
 def _against_dimension(lines: list[Line], split: str, student: str, path: Path) -> None:
@@ -113,11 +124,11 @@ def _against_time(lines: list[Line], path: Path) -> None:
 
 
 def _against_size(lines: list[Line], path: Path) -> None:
-    """Each method's best run of every student."""
+    """Each method's runs of every student, of several seeds their mean."""
     figure, axes = _figure(f"Quality against size, {_DIM} dimensions", "parameters, millions")
     for name, points in _by_name(_runs(lines), "parameters").items():
-        best = {size: max(score for other, score in points if other == size) for size, _ in points}
-        _line(axes, name, sorted((size / 1e6, score) for size, score in best.items()), ":")
+        means = {size: statistics.fmean(score for other, score in points if other == size) for size, _ in points}
+        _line(axes, name, sorted((size / 1e6, score) for size, score in means.items()), ":")
     _save(figure, axes, path)
 
 

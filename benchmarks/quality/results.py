@@ -77,23 +77,21 @@ def chosen(lines: list[Line], *, steps: int | None = None, batch: int | None = N
 
 
 def labels(lines: list[Line]) -> dict[str, str]:
-    """What each run is called: its name, and its steps and rate where runs of that name differ in more than the seed.
+    """What each run is called: its name, and the settings in which runs of that name differ, but for the seed.
 
     Only runs that are equal but for their seeds may share a name, and with it a mean.
     """
-    kinds: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    about: dict[str, dict[str, Any]] = {}
+    about: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
     for line in lines:
-        if line["run"] not in about:
-            about[line["run"]] = line["settings"]
-            settings = {key: value for key, value in line["settings"].items() if key != "seed"}
-            kinds[line["name"], line["student"]][json.dumps(settings, sort_keys=True)].append(line["run"])
+        settings = {key: json.dumps(value, sort_keys=True) for key, value in line["settings"].items() if key != "seed"}
+        about[line["name"], line["student"]][line["run"]] = settings
     named = {}
-    for (name, _), by_settings in kinds.items():
-        for number, runs in enumerate(by_settings.values(), 1):
-            for run in runs:
-                more = f" ({number}: {about[run].get('steps')} steps, {about[run].get('rate')})"
-                named[run] = name + (more if len(by_settings) > 1 else "")
+    for (name, _), runs in about.items():
+        keys = sorted({key for settings in runs.values() for key in settings})
+        differ = [key for key in keys if len({settings.get(key) for settings in runs.values()}) > 1]
+        for run, settings in runs.items():
+            more = ", ".join(f"{key} {settings.get(key, 'as it was')}" for key in differ)
+            named[run] = f"{name} ({more})" if more else name
     return named
 
 

@@ -16,6 +16,7 @@ from benchmarks.quality.tasks import Task, all_texts, tasks, unseen_texts
 from benchmarks.quality.texts import training_pairs, variant
 from examples.quickstart_data import lsa_model
 from st_distill import Teacher, TeacherStore
+from st_distill.files import read_json, write_json
 from st_distill.store import StoreView
 
 #: Name of the teacher in its store; the recipes name it so too, and then find its vectors there.
@@ -23,12 +24,23 @@ NAME = "teacher"
 
 
 class Workshop:
-    """The output folder: training texts, the teacher's vectors, and where runs and results go."""
+    """The output folder: training texts, the teacher's vectors, and where runs and results go.
+
+    Raises:
+        ValueError: the data are not there, or the folder's results are of other data, another teacher or more texts.
+    """
 
     def __init__(self, out: Path, data: Path, teacher: str, *, rows: int) -> None:
         self.out, self.data, self.teacher_name, self.rows = out, data, teacher, rows
         self._tasks: dict[str, list[Task]] = {}
+        if not (data / "scifact").is_dir():
+            raise ValueError(f"The --data must be a folder as texts.py and tasks.py describe it. Got {data} instead.")
         out.mkdir(parents=True, exist_ok=True)
+        made_of, note = {"data": str(data.resolve()), "teacher": teacher, "rows": rows}, out / "made-of.json"
+        if not note.exists():
+            write_json(note, made_of)
+        elif (before := read_json(note)) != made_of:
+            raise ValueError(f"The results in {out} are of {before}. Name another --out for {made_of}.")
         # Two commands at a time may share the folder; what both need, one of them makes.
         self._lock = FileLock(out / "lock")
 

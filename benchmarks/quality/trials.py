@@ -67,6 +67,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "random-batches": {"overrides": ("stages.all.group_by_length=false",)},
     "texts-strangers": {"texts": "strangers"},
     "texts-neighbours": {"texts": "neighbours"},
+    "relations-neighbours": {"texts": "neighbours", **_relations(_PAPER)},
     "texts-shuffled": {"texts": "shuffled"},
     "texts-long": {"texts": "long"},
     "texts-short": {"texts": "short"},

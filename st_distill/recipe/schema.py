@@ -279,9 +279,9 @@ class Stage(Part):
     losses: dict[str, float] | None = field(
         default=None,
         metadata=about(
-            "weight of each term: cosine, similarity, triplet; what is left out is not computed. By default {cosine: 10}, and "
-            "the paper's {cosine: 10, similarity: 200, triplet: 20} with a teacher_head, with bits, and for vision. {}: the "
-            "stage learns from 'also' alone, without teachers",
+            "weight of each term: cosine, similarity, triplet; what is left out is not computed. By default {cosine: 10}, with "
+            "bits {cosine: 10, similarity: 20}, and with a teacher_head and for vision the paper's {cosine: 10, similarity: "
+            "200, triplet: 20}. {}: the stage learns from 'also' alone, without teachers",
             _losses_rule,
         ),
     )
@@ -385,8 +385,10 @@ class Stage(Part):
         if losses is None:
             # Relations can be learned in any coordinates. Where the student has the teachers' they only disturb
             # (docs/ablations.md); with a head of the teachers' width the cosine term teaches that head alone.
-            relations = self.trains_vision or self.bits or (projection is not None and projection.teacher_head)
-            losses = PAPER_LOSSES if relations else {"cosine": PAPER_LOSSES["cosine"]}
+            if self.trains_vision or (projection is not None and projection.teacher_head):
+                losses = PAPER_LOSSES
+            else:
+                losses = {"cosine": 10.0, "similarity": 20.0} if self.bits else {"cosine": 10.0}
         return {name: weight for name, weight in losses.items() if weight > 0}
 
     def heads_of_cosine(self, projection: Projection | None) -> list[int] | Literal["full"]:

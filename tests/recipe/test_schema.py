@@ -212,7 +212,8 @@ def test_losses_by_default_are_the_cosine_at_every_dimension_where_the_student_h
     short = Stage(train="all", steps=1, dims=[32])
     assert (text.weights(nested), text.heads_of_cosine(nested)) == ({"cosine": 10.0}, [64, 32])
     assert (short.weights(nested), short.heads_of_cosine(nested)) == ({"cosine": 10.0}, [32])
-    assert Stage(train="all", steps=1, bits=True).weights(nested) == paper
+    bits = Stage(train="all", steps=1, bits=True)
+    assert (bits.weights(nested), bits.weights(headed)) == ({"cosine": 10.0, "similarity": 20.0}, paper)
     assert (text.weights(headed), text.heads_of_cosine(headed)) == (paper, "full")
     assert (vision.weights(headed), vision.heads_of_cosine(headed)) == (paper, [64, 32])
     assert Stage(train="all", steps=1, cosine_dims="full").heads_of_cosine(nested) == "full"

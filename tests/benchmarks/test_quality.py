@@ -1,0 +1,141 @@
+"""The quality benchmark's arithmetic and command line; its trainings are no part of the tests."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from benchmarks.quality import __main__ as command
+from benchmarks.quality.methods import DIMS, Settings
+from benchmarks.quality.plot import draw
+from benchmarks.quality.results import TASKS, chosen, groups, labels, run_name
+from benchmarks.quality.tasks import cka, ndcg
+
+
+def lines_of(name: str, scores: dict[int, float], *, student: str = "3-layer", seed: int = 0, **settings) -> list[dict]:
+    """Lines of one run with the same score on every task."""
+    about = Settings("st-distill", student, seed, **settings)
+    return [
+        {
+            "run": run_name(name, about),
+            "name": name,
+            "student": student,
+            "seed": seed,
+            "seconds": 60.0,
+            "cpu_seconds": 60.0,
+            "parameters": 1_000_000,
+            "settings": about.as_dict(),
+            "split": "test",
+            "task": task,
+            "dim": dim,
+            "scores": {metric: score},
+        }
+        for task, metric in TASKS.items()
+        for dim, score in scores.items()
+    ]
+
+
+TEACHER = [
+    line | {"run": "teacher", "name": "teacher", "student": "teacher", "seconds": 0.0, "settings": {}}
+    for line in lines_of("teacher", dict.fromkeys(DIMS, 0.8))
+]
+
+
+def test_ndcg_of_known_rankings():
+    relevant = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0]])
+    scores = torch.tensor([[4.0, 3, 2, 1], [4, 3, 2, 1]])  # first, and third, of which the gain is 1 / log2(4)
+    assert ndcg(scores, relevant, k=4) == pytest.approx((1.0 + 0.5) / 2)
+
+
+def test_cka_is_of_the_geometry_alone():
+    vectors = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1))).Q
+    assert cka(vectors, 3 * vectors @ turn + 1) == pytest.approx(1.0, abs=1e-6)
+    assert cka(vectors, torch.randn(50, 8, generator=torch.Generator().manual_seed(2))) < 0.4
+
+
+def test_runs_that_differ_in_a_setting_have_names_and_labels_of_their_own():
+    kinds = [{"steps": 300}, {"steps": 100}, {"steps": 300, "batch": 32}, {"steps": 300, "overrides": ("seed=1",)}]
+    assert len({run_name("plain", Settings("st-distill", **kind)) for kind in kinds}) == 4
+    lines = [line for kind in kinds[:3] for line in lines_of("plain", {384: 0.5}, **kind)]
+    assert set(labels(lines).values()) == {
+        "plain (batch 64, steps 300)",
+        "plain (batch 64, steps 100)",
+        "plain (batch 32, steps 300)",
+    }
+
+
+def test_a_mean_is_that_of_the_tasks_over_seeds_alone():
+    lines = lines_of("plain", {128: 0.5}) + lines_of("plain", {128: 0.7}, seed=1) + lines_of("other", {128: 0.1})
+    lines[0]["scores"] = {"spearman": 0.0}
+    table = groups(lines, "test", "3-layer")
+    assert table["plain"][128]["mean"] == pytest.approx([40.0, 70.0])
+    assert table["other"][128]["mean"] == pytest.approx([10.0])
+
+
+def test_chosen_runs_are_of_one_budget_and_untrained_ones_of_any():
+    lines = TEACHER + lines_of("plain", {384: 0.5}, steps=300) + lines_of("plain", {384: 0.6}, steps=100)
+    kept = chosen(lines, steps=300, batch=64)
+    assert {line["name"] for line in kept} == {"teacher", "plain"}
+    assert {line["settings"]["steps"] for line in kept if line["settings"]} == {300}
+
+
+def test_pictures_of_one_budget(tmp_path, monkeypatch, capsys):
+    scores = dict.fromkeys(DIMS, 0.7)
+    lines = [line for steps in (100, 300) for line in lines_of("st-distill", scores, steps=steps, batch=32)]
+    lines += TEACHER + lines_of("st-distill", dict.fromkeys(DIMS, 0.1), steps=200, batch=32, rate=1.0)
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["quality", "plot", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "--steps 100 --batch 32, --steps 200 --batch 32, --steps 300 --batch 32" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*words, "--steps", "300"])
+    command.main()
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"dimension-3-layer.svg", "time.svg", "size.svg"}
+
+
+def test_time_has_runs_that_differ_in_steps_alone(tmp_path, monkeypatch):
+    from benchmarks.quality import plot
+
+    drawn = []
+    monkeypatch.setattr(plot, "_line", lambda axes, name, points, style: drawn.append((name, len(points))))
+    lines = [line for steps in (100, 300) for line in lines_of("st-distill", dict.fromkeys(DIMS, 0.7), steps=steps)]
+    lines += TEACHER + lines_of("st-distill", dict.fromkeys(DIMS, 0.1), steps=200, rate=1.0)
+    monkeypatch.setattr(plot, "_save", lambda *arguments: None)
+    draw(lines, "test", tmp_path, steps=300)
+    of_time = ("st-distill", 2)
+    assert drawn == [("st-distill", 5), ("teacher", 5), of_time, ("st-distill", 1), ("teacher", 1)]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trial", "plane"], "unknown trial plane: give --set, or one of plain"),
+        (["trial", "mine", "--set", "seed"], "Got 'seed' instead"),
+        (["trial", "plain", "--steps", "0"], "--steps: invalid count value"),
+        (["run", "--dropout", "x"], "--dropout: invalid dropout value"),
+        (["run"], "The --data must be a folder as texts.py and tasks.py describe it"),
+        (["table"], "holds no test results of that kind"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(words, message, tmp_path, monkeypatch, capsys):
+    given = ["--data", str(tmp_path / "none"), "--teacher", "none"] if words[0] != "table" else []
+    monkeypatch.setattr(sys, "argv", ["quality", *words, *given, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_other_data_is_refused(tmp_path):
+    from benchmarks.quality.teacher import Workshop
+
+    (tmp_path / "data" / "scifact").mkdir(parents=True)
+    Workshop(tmp_path / "out", tmp_path / "data", "one", rows=10)
+    Workshop(tmp_path / "out", tmp_path / "data", "one", rows=10)
+    for teacher, rows in (("one", 20), ("two", 10)):
+        with pytest.raises(ValueError, match="Name another --out"):
+            Workshop(tmp_path / "out", tmp_path / "data", teacher, rows=rows)
