@@ -96,8 +96,8 @@ def labels(lines: list[Line]) -> dict[str, str]:
 
 
 def print_table(lines: list[Line], split: str, student: str) -> None:
-    """Each method at each dimension: the tasks, their mean, the share of the whole teacher's kept, seconds of the processors;
-    then the rest.
+    """Each method at each dimension: the tasks, their mean, the share of the whole teacher's kept, seconds of the processors,
+    and texts encoded in a second; then the rest.
 
     The share is the mean of the tasks' shares, with the closeness to the teacher among them and without.
     """
@@ -106,10 +106,11 @@ def print_table(lines: list[Line], split: str, student: str) -> None:
     of_split = [line for line in lines if line["split"] == split and line["student"] in (student, "teacher")]
     names = labels(of_split)
     seconds = {names[line["run"]]: line.get("cpu_seconds", 0.0) for line in of_split}
+    speeds = {names[line["run"]]: line["texts_per_second"] for line in of_split}
     columns = [*TASKS, "mean"]
     print(f"## {student}, {split}\n")
-    print("| method | dim |", " | ".join(columns), "| kept % | without fidelity | seeds | training, CPU s |")
-    print("|---" * (len(columns) + 6) + "|")
+    print("| method | dim |", " | ".join(columns), "| kept % | without fidelity | seeds | training, CPU s | texts/s |")
+    print("|---" * (len(columns) + 7) + "|")
     for name, by_dim in table.items():
         for dim in DIMS:
             scores = by_dim[dim]
@@ -124,7 +125,11 @@ def print_table(lines: list[Line], split: str, student: str) -> None:
                 others = [part for task, part in kept.items() if task != "fidelity"]
                 share = f"{100 * statistics.fmean(kept.values()):.1f} | {100 * statistics.fmean(others):.1f}"
             count = max((len(values) for values in scores.values()), default=0)
-            print(f"| {name} | {dim} |", " | ".join(cells), f"| {share} | {count} | {seconds.get(name, 0.0):.0f} |")
+            print(
+                f"| {name} | {dim} |",
+                " | ".join(cells),
+                f"| {share} | {count} | {seconds.get(name, 0.0):.0f} | {speeds.get(name, 0.0):.0f} |",
+            )
     _print_details(of_split, names)
 
 

@@ -27,6 +27,7 @@ def lines_of(name: str, scores: dict[int, float], *, student: str = "3-layer", s
             "seconds": 60.0,
             "cpu_seconds": 60.0,
             "parameters": 1_000_000,
+            "texts_per_second": 100.0,
             "settings": about.as_dict(),
             "split": "test",
             "task": task,
@@ -139,3 +140,12 @@ def test_a_folder_of_other_data_is_refused(tmp_path):
     for teacher, rows in (("one", 20), ("two", 10)):
         with pytest.raises(ValueError, match="Name another --out"):
             Workshop(tmp_path / "out", tmp_path / "data", teacher, rows=rows)
+
+
+def test_the_table_says_what_is_kept_of_the_teacher(tmp_path, monkeypatch, capsys):
+    lines = TEACHER + lines_of("plain", dict.fromkeys(DIMS, 0.6))
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(sys, "argv", ["quality", "table", "--out", str(tmp_path)])
+    command.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| plain | 128 |")]
+    assert rows[0].endswith("| 60.00 | 75.0 | 75.0 | 1 | 60 | 100 |")
