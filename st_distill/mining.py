@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
@@ -16,6 +16,7 @@ from st_distill.options import check_whole_number, is_number
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.models import load_model
 from st_distill.recipe.schema import Texts
+from st_distill.recipe.start import tell_too_long_texts
 
 __all__ = ["mine_negatives"]
 
@@ -39,8 +40,9 @@ def mine_negatives(
     """Write each pair with the texts that the model takes for its answer most, and that are not.
 
     The search is sentence_transformers.util.mine_hard_negatives, over all second columns and the ``corpus``; a text that is
-    the second of any pair with the same first one is no negative of it. Nothing is drawn at random: the same input gives the
-    same file on the same machine.
+    the second of any pair with the same first one is no negative of it, nor is the first one itself. Nothing is drawn at
+    random: the same input gives the same file on the same machine. The log says which sources have texts that the model
+    does not read to their end.
 
     Args:
         model: the model, its folder or its name; its own prompts for queries and documents are used.
@@ -74,9 +76,14 @@ def mine_negatives(
         )
     if not isinstance(model, SentenceTransformer):
         model = load_model(os.fspath(model))
-    wanted = len({*zip(dataset[query], dataset[answer])})
+    tell_too_long_texts(model, [_source(source) for source in (pairs, corpus) if source is not None])
+    pairs_given = {*zip(dataset[query], dataset[answer])}
+    wanted = len(pairs_given)
+    # A query that is itself among the texts is the nearest of all to itself, and no wrong answer.
+    own = [text for text in dict.fromkeys(dataset[query]) if text in texts and (text, text) not in pairs_given]
+    added = dataset if not own else concatenate_datasets([dataset, Dataset.from_dict({query: own, answer: own})])
     mined = mine_hard_negatives(
-        dataset,
+        added,
         model,
         anchor_column_name=query,
         positive_column_name=answer,
@@ -89,6 +96,8 @@ def mine_negatives(
         faiss_batch_size=max(1, _SIMILARITIES // len(texts)),
         verbose=False,
     )
+    if own:
+        mined = mined.filter(lambda row: (row[query], row[answer]) in pairs_given)
     if len(mined) == 0:
         raise ValueError(
             f"At least one of the {wanted} pairs must have {negatives} negatives. Got none: ask for fewer, or take a smaller "
@@ -112,9 +121,13 @@ def _check_options(*, negatives: int, skip: int, margin: float | None, batch_siz
         raise ValueError(f"The 'margin' must be from 0 to below 1. Got {margin} instead.")
 
 
+def _source(given: Texts | str | os.PathLike[str]) -> Texts:
+    return given if isinstance(given, Texts) else Texts(path=os.fspath(given))
+
+
 def _columns(source: Texts | str | os.PathLike[str], name: str, count: int) -> Dataset:
     """The texts of a source that must have so many columns; a single one is called ``text``."""
-    dataset = load_texts(source if isinstance(source, Texts) else Texts(path=os.fspath(source)))
+    dataset = load_texts(_source(source))
     if len(dataset.column_names) != count:
         wanted = "two columns" if count == 2 else "one column"
         raise ValueError(

@@ -35,6 +35,21 @@ def test_negatives_are_the_nearest_of_the_wrong_answers(model, pairs, tmp_path, 
         assert [row[f"negative_{place}"] for place in (1, 2, 3)] == [sentences[index] for index in wanted[:3]]
 
 
+def test_a_query_is_no_negative_of_its_own(model, tmp_path, sentences):
+    """Pairs that are given in both directions: the nearest text of all to a query is the query."""
+    forth, back = sentences[:6], sentences[6:12]
+    Dataset.from_dict({"query": forth + back, "document": back + forth}).to_parquet(tmp_path / "pairs.parquet")
+    assert mine_negatives(model, tmp_path / "pairs.parquet", tmp_path / "hard.parquet", negatives=10) == 12
+    for row in pq.read_table(tmp_path / "hard.parquet").to_pylist():
+        assert {row[f"negative_{place}"] for place in range(1, 11)} == {*forth, *back} - {row["query"], row["document"]}
+
+
+def test_texts_that_are_cut_are_told(make_student, pairs, tmp_path, caplog):
+    with caplog.at_level("WARNING", "st_distill"):
+        mine_negatives(make_student(max_seq_length=4), pairs, tmp_path / "hard.parquet", negatives=2)
+    assert "more tokens than the model's 4" in caplog.text
+
+
 def test_the_same_file_every_time(model, pairs, tmp_path):
     first, second = tmp_path / "first.parquet", tmp_path / "second.parquet"
     mine_negatives(model, pairs, first, negatives=2)

@@ -179,14 +179,19 @@ class AlibiBertConfig(PreTrainedConfig):
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
+def explain_published(place: Any) -> str:
+    """Why a folder in the published layout is not loaded as what it says it is."""
+    return (
+        f"{place} holds an ALiBi BERT in the published layout, whose configuration calls itself 'bert', so that plain "
+        "loaders silently build an ordinary BERT with random position embeddings from it. Load it with "
+        "st_distill.modules.load_published."
+    )
+
+
 def explain_other_model(found: dict[str, Any], place: Any) -> str:
     """Why the configuration ``found`` is no `AlibiBertConfig`, in a sentence or two."""
     if found.get("position_embedding_type") == "alibi":
-        return (
-            f"{place} holds an ALiBi BERT in the published layout, whose configuration calls itself "
-            f"{found.get('model_type')!r}, so that plain loaders silently build an ordinary BERT with random position "
-            "embeddings from it. Load it with st_distill.modules.load_published."
-        )
+        return explain_published(place)
     return (
         f"{place} must hold an ALiBi BERT, a model of the type 'alibi_bert'. Got the type {found.get('model_type')!r} "
         "instead: a model trained with position embeddings does not work without them."

@@ -18,6 +18,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
+    AutoConfig,
     AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -29,6 +30,8 @@ from transformers import (
 from st_distill.errors import MissingExtraError, RecipeError
 from st_distill.exporting import CHECKED
 from st_distill.files import flush_folder, manifest, remove_leftovers, replacing_folder, write_json, write_text
+from st_distill.modules.alibi_checkpoint import is_published_alibi
+from st_distill.modules.alibi_config import explain_published
 from st_distill.pretrain.check import DESCRIPTION, check_pretraining, load_pretraining
 from st_distill.pretrain.corpus import MaskedRows, MaskedStream, Padding, rows_of, write_rows
 from st_distill.pretrain.evaluation import held_out_documents, masked_accuracy
@@ -126,10 +129,22 @@ def evaluate_encoder(model: str | os.PathLike[str], recipe: Pretraining) -> dict
         What `st_distill.pretrain.evaluation.masked_accuracy` returns.
 
     Raises:
-        ValueError: for a recipe without ``evaluation``.
+        ValueError: for a recipe without ``evaluation``, a length that the model does not take, and a model in the published
+            ALiBi layout, from which transformers would build another one.
     """
+    config = AutoConfig.from_pretrained(model)
+    if is_published_alibi(config.to_dict()):
+        raise ValueError(explain_published(model))
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = 0 if recipe.evaluation is None else max(recipe.evaluation.lengths)
+    if isinstance(positions, int) and longest > positions:
+        raise ValueError(
+            f"The lengths of the evaluation must be at most the {positions} tokens that '{model}' takes. Got {longest} "
+            f"instead: give --set 'evaluation.lengths=[{positions}]', say."
+        )
     tokenizer = WordTokenizer(AutoTokenizer.from_pretrained(model), whole_words=recipe.masking.whole_words)
-    encoder = AutoModelForMaskedLM.from_pretrained(model, attn_implementation=recipe.encoder.attn_implementation)
+    attention = {"attn_implementation": recipe.encoder.attn_implementation}
+    encoder = AutoModelForMaskedLM.from_pretrained(model, dtype=torch.float32, **attention)
     on_cpu = bool(recipe.arguments.get("use_cpu")) or not torch.accelerator.is_available()
     device = torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator()
     return _Measuring(recipe, tokenizer).at_all_lengths(encoder.to(device))
@@ -255,7 +270,11 @@ class _Pretraining:
         set_seed(self.recipe.seed)
         if spec.model is not None:
             model = AutoModelForMaskedLM.from_pretrained(
-                spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **attention
+                spec.model,
+                revision=spec.revision,
+                trust_remote_code=spec.trust_remote_code,
+                dtype=torch.float32,  # not the checkpoint's, which may be half; bf16 and fp16 are for computing
+                **attention,
             )
             if len(tokenizer) > model.config.vocab_size:
                 raise ValueError(
@@ -317,7 +336,9 @@ class _Pretraining:
         # Every process reads the stream itself, so that none has to hand out batches of other lengths than its own.
         args.accelerator_config.dispatch_batches = False
         model = self._model(tokenizer.tokenizer)
-        half = args.bf16 or args.fp16
+        positions = getattr(model.config, "max_position_embeddings", None)
+        rounded = -(-self.recipe.max_length // 8) * 8
+        in_eights = (args.bf16 or args.fp16) and not (isinstance(positions, int) and rounded > positions)
         data = self._data(tokenizer, args.per_device_train_batch_size)
         if isinstance(data, MaskedRows):
             logger.info("Corpus: %d rows.", len(data))
@@ -325,7 +346,7 @@ class _Pretraining:
             model=model,
             args=args,
             train_dataset=data,
-            data_collator=Padding(int(tokenizer.tokenizer.pad_token_id), multiple=8 if half else 1),
+            data_collator=Padding(int(tokenizer.tokenizer.pad_token_id), multiple=8 if in_eights else 1),
             measure=None if measuring is None else measuring.at_the_shortest,
         )
         last = last_checkpoint(self.folder / "checkpoints")

@@ -14,11 +14,12 @@ from st_distill.pretrain.corpus import EpochSampler
 from st_distill.pretrain.heads import places_of, predict
 from st_distill.pretrain.masking import IGNORED
 from st_distill.recipe.checkpoints import SealedCheckpoints
+from st_distill.recipe.memory import TellsMemory
 
 __all__ = ["MaskedWordTrainer"]
 
 
-class MaskedWordTrainer(SealedCheckpoints, Trainer):
+class MaskedWordTrainer(SealedCheckpoints, TellsMemory, Trainer):
     """A Trainer for rows that are masked already.
 
     The loss is the mean over all selected tokens of an optimiser step, however the step is cut into batches and devices.
@@ -29,6 +30,8 @@ class MaskedWordTrainer(SealedCheckpoints, Trainer):
         measure: what an evaluation during training gives, ``{name: value}``; None where there is none.
         **options: the Trainer's own.
     """
+
+    smaller = "a smaller 'device_batch', a smaller 'max_length'"
 
     def __init__(self, *, measure: Callable[[nn.Module], dict[str, float]] | None = None, **options: Any) -> None:
         # The Trainer wants to see that there is something to evaluate on; `measure` knows what.

@@ -22,7 +22,7 @@ from st_distill.modules.lengths import tell_too_long
 from st_distill.nearest import suggest
 from st_distill.recipe import quantized
 from st_distill.recipe.conversion import as_mapping
-from st_distill.recipe.data import load_scored_pairs, load_texts, read_images
+from st_distill.recipe.data import load_scored_pairs, load_texts, prompted_columns, read_images
 from st_distill.recipe.diagnose import diagnose_recipe
 from st_distill.recipe.image_rules import ImageRules
 from st_distill.recipe.load import Document, in_order, read_document
@@ -286,17 +286,16 @@ class _Rules(StageRules, ImageRules):
         limit = student.max_seq_length or limit
         if limit is None:
             return
-        for index, source in enumerate(self.recipe.texts or []):
-            if not self.sound(("texts", index)):
+        for path, source in self.recipe.learned_texts():
+            if not self.sound(path):
                 continue
             try:
-                dataset = load_texts(source)
+                columns = prompted_columns(source)
             except ValueError as error:
-                self.error(("texts", index), one_line(error))
+                self.error(path, one_line(error))
                 continue
-            told = tell_too_long(tokenizer, [dataset[column] for column in dataset.column_names], limit)
-            if told is not None:
-                self.error(("texts", index), f"{told}; split them, raise max_seq_length, or set too_long: truncate")
+            if (told := tell_too_long(tokenizer, columns, limit)) is not None:
+                self.error(path, f"{told}; split them, raise max_seq_length, or set too_long: truncate")
 
     # --- projection --------------------------------------------------------------------------------------------------
 

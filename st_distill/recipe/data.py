@@ -7,7 +7,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ __all__ = [
     "fingerprint",
     "load_scored_pairs",
     "load_texts",
+    "prompted_columns",
     "read_images",
     "rows_of",
     "stream_documents",
@@ -76,6 +77,18 @@ def load_texts(source: Texts, *, labels: bool = False) -> datasets.Dataset:
         if not (labels and kinds.get(name) == "number"):
             _require(source, kinds, name, "text")
     return _checked(dataset.select_columns(names), source, [name for name in names if kinds[name] == "text"])
+
+
+def prompted_columns(source: Texts) -> list[Sequence[str]]:
+    """Each column of a source's texts as the student reads it, with its prompt; see `load_texts`."""
+    dataset = load_texts(source, labels=True)
+    kinds = kinds_of_features(dataset.features)
+    columns: list[Sequence[str]] = []
+    for name in dataset.column_names:
+        if kinds[name] == "text":
+            prompt = source.prompts.get(name, "")
+            columns.append([prompt + text for text in dataset[name]] if prompt else dataset[name])
+    return columns
 
 
 def document_column(source: Texts) -> str:

@@ -20,7 +20,7 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer, PretrainedCon
 from st_distill.errors import one_line, sentence
 from st_distill.exporting import load_student
 from st_distill.modules.alibi_checkpoint import is_published_alibi
-from st_distill.modules.alibi_config import explain_other_model
+from st_distill.modules.alibi_config import explain_published
 from st_distill.nearest import suggest_path
 
 __all__ = [
@@ -269,9 +269,12 @@ def load_model(name: str) -> SentenceTransformer:
     Raises:
         ValueError: where it cannot be loaded, with what is in its place.
     """
-    file = Path(name) / "config.json"
-    if file.is_file() and is_published_alibi(found := _read_json(name, file.name, None) or {}):
-        raise ValueError(explain_other_model(found, name))
+    try:
+        facts = read_model(name, None)
+    except (UnknownModel, ValueError):
+        facts = None  # what is wrong is said where the loading fails
+    if facts is not None and facts.published_alibi:
+        raise ValueError(explain_published(name))
     if (Path(name) / "modules.json").is_file():
         return load_student(name)  # a student in training has modules that only st-distill knows
     try:

@@ -236,7 +236,7 @@ class _Run:
         start = self.folder / "start"
         model = self._before(first, state, labelled, teacher)
         if first == 0 and self.processes.is_main:
-            tell_too_long_texts(model, self.recipe.texts)
+            tell_too_long_texts(model, [texts for _, texts in self.recipe.learned_texts()])
         for index in range(first, len(state.stages)):
             stage, folder = self.recipe.stages[index], state.stage_folder(index)
             title = f"Stage {index + 1} of {len(state.stages)}, {stage.name}"

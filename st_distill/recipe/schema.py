@@ -503,6 +503,15 @@ class Recipe(Part):
         """Where ``export_teacher`` writes the teacher: ``<output>-teacher``."""
         return Path(f"{self.output.rstrip('/')}-teacher")
 
+    def learned_texts(self) -> Iterator[tuple[tuple[str | int, ...], Texts]]:
+        """Every source of texts that the student learns from, with its place in the recipe."""
+        for index, texts in enumerate(self.texts):
+            yield ("texts", index), texts
+        for number, stage in enumerate(self.stages):
+            for place, objective in enumerate(stage.also):
+                for index, texts in enumerate(objective.texts):
+                    yield ("stages", number, "also", place, "texts", index), texts
+
     @property
     def work_folder(self) -> Path:
         """``work``, or ``<output>-run``."""

@@ -21,7 +21,7 @@ from st_distill.modules import MatryoshkaProjection
 from st_distill.modules.lengths import tell_too_long
 from st_distill.modules.matryoshka import fold_into_table
 from st_distill.modules.rotation import learned_rotation, principal_rotation, random_rotation
-from st_distill.recipe.data import load_texts
+from st_distill.recipe.data import prompted_columns
 from st_distill.recipe.frozen import PooledVectors, pooled_vectors, reads_pooled_vectors
 from st_distill.recipe.models import UnknownModel, read_model
 from st_distill.recipe.schema import Projection, Recipe, Student, TeacherSpec, Texts
@@ -206,7 +206,7 @@ def tell_too_long_texts(model: SentenceTransformer, sources: Sequence[Texts]) ->
     if not isinstance(limit, int) or not isinstance(model.tokenizer, PreTrainedTokenizerBase):
         return  # a static embedding reads any number of words
     for source in sources:
-        dataset = load_texts(replace(source, limit=min(source.limit or _LOOKED_AT, _LOOKED_AT)))
-        told = tell_too_long(model.tokenizer, [dataset[column] for column in dataset.column_names], limit)
+        first = replace(source, limit=min(source.limit or _LOOKED_AT, _LOOKED_AT))
+        told = tell_too_long(model.tokenizer, prompted_columns(first), limit)
         if told is not None:
             logger.warning("%s, and are truncated there.", told)

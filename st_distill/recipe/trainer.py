@@ -10,12 +10,13 @@ from torch.utils.data import BatchSampler
 
 from st_distill.exporting import load_student
 from st_distill.recipe.checkpoints import SealedCheckpoints
+from st_distill.recipe.memory import TellsMemory
 from st_distill.recipe.quantized import is_quantized
 
 __all__ = ["StageTrainer"]
 
 
-class StageTrainer(SealedCheckpoints, SentenceTransformerTrainer):
+class StageTrainer(SealedCheckpoints, TellsMemory, SentenceTransformerTrainer):
     """A SentenceTransformerTrainer whose processes share each joint batch out among themselves.
 
     The library's own way is that every process takes another batch of the sampler. Of several datasets the processes would

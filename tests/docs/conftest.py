@@ -102,7 +102,7 @@ def _save_models(folder: Path, tiny_bert: str, tiny_alibi: str) -> None:
         num_hidden_layers=6,
         num_attention_heads=2,
         intermediate_size=8,
-        max_position_embeddings=64,
+        max_position_embeddings=128,
     )
     for name in ENCODERS:
         place = folder / "plain" / name
@@ -169,7 +169,7 @@ def _save_texts(folder: Path, texts: list[str]) -> None:
     scored = {"sentence1": halves["first"], "sentence2": halves["second"], "score": [0.1 * n for n in range(8)]}
     tables = {
         "my-texts": {"text": texts},
-        "long-texts": {"text": [" ".join(texts)] * 4},
+        "long-texts": {"text": [" ".join(2 * texts)] * 4},
         "questions": {"question": [f"{text}?" for text in texts], "answer": texts},
         "titles": {"title": halves["first"], "body": halves["second"]},
         "hard": {"question": halves["first"], "answer": halves["second"], "negative_1": halves["first"][::-1]},

@@ -177,7 +177,8 @@ def understand(words: list[str], where: str) -> None:
         except SystemExit:
             pytest.fail(f"{shlex.join(words)} is no command: {where}")
     elif program == "python" and module is not None:
-        assert (ROOT / rest[module + 1].replace(".", "/")).exists(), f"no module {rest[module + 1]}: {where}"
+        path = ROOT / rest[module + 1].replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").is_file(), f"no module {rest[module + 1]}: {where}"
     elif program == "python":
         assert (ROOT / rest[0]).is_file(), f"no file {rest[0]}: {where}"
     elif program == "make":

@@ -256,6 +256,34 @@ def test_documents_shorter_than_the_evaluation(recipe):
         pretrain(recipe, overrides=["evaluation.texts={data: [a short one]}"])
 
 
+def test_what_cannot_be_measured_is_told_before(recipe, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    config = {"model_type": "bert", "position_embedding_type": "alibi", "feed_forward_type": "geglu"}
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    assert main(["pretrain", str(recipe), "--evaluate", str(tmp_path / "other")]) == 2
+    assert "holds an ALiBi BERT in the published layout" in capsys.readouterr().err
+    BertConfig(max_position_embeddings=32).save_pretrained(tmp_path / "other")
+    assert main(["pretrain", str(recipe), "--evaluate", str(tmp_path / "other")]) == 2
+    told = f"must be at most the 32 tokens that '{tmp_path / 'other'}' takes. Got 64 instead: give --set"
+    assert told in capsys.readouterr().err
+
+
+def test_half_precision_of_a_model_at_its_greatest_length(twin_recipe, tmp_path):
+    """Rows are padded to eights for it, not beyond what the encoder takes; a half checkpoint learns in single precision."""
+    config = BertConfig(
+        vocab_size=320,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=20,
+    )
+    BertForMaskedLM(config).to(torch.float16).save_pretrained(tmp_path / "half")
+    changes = [f"encoder={{model: {tmp_path}/half}}", "max_length=20", "evaluation=null", "steps=2"]
+    result = pretrain(twin_recipe, overrides=[*changes, "arguments.bf16=true"])
+    assert {value.dtype for value in weights(result.output).values()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("preset", "rate", "layers", "width", "heads"),
     [("small", 1e-3, 4, 512, 8), ("base", 6e-4, 12, 768, 12), ("large", 4e-4, 24, 1024, 16)],

@@ -8,7 +8,10 @@ import shutil
 
 import numpy as np
 import pytest
-from sentence_transformers import SentenceTransformer
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from st_distill.modules.alibi_checkpoint import load_published, save_published
 from st_distill.modules.alibi_model import AlibiBertModel
@@ -16,6 +19,7 @@ from st_distill.recipe.check import check
 from st_distill.recipe.models import load_model
 from st_distill.recipe.schema import Recipe, Stage, Student, Texts
 from st_distill.recipe.start import tell_too_long_texts
+from st_distill.recipe.trainer import StageTrainer
 
 TEXTS = ["a cat", "", "the dog " * 20]
 
@@ -30,8 +34,22 @@ def recipe(**student) -> Recipe:
     return Recipe(output="out/unused", student=Student(**student), texts=[Texts(data=TEXTS)], stages=[pairs])
 
 
-def messages(found: Recipe) -> list[str]:
-    return [problem.message for problem in check(found) if problem.path in ("texts[0]", "student.too_long")]
+_ALSO = "stages[0].also[0].texts[0]"
+
+
+def messages(found: Recipe, *places: str) -> list[str]:
+    places = places or ("texts[0]", "student.too_long")
+    return [problem.message for problem in check(found) if problem.path in places]
+
+
+def test_texts_of_further_losses_and_prompts_count(tiny_bert):
+    told = "1 of 3 texts (the first in row 2) have more tokens"
+    short = messages(recipe(model=tiny_bert, too_long="refuse", max_seq_length=16), _ALSO)
+    assert [message.startswith(told) for message in short].count(True) == 1
+    prompted = recipe(model=tiny_bert, too_long="refuse", max_seq_length=48)
+    assert messages(prompted, "texts[0]") == []
+    prompted.texts[0] = Texts(data=TEXTS, prompts={"text": "a cat and a dog and a cat "})
+    assert messages(prompted, "texts[0]")[0].startswith(told)
 
 
 @pytest.mark.parametrize(
@@ -109,3 +127,39 @@ def test_blockwise_is_the_alibi_encoder_s(tiny_bert, tiny_alibi):
 
     assert said(tiny_alibi) == []
     assert said(tiny_bert) == ["blockwise is the ALiBi encoder's; leave it out, or set sdpa"]
+
+
+def test_a_published_encoder_within_a_sentence_transformers_folder_is_refused(published, make_student, tmp_path):
+    folder = tmp_path / "whole"
+    (folder / "0_Transformer").mkdir(parents=True)
+    shutil.copytree(published, folder / "0_Transformer", dirs_exist_ok=True)
+    kind = "sentence_transformers.sentence_transformer.modules.Transformer"
+    module = {"idx": 0, "name": "0", "path": "0_Transformer", "type": kind}
+    (folder / "modules.json").write_text(json.dumps([module]))
+    with pytest.raises(ValueError, match="holds an ALiBi BERT in the published layout"):
+        load_model(str(folder))
+
+
+def test_a_step_that_does_not_fit_in_memory_is_told_with_its_length(make_student, tmp_path, monkeypatch):
+    """In the backward pass too, where no model has a word to say."""
+    student = make_student()
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, report_to="none", use_cpu=True
+    )
+    texts = ["a cat", "the dog " * 20]
+    loss = MultipleNegativesRankingLoss(student)
+    data = Dataset.from_dict({"anchor": texts, "positive": texts})
+    trainer = StageTrainer(model=student, args=arguments, train_dataset=data, loss=loss)
+
+    def without_memory(*given, **options):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(trainer.accelerator, "backward", without_memory)
+    told = (
+        r"A step of 4 texts, the longest of 32 tokens, does not fit in memory\. Give a smaller 'batch'.*gradient_checkp"
+    )
+    with pytest.raises(torch.OutOfMemoryError, match=told):
+        trainer.train()
+    monkeypatch.setattr(trainer.accelerator, "backward", lambda *given, **options: {}["other"])
+    with pytest.raises(KeyError):
+        trainer.train()
