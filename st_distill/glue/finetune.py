@@ -199,11 +199,17 @@ class _Model:
         self.load(name, 2)  # weights that do not fit are found now, and not after hours
 
     def load(self, name: str, labels: int) -> PreTrainedModel:
-        """The encoder of a folder with a new head."""
+        """The encoder of a folder with a new head, in float32: in half precision small steps are rounded away."""
         kind = {"problem_type": "regression"} if labels == 1 else {"problem_type": "single_label_classification"}
         with _silent():
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                name, num_labels=labels, ignore_mismatched_sizes=True, output_loading_info=True, **kind, **self.how
+                name,
+                num_labels=labels,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # a head of another number of classes
+                output_loading_info=True,
+                **kind,
+                **self.how,
             )
         core = f"{model.base_model_prefix}."
         lost = [key for key in sorted(report["missing_keys"]) if key.startswith(core) and ".pooler." not in key]
@@ -211,6 +217,13 @@ class _Model:
             raise ValueError(
                 f"The weights of '{name}' must be those of its encoder, {type(model).__name__}. They lack {len(lost)} of them, "
                 f"'{lost[0]}' for one: the configuration is of another model."
+            )
+        misshapen = [found for found in sorted(report["mismatched_keys"]) if found[0].startswith(core)]
+        if misshapen:
+            key, held, wanted = misshapen[0]
+            raise ValueError(
+                f"The weights of '{name}' must be of the shapes that its configuration says. {len(misshapen)} of them are not: "
+                f"'{key}' is {tuple(held)} where {tuple(wanted)} is said. Mend the configuration, or save the model again."
             )
         return model
 

@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
-from transformers import AutoConfig
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel
 
 from st_distill.cli import main
 from st_distill.glue import Settings, glue
@@ -64,6 +66,22 @@ def test_a_model_of_transformers_serves_too(tiny_bert, glue_folder, tmp_path):
     assert results["tasks"]["cola"]["examples"] == 8
 
 
+def test_a_head_of_other_classes_is_replaced(encoder, glue_folder, tmp_path):
+    glue(encoder, glue_folder, tmp_path / "out", tasks=["mnli"], settings=SHORT)
+    of_three = tmp_path / "out" / "mnli-model"
+    results = glue(of_three, glue_folder, tmp_path / "again", tasks=["sst2", "stsb"], settings=SHORT)
+    assert list(results["tasks"]) == ["sst2", "stsb"]
+
+
+def test_half_precision_is_trained_in_float32(encoder, glue_folder, tmp_path):
+    AutoModel.from_pretrained(encoder, dtype=torch.float16).save_pretrained(tmp_path / "half")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(f"{encoder}/{name}", tmp_path / "half")
+    glue(tmp_path / "half", glue_folder, tmp_path / "out", tasks=["mnli"], settings=SHORT)
+    weights = load_file(tmp_path / "out" / "mnli-model" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
 def test_models_that_cannot_serve_are_refused_before_work(tiny_bert, encoder, glue_folder, tmp_path):
     def fails(model, message):
         with pytest.raises(ValueError, match=message):
@@ -83,6 +101,11 @@ def test_models_that_cannot_serve_are_refused_before_work(tiny_bert, encoder, gl
     fails(str(folder), "holds an ALiBi BERT in the published layout")
     write(model_type="bert", max_position_embeddings=64)
     fails(str(folder), "must be those of its encoder, BertForSequenceClassification. They lack .*, 'bert.* for one")
+    write(vocab_size=7)
+    fails(
+        str(folder),
+        "must be of the shapes that its configuration says. 1 of them .*word_embeddings.weight' is .* where",
+    )
     write(model_type="vit")
     fails(str(folder), "must be an encoder with a sequence classification head. Got .* of the type 'vit'")
 
