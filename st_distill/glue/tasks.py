@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from st_distill.evaluation.data import Part, Table, parts_of_hub, parts_of_path
 from st_distill.nearest import any_of, suggest
 
 __all__ = ["TASKS", "Examples", "GlueTask", "TaskData", "find_tasks"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class GlueTask:
         classes: names of its classes, in the order of their numbers; empty where the label is a score.
         label: further columns that the label may be in, beside ``label``.
         held_out: the parts that are measured, and what each is called in the results.
+        broken_lines: whether GLUE's own files have lines that are parts of one; they are left out, as the hub does.
     """
 
     name: str
@@ -33,6 +37,7 @@ class GlueTask:
     classes: tuple[str, ...] = ("0", "1")
     label: tuple[str, ...] = ()
     held_out: tuple[tuple[str, str], ...] = ()
+    broken_lines: bool = False
 
     @property
     def parts(self) -> dict[str, str]:
@@ -52,7 +57,13 @@ TASKS = {
             label=("gold_label",),
             held_out=(("mnli", "validation_matched"), ("mnli-mm", "validation_mismatched")),
         ),
-        GlueTask("qqp", texts=(("question1", "question2"),), metrics=("accuracy", "f1"), label=("is_duplicate",)),
+        GlueTask(
+            "qqp",
+            texts=(("question1", "question2"),),
+            metrics=("accuracy", "f1"),
+            label=("is_duplicate",),
+            broken_lines=True,  # https://github.com/nyu-mll/GLUE-baselines/issues/5
+        ),
         GlueTask("qnli", texts=(("question", "sentence"),), classes=_ENTAILMENT),
         GlueTask("sst2", texts=(("sentence",),)),
         GlueTask("cola", texts=(("sentence",),), metrics=("matthews",)),
@@ -186,18 +197,21 @@ def _parts_of_folder(task: GlueTask, folder: Path) -> dict[str, Part]:
     parts = parts_of_path(folder)
     for file in sorted(folder.glob("*.tsv")):
         names = _COLA_COLUMNS if task.name == "cola" else None
-        parts[file.stem] = Part(str(file), _Lines(file, names), folder)
+        parts[file.stem] = Part(str(file), _Lines(file, names, task.broken_lines), folder)
     return parts
 
 
 class _Lines:
     """Rows of a tsv file of GLUE, which knows no quotes: a quotation mark is a letter of the text like any other."""
 
-    def __init__(self, file: Path, names: tuple[str, ...] | None) -> None:
+    def __init__(self, file: Path, names: tuple[str, ...] | None, broken_lines: bool) -> None:
         self.file = file
         self.names = names
+        self.broken_lines = broken_lines
+        self._told = False
 
     def __call__(self) -> Iterator[dict[str, Any]]:
+        left_out = 0
         try:
             with self.file.open(encoding="utf-8-sig", newline="\n") as lines:
                 first = next(lines, "").rstrip("\r\n").split("\t")
@@ -206,9 +220,17 @@ class _Lines:
                     names = list(self.names)
                     yield self._row(names, first, 1)
                 for number, line in enumerate(lines, start=2):
-                    yield self._row(names, line.rstrip("\r\n").split("\t"), number)
+                    values = line.rstrip("\r\n").split("\t")
+                    if self.broken_lines and len(values) != len(names):
+                        left_out += 1
+                        continue
+                    yield self._row(names, values, number)
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.file} is not UTF-8 text ({one_line(error)}). Save it as UTF-8.") from error
+        finally:  # also where no more than the first rows are wanted
+            if left_out and not self._told:
+                self._told = True
+                logger.warning("%s: %d broken lines are left out, as in the hub's copy.", self.file, left_out)
 
     def _row(self, names: Sequence[str], values: list[str], number: int) -> dict[str, Any]:
         if len(values) != len(names):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -91,3 +93,19 @@ def test_a_line_of_another_length_is_named(tmp_path):
         (tmp_path / "rte" / f"{part}.tsv").write_text("sentence1\tsentence2\tlabel\na\tb\n")
     with pytest.raises(ValueError, match="Line 2 of .*train.tsv must have 3 fields, as the first has. Got 2"):
         find_tasks(str(tmp_path), None)[0].check()
+
+
+def test_broken_lines_of_qqp_are_left_out_and_counted_once(tmp_path, caplog):
+    (tmp_path / "QQP").mkdir()
+    names = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    (tmp_path / "QQP" / "train.tsv").write_text(names + '1\t2\t3\ta\tb\t0\n"\tb\t0\n4\t5\t6\ta\n7\t8\t9\tc\td\t1\n')
+    (tmp_path / "QQP" / "dev.tsv").write_text(names + "1\t2\t3\ta\tb\t1\n")
+    data = find_tasks(str(tmp_path), None)[0]
+    with caplog.at_level(logging.WARNING):
+        data.check()
+        examples = data.read("train")
+        assert data.read("train", limit=2).labels == [0, 1]
+    assert (examples.texts, examples.labels) == ((["a", "c"], ["b", "d"]), [0, 1])
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == [
+        "2 broken lines are left out, as in the hub's copy."
+    ]
