@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from st_distill.errors import one_line
 from st_distill.evaluation.data import Part, Table, parts_of_hub, parts_of_path
+from st_distill.files import describe
 from st_distill.nearest import any_of, suggest
 
 __all__ = ["TASKS", "Examples", "GlueTask", "TaskData", "find_tasks"]
@@ -99,16 +101,20 @@ class TaskData:
     Args:
         task: of `TASKS`.
         parts: what was found, by name.
-        source: what messages call them.
+        source: what messages call them: the name on the hub, or the folder.
+        folder: that they lie in; None for the hub.
 
     Raises:
         ValueError: where a part is missing.
     """
 
-    def __init__(self, task: GlueTask, parts: dict[str, Part], source: str) -> None:
+    def __init__(self, task: GlueTask, parts: dict[str, Part], source: str, folder: Path | None = None) -> None:
         self.task = task
+        self._source = source
+        self._folder = folder
         self._parts = {_usual(name): part for name, part in parts.items()}
-        missing = [name for name in ("train", *task.parts.values()) if name not in self._parts]
+        self._used = ("train", *task.parts.values())
+        missing = [name for name in self._used if name not in self._parts]
         if missing:
             raise ValueError(
                 f"The data of {task.name} must have {any_of(missing)}. Got {any_of(list(parts))} in {source}: name the files "
@@ -134,8 +140,15 @@ class TaskData:
 
     def check(self, *, limit: int | None = None) -> None:
         """Reads all of it once, for its mistakes."""
-        for part in ("train", *self.task.parts.values()):
+        for part in self._used:
             self.read(part, limit=limit)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells them from others: size and checksum of each file that is read, by its path in the folder; or the name."""
+        if self._folder is None:
+            return {"name": self._source}
+        files = [file for part in self._used for file in self._parts[part].files]
+        return {Path(os.path.relpath(file, self._folder)).as_posix(): describe(file)._asdict() for file in files}
 
     def _labels(self, table: Table, column: str) -> list[int] | list[float]:
         if not self.task.classes:
@@ -169,7 +182,8 @@ def find_tasks(data: str, wanted: Sequence[str] | None) -> list[TaskData]:
             raise ValueError(f"The 'tasks' must be of {', '.join(TASKS)}. Got '{name}'{suggest(name, TASKS)}")
     folder = Path(data)
     if not folder.is_dir():
-        return [TaskData(TASKS[name], parts_of_hub(data, name, None), data) for name in wanted or TASKS]
+        names = [name for name in TASKS if name in (wanted or TASKS)]
+        return [TaskData(TASKS[name], parts_of_hub(data, name, None), data) for name in names]
     folders = {entry.name.lower().replace("-", "").replace("_", ""): entry for entry in sorted(folder.iterdir())}
     folders = {name: entry for name, entry in folders.items() if name in TASKS and entry.is_dir()}
     absent = [name for name in wanted or () if name not in folders]
@@ -178,7 +192,7 @@ def find_tasks(data: str, wanted: Sequence[str] | None) -> list[TaskData]:
             f"The folder {data} must have a folder for {any_of(absent or list(TASKS))}. Got {_names(folder)} instead."
         )
     return [
-        TaskData(task, _parts_of_folder(task, folders[name]), str(folders[name]))
+        TaskData(task, _parts_of_folder(task, folders[name]), str(folders[name]), folders[name])
         for name, task in TASKS.items()
         if name in (wanted or folders)
     ]
@@ -197,7 +211,7 @@ def _parts_of_folder(task: GlueTask, folder: Path) -> dict[str, Part]:
     parts = parts_of_path(folder)
     for file in sorted(folder.glob("*.tsv")):
         names = _COLA_COLUMNS if task.name == "cola" else None
-        parts[file.stem] = Part(str(file), _Lines(file, names, task.broken_lines), folder)
+        parts[file.stem] = Part(str(file), _Lines(file, names, task.broken_lines), folder, files=[file])
     return parts
 
 
