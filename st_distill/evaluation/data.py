@@ -53,11 +53,20 @@ class Part:
         source: what messages call it.
         read: gives its rows.
         folder: that paths in it are relative to.
+        files: that it is read from.
     """
 
-    def __init__(self, source: str, read: Callable[[], Iterable[dict[str, Any]]], folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        read: Callable[[], Iterable[dict[str, Any]]],
+        folder: Path | None = None,
+        *,
+        files: Sequence[Path] = (),
+    ) -> None:
         self.source = source
         self.folder = folder
+        self.files = files
         self._read = read
 
     def load(self, limit: int | None = None) -> Table:
@@ -264,7 +273,7 @@ def _part_of_dataset(source: str, dataset: datasets.Dataset) -> Part:
                 stored = stored.cast_column(name, datasets.Image(decode=False))
         return iter(stored)
 
-    return Part(source, read)
+    return Part(source, read, files=[Path(file["filename"]) for file in dataset.cache_files])
 
 
 def _part_of_files(files: list[Path]) -> Part:
@@ -276,7 +285,7 @@ def _part_of_files(files: list[Path]) -> Part:
             else:
                 yield from text_rows(file)
 
-    return Part(str(files[0]), read, files[0].parent)
+    return Part(str(files[0]), read, files[0].parent, files=files)
 
 
 def shown(value: Any) -> str:

@@ -25,16 +25,17 @@ from transformers import (
     set_seed,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 import st_distill.modules  # noqa: F401 - registers the ALiBi encoder
 from st_distill.errors import one_line
-from st_distill.files import read_json, write_json
+from st_distill.files import describe, read_json, write_json
 from st_distill.glue.results import average, figures
 from st_distill.glue.tasks import Examples, TaskData, find_tasks
 from st_distill.modules.alibi_checkpoint import is_published_alibi
 from st_distill.modules.alibi_config import explain_other_model
-from st_distill.nearest import suggest
+from st_distill.nearest import any_of, suggest
 from st_distill.options import check_whole_number
 from st_distill.recipe.arguments import RESERVED, complaints, hints_of, range_complaint
 
@@ -44,6 +45,14 @@ logger = logging.getLogger(__name__)
 
 #: Tasks that begin with the encoder that MNLI has been learned with, as in the paper (after arXiv 1811.01088).
 AFTER_MNLI = ("stsb", "mrpc", "rte")
+#: What a kept result may be of that it is not of now, as a message calls each.
+_OTHERS = {
+    "model": "another model",
+    "weights": "other weights of the model",
+    "data": "other data",
+    "settings": "other settings",
+    "after_mnli": "another encoder to begin with",
+}
 _ARGUMENTS: dict[str, Any] = {
     "weight_decay": 0.01,
     "warmup_steps": 0.1,
@@ -143,7 +152,8 @@ def glue(
     """Fine-tune a model on the tasks of GLUE and measure each on its validation part.
 
     STS-B, MRPC and RTE begin with the encoder fine-tuned on MNLI where that is among the tasks, as in Jina Embeddings 2;
-    the others with the model itself. Each finished task is kept in ``output``, so that the same call continues.
+    the others with the model itself. Each finished task is kept in ``output``, so that the same call continues; what other
+    weights, data or settings have left there is refused.
 
     Args:
         model: name or folder of an encoder that transformers has with a sequence classification head.
@@ -159,17 +169,19 @@ def glue(
         where a task is missing.
 
     Raises:
-        ValueError: before any training, for a model that cannot serve, and for mistakes in the data of any task.
+        ValueError: before any training, for a model that cannot serve, for mistakes in the data of any task, and for results
+            in ``output`` that are of something else.
     """
     settings = Settings() if settings is None else settings
     found = find_tasks(os.fspath(data), tasks)
     loaded = _Model(os.fspath(model), trust_remote_code)
     for task in found:
         task.check(limit=settings.limit)
-    run = _Run(loaded, Path(output), settings)
+    run = _Run(loaded, Path(output), settings, found)
     measured: dict[str, Any] = {}
-    for task in found:
-        measured |= run.result(task)
+    kept = [run.kept(task) for task in found]  # results of something else are refused now, and not after hours
+    for task, before in zip(found, kept, strict=True):
+        measured |= run.result(task) if before is None else before
     return {"model": os.fspath(model), "tasks": measured, "average": average(measured)}
 
 
@@ -197,13 +209,20 @@ class _Model:
         if self.tokenizer.pad_token_id is None:
             raise ValueError(f"The tokenizer of '{name}' must have a padding token. It has none: set one and save it.")
         self.load(name, 2)  # weights that do not fit are found now, and not after hours
+        self.weights = _weights(name)
 
     def load(self, name: str, labels: int) -> PreTrainedModel:
-        """The encoder of a folder with a new head."""
+        """The encoder of a folder with a new head, in float32: in half precision small steps are rounded away."""
         kind = {"problem_type": "regression"} if labels == 1 else {"problem_type": "single_label_classification"}
         with _silent():
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                name, num_labels=labels, ignore_mismatched_sizes=True, output_loading_info=True, **kind, **self.how
+                name,
+                num_labels=labels,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # a head of another number of classes
+                output_loading_info=True,
+                **kind,
+                **self.how,
             )
         core = f"{model.base_model_prefix}."
         lost = [key for key in sorted(report["missing_keys"]) if key.startswith(core) and ".pooler." not in key]
@@ -212,33 +231,78 @@ class _Model:
                 f"The weights of '{name}' must be those of its encoder, {type(model).__name__}. They lack {len(lost)} of them, "
                 f"'{lost[0]}' for one: the configuration is of another model."
             )
+        misshapen = [found for found in sorted(report["mismatched_keys"]) if found[0].startswith(core)]
+        if misshapen:
+            key, held, wanted = misshapen[0]
+            raise ValueError(
+                f"The weights of '{name}' must be of the shapes that its configuration says. {len(misshapen)} of them are not: "
+                f"'{key}' is {tuple(held)} where {tuple(wanted)} is said. Mend the configuration, or save the model again."
+            )
         return model
 
 
 class _Run:
-    def __init__(self, model: _Model, folder: Path, settings: Settings) -> None:
+    def __init__(self, model: _Model, folder: Path, settings: Settings, tasks: Sequence[TaskData]) -> None:
         self.model = model
         self.folder = folder
         self.settings = settings
         positions = getattr(model.config, "max_position_embeddings", None)
         limits = (settings.max_length, model.tokenizer.model_max_length, positions)
         self.max_length = min(limit for limit in limits if isinstance(limit, int))
+        self.mnli = folder / "mnli-model"
+        self._mnli_file = folder / "mnli.json"
+        self._learns_mnli = any(data.task.name == "mnli" for data in tasks)
+        self._data = {data.task.name: data.identity() for data in tasks}
+        self._made_by = {"model": model.name, "weights": model.weights, "settings": _plain(settings)}
+
+    def kept(self, data: TaskData) -> dict[str, Any] | None:
+        """The figures of a task that are in the folder already, by names in the results; None where there are none.
+
+        Raises:
+            ValueError: they, or the encoder that the task begins with, are of something else.
+        """
+        file, as_now = self.folder / f"{data.task.name}.json", self._identity(data.task.name)
+        if not file.is_file():
+            return None
+        kept = read_json(file)
+        if others := _others(kept, as_now):
+            raise ValueError(
+                f"The file {file} must be of this model, data and settings. It is of {others}: remove it, or name another "
+                "output folder."
+            )
+        logger.info("%s: kept from before.", data.task.name)
+        return dict(kept["tasks"])
+
+    def _identity(self, name: str) -> dict[str, Any]:
+        """All that the figures of a task depend on."""
+        after_mnli = self._after_mnli(name)
+        learned = _weights(str(self.mnli)) if after_mnli and self._mnli_file.is_file() else {}
+        return {**self._made_by, "data": self._data[name], "after_mnli": learned if after_mnli else None}
+
+    def _after_mnli(self, name: str) -> bool:
+        """Whether a task begins with the encoder fine-tuned on MNLI, which is there or will be."""
+        if name not in AFTER_MNLI:
+            return False
+        has_figures, has_encoder = self._mnli_file.is_file(), self.mnli.is_dir()
+        if self._learns_mnli and not has_figures:
+            return True
+        if has_figures != has_encoder:
+            raise ValueError(
+                f"The folder {self.folder} must hold {self._mnli_file.name} and {self.mnli.name} together, for {name} to begin "
+                f"with. It has {(self._mnli_file if has_figures else self.mnli).name} alone: remove it, or name another output "
+                "folder."
+            )
+        if has_figures and (others := _others(read_json(self._mnli_file), self._made_by)):
+            raise ValueError(
+                f"The encoder {self.mnli}, for {name} to begin with, must be of this model and settings. It is of {others}: "
+                f"remove it and {self._mnli_file}, or name another output folder."
+            )
+        return has_encoder
 
     def result(self, data: TaskData) -> dict[str, Any]:
-        """The figures of one task, by names in the results; from the folder, if they are there already."""
+        """The figures of one task, by names in the results, measured and kept in the folder."""
         name = data.task.name
-        file, mnli = self.folder / f"{name}.json", self.folder / "mnli-model"
-        start = str(mnli) if name in AFTER_MNLI and mnli.is_dir() else self.model.name
-        as_now = {"model": self.model.name, "began_with": start, "settings": _plain(self.settings)}
-        if file.is_file():
-            kept = read_json(file)
-            if {key: kept.get(key) for key in as_now} != as_now:
-                raise ValueError(
-                    f"The file {file} must be of the same model and settings. It is of others: remove it, or name another "
-                    "output folder."
-                )
-            logger.info("%s: kept from before.", name)
-            return dict(kept["tasks"])
+        start = str(self.mnli) if self._after_mnli(name) else self.model.name
         measured: dict[str, Any] = {}
         for rate in sorted(self.settings.learning_rates):
             logger.info("%s: from %s, learning rate %g.", name, start, rate)
@@ -247,9 +311,9 @@ class _Run:
                 continue
             measured = {part: {**row, "learning_rate": rate, "began_with": start} for part, row in found.items()}
             if name == "mnli":
-                self._keep(model, mnli)
+                self._keep(model, self.mnli)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, {**as_now, "tasks": measured})
+        write_json(self.folder / f"{name}.json", {**self._identity(name), "tasks": measured})
         return measured
 
     def _keep(self, model: PreTrainedModel, folder: Path) -> None:
@@ -312,6 +376,29 @@ def _silent() -> Iterator[None]:
 def _score(measured: Mapping[str, Mapping[str, Any]], name: str) -> float:
     score = measured[name]["score"]
     return -np.inf if score is None else score
+
+
+def _weights(name: str) -> dict[str, Any]:
+    """What tells a model's weights from others: size and checksum of each file of them in its folder; its commit on the hub."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return {"commit": Path(cached_file(name, "config.json")).parent.name}  # as the hub's cache has it
+    files = [file for pattern in ("*.safetensors", "pytorch_model*.bin") for file in sorted(folder.glob(pattern))]
+    return {file.name: describe(file)._asdict() for file in files}
+
+
+def _others(kept: Mapping[str, Any], as_now: Mapping[str, Any]) -> str:
+    """What a kept result is of that it is not of now, for a sentence; empty where it is of the same."""
+    told = []
+    for name, now in as_now.items():
+        if (before := kept.get(name)) != now:
+            details: list[str] = []
+            if isinstance(before, dict) and isinstance(now, dict):
+                details = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+            elif isinstance(before, str):
+                details = [before]
+            told.append(_OTHERS[name] + (f" ({any_of(details)})" if details else ""))
+    return " and ".join(told)
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +11,12 @@ from typing import Any
 
 from st_distill.errors import one_line
 from st_distill.evaluation.data import Part, Table, parts_of_hub, parts_of_path
+from st_distill.files import describe
 from st_distill.nearest import any_of, suggest
 
 __all__ = ["TASKS", "Examples", "GlueTask", "TaskData", "find_tasks"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class GlueTask:
         classes: names of its classes, in the order of their numbers; empty where the label is a score.
         label: further columns that the label may be in, beside ``label``.
         held_out: the parts that are measured, and what each is called in the results.
+        broken_lines: whether GLUE's own files have lines that are parts of one; they are left out, as the hub does.
     """
 
     name: str
@@ -33,6 +39,7 @@ class GlueTask:
     classes: tuple[str, ...] = ("0", "1")
     label: tuple[str, ...] = ()
     held_out: tuple[tuple[str, str], ...] = ()
+    broken_lines: bool = False
 
     @property
     def parts(self) -> dict[str, str]:
@@ -52,7 +59,13 @@ TASKS = {
             label=("gold_label",),
             held_out=(("mnli", "validation_matched"), ("mnli-mm", "validation_mismatched")),
         ),
-        GlueTask("qqp", texts=(("question1", "question2"),), metrics=("accuracy", "f1"), label=("is_duplicate",)),
+        GlueTask(
+            "qqp",
+            texts=(("question1", "question2"),),
+            metrics=("accuracy", "f1"),
+            label=("is_duplicate",),
+            broken_lines=True,  # https://github.com/nyu-mll/GLUE-baselines/issues/5
+        ),
         GlueTask("qnli", texts=(("question", "sentence"),), classes=_ENTAILMENT),
         GlueTask("sst2", texts=(("sentence",),)),
         GlueTask("cola", texts=(("sentence",),), metrics=("matthews",)),
@@ -88,16 +101,20 @@ class TaskData:
     Args:
         task: of `TASKS`.
         parts: what was found, by name.
-        source: what messages call them.
+        source: what messages call them: the name on the hub, or the folder.
+        folder: that they lie in; None for the hub.
 
     Raises:
         ValueError: where a part is missing.
     """
 
-    def __init__(self, task: GlueTask, parts: dict[str, Part], source: str) -> None:
+    def __init__(self, task: GlueTask, parts: dict[str, Part], source: str, folder: Path | None = None) -> None:
         self.task = task
+        self._source = source
+        self._folder = folder
         self._parts = {_usual(name): part for name, part in parts.items()}
-        missing = [name for name in ("train", *task.parts.values()) if name not in self._parts]
+        self._used = ("train", *task.parts.values())
+        missing = [name for name in self._used if name not in self._parts]
         if missing:
             raise ValueError(
                 f"The data of {task.name} must have {any_of(missing)}. Got {any_of(list(parts))} in {source}: name the files "
@@ -123,8 +140,15 @@ class TaskData:
 
     def check(self, *, limit: int | None = None) -> None:
         """Reads all of it once, for its mistakes."""
-        for part in ("train", *self.task.parts.values()):
+        for part in self._used:
             self.read(part, limit=limit)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells them from others: size and checksum of each file that is read, by its path in the folder; or the name."""
+        if self._folder is None:
+            return {"name": self._source}
+        files = [file for part in self._used for file in self._parts[part].files]
+        return {Path(os.path.relpath(file, self._folder)).as_posix(): describe(file)._asdict() for file in files}
 
     def _labels(self, table: Table, column: str) -> list[int] | list[float]:
         if not self.task.classes:
@@ -158,7 +182,8 @@ def find_tasks(data: str, wanted: Sequence[str] | None) -> list[TaskData]:
             raise ValueError(f"The 'tasks' must be of {', '.join(TASKS)}. Got '{name}'{suggest(name, TASKS)}")
     folder = Path(data)
     if not folder.is_dir():
-        return [TaskData(TASKS[name], parts_of_hub(data, name, None), data) for name in wanted or TASKS]
+        names = [name for name in TASKS if name in (wanted or TASKS)]
+        return [TaskData(TASKS[name], parts_of_hub(data, name, None), data) for name in names]
     folders = {entry.name.lower().replace("-", "").replace("_", ""): entry for entry in sorted(folder.iterdir())}
     folders = {name: entry for name, entry in folders.items() if name in TASKS and entry.is_dir()}
     absent = [name for name in wanted or () if name not in folders]
@@ -167,7 +192,7 @@ def find_tasks(data: str, wanted: Sequence[str] | None) -> list[TaskData]:
             f"The folder {data} must have a folder for {any_of(absent or list(TASKS))}. Got {_names(folder)} instead."
         )
     return [
-        TaskData(task, _parts_of_folder(task, folders[name]), str(folders[name]))
+        TaskData(task, _parts_of_folder(task, folders[name]), str(folders[name]), folders[name])
         for name, task in TASKS.items()
         if name in (wanted or folders)
     ]
@@ -186,18 +211,21 @@ def _parts_of_folder(task: GlueTask, folder: Path) -> dict[str, Part]:
     parts = parts_of_path(folder)
     for file in sorted(folder.glob("*.tsv")):
         names = _COLA_COLUMNS if task.name == "cola" else None
-        parts[file.stem] = Part(str(file), _Lines(file, names), folder)
+        parts[file.stem] = Part(str(file), _Lines(file, names, task.broken_lines), folder, files=[file])
     return parts
 
 
 class _Lines:
     """Rows of a tsv file of GLUE, which knows no quotes: a quotation mark is a letter of the text like any other."""
 
-    def __init__(self, file: Path, names: tuple[str, ...] | None) -> None:
+    def __init__(self, file: Path, names: tuple[str, ...] | None, broken_lines: bool) -> None:
         self.file = file
         self.names = names
+        self.broken_lines = broken_lines
+        self._told = False
 
     def __call__(self) -> Iterator[dict[str, Any]]:
+        left_out = 0
         try:
             with self.file.open(encoding="utf-8-sig", newline="\n") as lines:
                 first = next(lines, "").rstrip("\r\n").split("\t")
@@ -206,9 +234,17 @@ class _Lines:
                     names = list(self.names)
                     yield self._row(names, first, 1)
                 for number, line in enumerate(lines, start=2):
-                    yield self._row(names, line.rstrip("\r\n").split("\t"), number)
+                    values = line.rstrip("\r\n").split("\t")
+                    if self.broken_lines and len(values) != len(names):
+                        left_out += 1
+                        continue
+                    yield self._row(names, values, number)
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.file} is not UTF-8 text ({one_line(error)}). Save it as UTF-8.") from error
+        finally:  # also where no more than the first rows are wanted
+            if left_out and not self._told:
+                self._told = True
+                logger.warning("%s: %d broken lines are left out, as in the hub's copy.", self.file, left_out)
 
     def _row(self, names: Sequence[str], values: list[str], number: int) -> dict[str, Any]:
         if len(values) != len(names):

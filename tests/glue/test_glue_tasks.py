@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import logging
+
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from st_distill.glue import tasks as tasks_module
 from st_distill.glue.tasks import TASKS, find_tasks
 
 
@@ -91,3 +95,46 @@ def test_a_line_of_another_length_is_named(tmp_path):
         (tmp_path / "rte" / f"{part}.tsv").write_text("sentence1\tsentence2\tlabel\na\tb\n")
     with pytest.raises(ValueError, match="Line 2 of .*train.tsv must have 3 fields, as the first has. Got 2"):
         find_tasks(str(tmp_path), None)[0].check()
+
+
+def test_broken_lines_of_qqp_are_left_out_and_counted_once(tmp_path, caplog):
+    (tmp_path / "QQP").mkdir()
+    names = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+    (tmp_path / "QQP" / "train.tsv").write_text(names + '1\t2\t3\ta\tb\t0\n"\tb\t0\n4\t5\t6\ta\n7\t8\t9\tc\td\t1\n')
+    (tmp_path / "QQP" / "dev.tsv").write_text(names + "1\t2\t3\ta\tb\t1\n")
+    data = find_tasks(str(tmp_path), None)[0]
+    with caplog.at_level(logging.WARNING):
+        data.check()
+        examples = data.read("train")
+        assert data.read("train", limit=2).labels == [0, 1]
+    assert (examples.texts, examples.labels) == ((["a", "c"], ["b", "d"]), [0, 1])
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == [
+        "2 broken lines are left out, as in the hub's copy."
+    ]
+
+
+def test_what_tells_local_data_from_others(glue_folder):
+    def identity():
+        return find_tasks(str(glue_folder), ["sst2"])[0].identity()
+
+    before = identity()
+    assert before.keys() == {"train.parquet", "validation.parquet"}
+    write(glue_folder / "sst2", [{"sentence": "a", "label": -1}], "test")
+    assert identity() == before
+    write(glue_folder / "sst2", [{"sentence": "a", "label": 1}])
+    assert [name for name in before if identity()[name] != before[name]] == ["train.parquet"]
+
+
+def test_a_data_set_that_was_saved_to_disk_is_told_by_its_files(tmp_path):
+    rows = datasets.Dataset.from_dict({"sentence": ["a"], "label": [1]})
+    datasets.DatasetDict(train=rows, validation=rows).save_to_disk(tmp_path / "sst2")
+    found = find_tasks(str(tmp_path), None)[0].identity()
+    assert found.keys() == {f"{part}/data-00000-of-00001.arrow" for part in ("train", "validation")}
+
+
+def test_mnli_of_the_hub_comes_before_what_begins_with_it(monkeypatch):
+    parts = dict.fromkeys(["train", "validation", "validation_matched", "validation_mismatched"])
+    monkeypatch.setattr(tasks_module, "parts_of_hub", lambda *_: parts)
+    found = find_tasks("somebody/glue", ["rte", "mnli"])
+    assert [data.task.name for data in found] == ["mnli", "rte"]
+    assert found[0].identity() == {"name": "somebody/glue"}
