@@ -12,6 +12,19 @@ the number of dimensions. Test is for the final table alone; every choice is mad
 | fidelity | 1840 texts nobody trained on | 920 others | Spearman of similarities with the teacher's |
 
 All texts are cut to 256 tokens; CLINC150's texts out of scope are left out. Subsets are drawn with fixed seeds.
+
+The data are parquet files, all of them public:
+
+| folder | files (columns) |
+|---|---|
+| stsb | train, dev, test (sentence1, sentence2, score): the STS Benchmark, English |
+| scifact | corpus (_id, title, text), queries (_id, text), qrels_train, qrels_test (query_id, corpus_id, score): BEIR's SciFact |
+| clinc150 | train, val, test (text, label), "oos" for out of scope |
+| wikisplit | tune, validation, test (complex, split), see texts.py |
+| snli_devtest | dev, test (premise, hypothesis, label): SNLI |
+| nq_open_dev | dev (question): Natural Questions, open |
+| wikitext2_validtest | articles (text): the validation and test articles of WikiText-2 |
+| novel_parts_4k | parts (doc, part, text): consecutive parts of some 4,300 words from 50 novels out of copyright |
 """
 
 from __future__ import annotations
