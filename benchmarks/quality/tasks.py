@@ -18,7 +18,7 @@ The data are parquet files, all of them public:
 | folder | files (columns) |
 |---|---|
 | stsb | train, dev, test (sentence1, sentence2, score): the STS Benchmark, English |
-| scifact | corpus (_id, title, text), queries (_id, text), qrels_train, qrels_test (query_id, corpus_id, score): BEIR's SciFact |
+| scifact | corpus (_id, title, text), queries (_id, text), qrels_train and qrels_test (query_id, corpus_id, score): BEIR's |
 | clinc150 | train, val, test (text, label), "oos" for out of scope |
 | wikisplit | tune, validation, test (complex, split), see texts.py |
 | snli_devtest | dev, test (premise, hypothesis, label): SNLI |
