@@ -90,8 +90,8 @@ def load_published_state_dict(model: AlibiBertPreTrainedModel, state: Mapping[st
         The names that were dropped: those of a pooler and of a masked-LM head.
 
     Raises:
-        ValueError: for a missing, a surplus or a misshaped tensor, naming all three kinds; for position embeddings, which
-            only a plain BERT has.
+        ValueError: for a missing, a surplus or a misshaped tensor, naming all three kinds; for one that is there with the
+            prefix and without; for position embeddings, which only a plain BERT has.
     """
     encoder = model.base_model
     if any(name.endswith("position_embeddings.weight") for name in state):
@@ -100,6 +100,12 @@ def load_published_state_dict(model: AlibiBertPreTrainedModel, state: Mapping[st
             "model trained with them does not work without."
         )
     named = {name.removeprefix(PREFIX): name for name in state}
+    twice = [name.removeprefix(PREFIX) for name in state if named[name.removeprefix(PREFIX)] != name]
+    if twice:
+        raise ValueError(
+            f"The state dictionary must have each tensor once, with the prefix {PREFIX!r} or without. "
+            f"Got {_several('twice', twice)}: take one of the two out."
+        )
     dropped = [name for short, name in named.items() if short.startswith(DROPPED)]
     found = {short: state[name] for short, name in named.items() if not short.startswith(DROPPED)}
     # Older transformers saved the numbers of the positions, which are no weights.

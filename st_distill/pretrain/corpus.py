@@ -31,8 +31,8 @@ def rows_of(texts: Iterable[str], tokenizer: WordTokenizer, *, max_length: int, 
     """The rows that documents become, none of them longer than ``max_length`` tokens, special ones included.
 
     Without packing, a row is the beginning of a document. With it, the documents are put end to end, with the tokenizer's
-    separator between two of them, and cut into rows of full length; only the last may be shorter. A word that a row ends in
-    goes on as a word of its own in the next. What has no words is left out.
+    separator between two of them in a row, and cut into rows of full length; only the last may be shorter. A word that a row
+    ends in goes on as a word of its own in the next. What has no words is left out.
     """
     room = max_length - tokenizer.added
     if room < 1:
@@ -60,13 +60,13 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def _packed(contents: Iterable[Tokens], separator: np.ndarray, room: int) -> Iterator[Tokens]:
     ids, words = np.empty(0, np.int32), np.empty(0, np.int32)
-    between, no_words = separator[:0], np.empty(0, np.int32)
     for tokens in contents:
+        # A row's end separates as well: where one is full, or filled by the separator's beginning, the next begins with words.
+        between = separator[: room - len(ids)] if len(ids) else separator[:0]
         # Numbers of words start anew in every document, and only differ from those beside them if they go on counting.
         following = np.where(tokens.words < 0, -1, tokens.words + words.max(initial=-1) + 1)
         ids = np.concatenate([ids, between, tokens.input_ids])
-        words = np.concatenate([words, no_words, following.astype(np.int32)])
-        between, no_words = separator, np.full(len(separator), -1, np.int32)
+        words = np.concatenate([words, np.full(len(between), -1, np.int32), following.astype(np.int32)])
         while len(ids) >= room:
             yield Tokens(ids[:room], words[:room])
             ids, words = ids[room:], words[room:]

@@ -118,6 +118,25 @@ def test_half_precision(kind, dtype):
     torch.testing.assert_close(found.float(), exact, atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize("kind", PLANS)
+def test_distances_that_bfloat16_cannot_tell_apart(kind):
+    """bfloat16 has 8 binary digits: beyond 256 odd numbers are missing, and a slope of 257/4096 would be 256/4096.
+
+    With equal scores a key's weight is e^(-slope * distance) of the query's own, in the worst case off by the rounding of
+    both weights, and by half of the last digit of a bias between 16 and 32 where the kernel wants the bias in bfloat16.
+    """
+    distances = [0, 257, 259, 263, 271, 287, 299, 301]
+    value = torch.zeros(1, 1, 320, 8, dtype=torch.bfloat16)
+    value[0, 0, distances] = torch.eye(8, dtype=torch.bfloat16)
+    zero = torch.zeros_like(value)
+    plan = PLANS[kind]([257 / 4096], None, zero[:, 0])
+    with torch.no_grad():
+        found, _ = plan.attend(zero, zero, value, 0.0)
+    weights = found[0, 0, 0].double()
+    error = (weights / weights[0]).log() + torch.tensor(distances) * 257 / 4096
+    assert error.abs().max() < 0.012 + (0.0625 if kind in ("sdpa", "blockwise") else 0)
+
+
 def test_dropout_of_blocks_is_the_same_in_the_backward_pass(monkeypatch):
     """The output is linear in the values, so the gradient in their direction is the output itself."""
     monkeypatch.setattr(alibi_attention, "BLOCK", 8)

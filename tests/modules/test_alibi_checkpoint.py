@@ -88,6 +88,17 @@ def test_every_tensor_is_accounted_for(model, other):
     assert all(torch.equal(weight, before[name]) for name, weight in other.state_dict().items())
 
 
+def test_a_tensor_that_is_there_twice(model, other):
+    before = {name: weight.clone() for name, weight in other.state_dict().items()}
+    name = "encoder.layer.0.mlp.wo.bias"
+    for first, second in ((name, f"bert.{name}"), (f"bert.{name}", name)):
+        state = published_state_dict(model)
+        del state[name]
+        with pytest.raises(ValueError, match=rf"must have each tensor once.* Got 1 twice \({name}\): take one"):
+            load_published_state_dict(other, {**state, first: torch.zeros(24), second: torch.ones(24)})
+    assert all(torch.equal(weight, before[name]) for name, weight in other.state_dict().items())
+
+
 def test_a_plain_bert_is_refused(model):
     state = {**published_state_dict(model), "embeddings.position_embeddings.weight": torch.zeros(64, 24)}
     with pytest.raises(ValueError, match="Got one with 'position_embeddings', a plain BERT's"):

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
+import shutil
 import subprocess
 import venv
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from torch.nn import functional
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from st_distill.modules import (
@@ -21,9 +25,14 @@ from st_distill.modules import (
     AlibiBertModel,
     alibi_attention,
 )
+from st_distill.modules.alibi_model import FeedForward, Layer
 
 KINDS = ("eager", "sdpa", "blockwise")
 LENGTHS = [37, 5, 1, 9, 23]
+
+checkpointing_by_another_name = pytest.mark.filterwarnings(
+    "ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"
+)
 
 LOAD_ELSEWHERE = """
 import json, sys
@@ -96,33 +105,145 @@ def test_only_distances_matter(model):
     torch.testing.assert_close(backwards, alone, atol=1e-5, rtol=0)  # symmetric
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+class WrittenOut(alibi_attention.Plan):
+    """torch's own attention, with the slopes of three heads by hand."""
+
+    def attend(self, query, key, value, dropout):
+        places = torch.arange(self.length)
+        slopes = torch.tensor([1 / 16, 1 / 256, 1 / 4], dtype=query.dtype)[:, None, None]
+        bias = (-slopes * (places[:, None] - places).abs()).masked_fill(~self.mask[:, None, None], -torch.inf)
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias), None
+
+
+@pytest.fixture
+def strong_model(model):
+    """Weights so large that the words, and not their distance alone, decide who attends to whom; without dropout."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight *= 12
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model.train()
+
+
+def gradients(model, batch):
+    """The gradient of every weight, and the states."""
+    model.zero_grad()
+    states = model(**batch).last_hidden_state
+    direction = torch.randn(states.shape, generator=torch.Generator().manual_seed(1)).to(states.dtype)
+    (states * direction).sum().backward()
+    return {"states": states.detach().double()} | {
+        name.removeprefix("_orig_mod."): weight.grad.double() for name, weight in model.named_parameters()
+    }
+
+
+def assert_same_gradients(found, expected):
+    largest = max(gradient.norm() for gradient in expected.values())
+    for name, gradient in expected.items():
+        if name.endswith("key.bias"):  # it adds the same to all scores of a query
+            assert max(gradient.norm(), found[name].norm()) < 1e-5 * largest
+            continue
+        assert gradient.norm() > 1e-3 * largest
+        assert (found[name] - gradient).norm() < 1e-4 * gradient.norm(), name
+
+
+@checkpointing_by_another_name
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_agree(kind, checkpointing, model, batch, monkeypatch):
+def test_gradients(kind, checkpointing, strong_model, batch, monkeypatch):
     monkeypatch.setattr(alibi_attention, "BLOCK", 8)
-    found = []
-    for attention, saved in (("eager", False), (kind, checkpointing)):
-        model.set_attn_implementation(attention)
-        model.train()
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        if saved:
-            model.gradient_checkpointing_enable()
-        model.zero_grad()
-        (model(**batch).last_hidden_state * torch.linspace(-1, 1, 24)).pow(2).mean().backward()
-        found.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=0, msg=name)
+    monkeypatch.setitem(alibi_attention.PLANS, "written out", WrittenOut)
+    exact = copy.deepcopy(strong_model).double()
+    exact.set_attn_implementation("written out")
+    strong_model.set_attn_implementation(kind)
+    if checkpointing:
+        strong_model.gradient_checkpointing_enable()
+    assert_same_gradients(gradients(strong_model, batch), gradients(exact, batch))
 
 
+@checkpointing_by_another_name
+def test_gradient_checkpointing_runs_each_layer_again(model, batch):
+    calls = Counter()
+    for number, layer in enumerate(model.encoder.layer):
+        # transformers leaves the layer's own hooks outside of what is computed again
+        layer.attention.register_forward_pre_hook(lambda *_, number=number: calls.update([number]))
+    for repeats in (1, 2):
+        calls.clear()
+        states = model.train()(**batch).last_hidden_state
+        assert calls == {0: 1, 1: 1}
+        states.sum().backward()
+        assert calls == {0: repeats, 1: repeats}
+        model.gradient_checkpointing_enable()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # dynamo's own
 @pytest.mark.parametrize("kind", ["sdpa", "blockwise"])
-def test_compiled(kind, model, batch):
-    model.set_attn_implementation(kind)
-    compiled = torch.compile(model, backend="eager", fullgraph=kind != "blockwise", dynamic=True)
+def test_compiled(kind, strong_model, batch):
+    strong_model.set_attn_implementation(kind)
+    strong_model.encoder.layer = strong_model.encoder.layer[:1]  # the compiler takes its time
+    compiled = torch.compile(strong_model, backend="aot_eager", fullgraph=kind != "blockwise", dynamic=True)
+    expected = gradients(strong_model, batch)
+    assert_same_gradients(gradients(compiled, batch), expected)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
+def test_compiled_by_inductor(strong_model, batch, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what an earlier run compiled would be taken
+    strong_model.set_attn_implementation("sdpa")
+    strong_model.encoder.layer = strong_model.encoder.layer[:1]  # the compiler takes its time
+    compiled = torch.compile(strong_model, fullgraph=True, options={"compile_threads": 1})
     with torch.no_grad():
-        torch.testing.assert_close(compiled(**batch)[0], model(**batch)[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(compiled(**batch)[0], strong_model(**batch)[0], atol=1e-5, rtol=0)
+
+
+def test_feed_forward_known_by_hand():
+    """Width 2, one unit between: the first half of `gated_layers` is the one that is activated."""
+    found = {}
+    for kind in ("geglu", "reglu"):
+        config = AlibiBertConfig(hidden_size=2, num_attention_heads=1, intermediate_size=1, feed_forward=kind)
+        mlp = FeedForward(config).eval()
+        mlp.load_state_dict(
+            {
+                "gated_layers.weight": torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+                "wo.weight": torch.tensor([[10.0], [100.0]]),
+                "wo.bias": torch.tensor([0.5, 0.25]),
+                "layernorm.weight": torch.ones(2),
+                "layernorm.bias": torch.zeros(2),
+            }
+        )
+        mlp.layernorm = torch.nn.Identity()  # of two numbers it leaves the signs alone
+        found[kind] = mlp(torch.tensor([[1.0, -2.0], [-1.0, 2.0]]))
+    # gelu(1) = 0.841345 and gelu(-1) = -0.158655, times -2 and 2
+    expected = torch.tensor([[1.5 - 16.8269, -1.75 - 168.269], [-0.5 - 3.1731, 2.25 - 31.731]])
+    torch.testing.assert_close(found["geglu"], expected, atol=1e-3, rtol=0)
+    assert found["reglu"].tolist() == [[1.5 - 20, -1.75 - 200], [-0.5, 2.25]]
+
+
+def test_post_layer_norm_known_by_hand(model, batch):
+    """The sum is normalised, behind the attention and behind the feed-forward, and nothing is added after that."""
+    config = AlibiBertConfig(hidden_size=4, num_attention_heads=1, intermediate_size=1, feed_forward="reglu")
+    layer = Layer(config).eval()
+    for name, weight in layer.named_parameters():
+        if "LayerNorm" not in name and "layernorm" not in name:
+            torch.nn.init.zeros_(weight)
+    with torch.no_grad():
+        # 2 2 0 0 becomes 3 1 1 3, and normalised 1 -1 -1 1; the first and last number make 2, which is added to the last two.
+        layer.attention.output.dense.bias.copy_(torch.tensor([1.0, -1.0, 1.0, 3.0]))
+        layer.mlp.gated_layers.weight.copy_(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]]))
+        layer.mlp.wo.weight.copy_(torch.tensor([[0.0], [0.0], [2.0], [2.0]]))
+        states = torch.tensor([[[2.0, 2.0, 0.0, 0.0]]])
+        found, _ = layer(states, alibi_attention.EagerPlan([0.5], None, states))
+        every = model(**batch, output_hidden_states=True).hidden_states
+    # 1 -1 3 5 has the mean 2 and the variance 5.
+    torch.testing.assert_close(found, torch.tensor([[[-1.0, -3.0, 1.0, 3.0]]]) / math.sqrt(5))
+    assert len(every) == 3
+    for states in every:
+        words = states[batch["attention_mask"] == 1]
+        torch.testing.assert_close(words.mean(-1), torch.zeros(len(words)), atol=1e-5, rtol=0)
+        torch.testing.assert_close(words.var(-1, correction=0), torch.ones(len(words)), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from st_distill.pretrain.corpus import EpochSampler, MaskedRows, MaskedStream, Padding, rows_of, write_rows
 from st_distill.pretrain.masking import IGNORED, WordMasker
+from st_distill.pretrain.tokenizer import Tokens
 
 
 @pytest.fixture
@@ -31,8 +32,8 @@ def test_packed_rows_hold_every_token_once(tokenizer, documents):
     inner = np.concatenate([row.input_ids[1:-1] for row in rows])
     separator = tokenizer.tokenizer.sep_token_id
     ids = [tokenizer.tokenizer(text, add_special_tokens=False).input_ids for text in documents]
-    expected = list(itertools.chain.from_iterable([*each, separator] for each in ids))[:-1]
-    assert inner.tolist() == expected
+    assert inner[inner != separator].tolist() == list(itertools.chain.from_iterable(ids))
+    assert not any(row.input_ids[1] == separator for row in rows)
     for row in rows:
         assert ((row.words == -1) == np.isin(row.input_ids, tokenizer.tokenizer.all_special_ids)).all()
         # The words of two documents in a row keep numbers of their own.
@@ -40,6 +41,41 @@ def test_packed_rows_hold_every_token_once(tokenizer, documents):
         numbers = [row.words[0], *row.words[changes + 1]]
         words = [number for number in numbers if number >= 0]
         assert len(words) == len(set(words))
+
+
+class Digits:
+    """A tokenizer of figures: each is a token and a word; 100 stands before a text, and what is given after it."""
+
+    def __init__(self, *after):
+        self.after = np.array(after, np.int32)
+        self.added = 1 + len(after)
+
+    def contents(self, texts, *, limit=None):
+        for text in texts:
+            yield Tokens(np.array(list(map(int, text)), np.int32), np.arange(len(text), dtype=np.int32))
+
+    def framed(self, tokens):
+        return Tokens(
+            np.array([100, *tokens.input_ids, *self.after]), np.array([-1, *tokens.words, *[-1] * len(self.after)])
+        )
+
+
+@pytest.mark.parametrize(
+    ("texts", "after", "rows"),
+    [
+        # a document ends where its row does; one fills a row and a half; the last row is full
+        (["1234", "5", "67"], [102], [[1, 2, 3, 4], [5, 102, 6, 7]]),
+        (["12", "3456", "78"], [102], [[1, 2, 102, 3], [4, 5, 6, 102], [7, 8]]),
+        (["12345678", "9"], [102], [[1, 2, 3, 4], [5, 6, 7, 8], [9]]),
+        # of two separators the first has room
+        (["123", "4"], [102, 103], [[1, 2, 3, 102], [4]]),
+    ],
+)
+def test_a_row_begins_with_words(texts, after, rows):
+    found = list(rows_of(texts, Digits(*after), max_length=4 + 1 + len(after), packing=True))
+    assert [row.input_ids.tolist() for row in found] == [[100, *row, *after] for row in rows]
+    for row in found:
+        assert ((row.words == -1) == (row.input_ids >= 100)).all()
 
 
 def test_rows_are_kept(wordpiece, documents, tmp_path):

@@ -92,7 +92,15 @@ def test_from_texts_to_an_encoder(recipe, tmp_path, capsys, documents):
     assert "--from-stage" not in error
 
 
-@pytest.mark.parametrize("changes", [[], ["streaming=true", "buffer=20", "device_batch=8"]], ids=["kept", "streamed"])
+ALIBI = """encoder={attn_implementation: blockwise, config: {model_type: alibi_bert, num_hidden_layers: 2, hidden_size: 24,
+num_attention_heads: 3, intermediate_size: 32, attention_probs_dropout_prob: 0.1}}"""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [[], ["streaming=true", "buffer=20", "device_batch=8"], [ALIBI, "packing=true", "batch=8"]],
+    ids=["kept", "streamed", "alibi"],
+)
 def test_a_run_that_was_stopped_ends_as_another(twin_recipe, tmp_path, changes, monkeypatch):
     """Twelve steps of 16 rows are more than three passes over 60 texts; the run stops behind its checkpoint at step 10."""
     changes = [*changes, "evaluation=null"]

@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from st_distill.exporting import load_student
+from st_distill.modules.alibi_model import Attention
 from st_distill.recipe import Recipe, check, runner
 from st_distill.recipe.load import load_recipe
 
@@ -107,18 +108,30 @@ known_by_another_name = pytest.mark.filterwarnings("ignore:.*gradient_checkpoint
 
 @known_by_another_name
 @pytest.mark.parametrize(
-    ("loss", "changes"),
+    ("loss", "changes", "passes"),
     [
-        ("CachedMultipleNegativesRankingLoss", {"mini_batch_size": 3}),
-        ("MultipleNegativesRankingLoss", {"arguments": {"activation_checkpointing": True}}),
+        # each of the three parts of 8 texts goes through the encoder without gradients, and with them
+        ("CachedMultipleNegativesRankingLoss", {"mini_batch_size": 3}, 6),
+        ("MultipleNegativesRankingLoss", {"arguments": {"activation_checkpointing": True}}, 2),
     ],
 )
-def test_what_saves_memory_changes_no_result(loss, changes, make_recipe, folder):
+def test_what_saves_memory_changes_no_result(loss, changes, passes, make_recipe, folder, monkeypatch):
+    trained = []
+    original = Attention.forward
+
+    def forward(self, *args):
+        trained.append(self.training)
+        return original(self, *args)
+
+    monkeypatch.setattr(Attention, "forward", forward)
     recipe = make_recipe(steps=2)
     plain = weights(run(recipe))
+    assert sum(trained) == 2 * 2 * 2  # of each step the layers, of each column
+    trained.clear()
     recipe = make_recipe(loss, steps=2, **changes)
     recipe.work = str(folder / "other")
     other = weights(run(recipe))
+    assert sum(trained) == 8 * passes
     for name, value in plain.items():
         np.testing.assert_allclose(other[name], value, atol=2e-5, err_msg=name)
 
