@@ -301,9 +301,10 @@ def _recipe_of(folder: Path, state: RunState | None, repair: bool, recipe: Recip
     what = "it is not what the run wrote" if path.is_file() else "there is no such file"
     repaired = False
     if repair and recipe is not None:
-        text = dump_recipe(recipe)
-        if repaired := hashlib.sha256(text.encode()).hexdigest() == state.recipe:
-            files.write_text(path, text)
+        with contextlib.suppress(TypeError):  # of Python objects, which no file has
+            text = dump_recipe(recipe)
+            if repaired := hashlib.sha256(text.encode()).hexdigest() == state.recipe:
+                files.write_text(path, text)
     remedy = "continue the run from the recipe's own file with --resume, which writes this copy again"
     yield Finding(file="recipe.yaml", message=what, remedy=remedy, repaired=repaired)
 

@@ -27,7 +27,7 @@ class TellsMemory:
         try:
             return super().training_step(model, inputs, *arguments, **options)  # type: ignore[misc]
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or "does not fit in memory" in str(error):  # or the encoder has told it
                 raise
             texts = "A step" + (f" of {sum(rows for rows, _ in shapes)} texts" if shapes else "")
             longest = f", the longest of {max(length for _, length in shapes)} tokens," if shapes else ""

@@ -45,6 +45,9 @@ __all__ = [
 
 #: Terms of the distillation loss, with the paper's weights (arXiv 2412.19048, section 3).
 PAPER_LOSSES = {"cosine": 10.0, "similarity": 200.0, "triplet": 20.0}
+#: With bits, and without: docs/ablations.md has what each was worth.
+_LOSSES_WITH_BITS = {"cosine": 10.0, "similarity": 20.0}
+_LOSSES = {"cosine": 10.0}
 #: What ``train`` may say in one word.
 TRAIN_WORDS = ("projection", "all", "vision")
 #: Stage fields that are short for a training argument, and what a stage uses where neither is given.
@@ -388,7 +391,7 @@ class Stage(Part):
             if self.trains_vision or (projection is not None and projection.teacher_head):
                 losses = PAPER_LOSSES
             else:
-                losses = {"cosine": 10.0, "similarity": 20.0} if self.bits else {"cosine": 10.0}
+                losses = _LOSSES_WITH_BITS if self.bits else _LOSSES
         return {name: weight for name, weight in losses.items() if weight > 0}
 
     def heads_of_cosine(self, projection: Projection | None) -> list[int] | Literal["full"]:

@@ -59,6 +59,11 @@ def twin_recipe(recipe, tmp_path, tokenizers):
     return recipe
 
 
+def tiny_config(**options):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return BertConfig(vocab_size=320, **sizes, **options)
+
+
 def weights(folder):
     return AutoModelForMaskedLM.from_pretrained(folder).state_dict()
 
@@ -278,15 +283,7 @@ def test_what_cannot_be_measured_is_told_before(recipe, tmp_path, capsys):
 
 def test_half_precision_of_a_model_at_its_greatest_length(twin_recipe, tmp_path):
     """Rows are padded to eights for it, not beyond what the encoder takes; a half checkpoint learns in single precision."""
-    config = BertConfig(
-        vocab_size=320,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=20,
-    )
-    BertForMaskedLM(config).to(torch.float16).save_pretrained(tmp_path / "half")
+    BertForMaskedLM(tiny_config(max_position_embeddings=20)).to(torch.float16).save_pretrained(tmp_path / "half")
     changes = [f"encoder={{model: {tmp_path}/half}}", "max_length=20", "evaluation=null", "steps=2"]
     result = pretrain(twin_recipe, overrides=[*changes, "arguments.bf16=true"])
     assert {value.dtype for value in weights(result.output).values()} == {torch.float32}
@@ -312,10 +309,7 @@ def test_the_published_schedule(preset, rate, layers, width, heads):
 @pytest.fixture(scope="module")
 def tiny_masked_bert():
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=320, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    return BertForMaskedLM(config).eval()
+    return BertForMaskedLM(tiny_config()).eval()
 
 
 def test_predictions_where_they_are_asked_for(tiny_masked_bert):

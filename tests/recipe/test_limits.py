@@ -140,26 +140,44 @@ def test_a_published_encoder_within_a_sentence_transformers_folder_is_refused(pu
         load_model(str(folder))
 
 
-def test_a_step_that_does_not_fit_in_memory_is_told_with_its_length(make_student, tmp_path, monkeypatch):
-    """In the backward pass too, where no model has a word to say."""
+@pytest.fixture
+def trainer(make_student, tmp_path) -> StageTrainer:
+    """Two pairs, the longer text of 32 tokens, and one step."""
     student = make_student()
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=2, report_to="none", use_cpu=True
     )
     texts = ["a cat", "the dog " * 20]
-    loss = MultipleNegativesRankingLoss(student)
     data = Dataset.from_dict({"anchor": texts, "positive": texts})
-    trainer = StageTrainer(model=student, args=arguments, train_dataset=data, loss=loss)
+    return StageTrainer(model=student, args=arguments, train_dataset=data, loss=MultipleNegativesRankingLoss(student))
 
-    def without_memory(*given, **options):
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(trainer.accelerator, "backward", without_memory)
+def failing_with(error):
+    def fail(*given, **options):
+        raise error
+
+    return fail
+
+
+def test_a_step_that_does_not_fit_in_memory_is_told_with_its_length(trainer, monkeypatch):
+    """In the backward pass too, where no model has a word to say."""
+    error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    monkeypatch.setattr(trainer.accelerator, "backward", failing_with(error))
     told = (
         r"A step of 4 texts, the longest of 32 tokens, does not fit in memory\. Give a smaller 'batch'.*gradient_checkp"
     )
     with pytest.raises(torch.OutOfMemoryError, match=told):
         trainer.train()
-    monkeypatch.setattr(trainer.accelerator, "backward", lambda *given, **options: {}["other"])
-    with pytest.raises(KeyError):
+
+
+def test_what_the_encoder_has_told_of_memory_is_told_once(trainer, monkeypatch):
+    error = torch.OutOfMemoryError("A batch of 2 texts, the longest of 9 tokens, does not fit in memory: truncate")
+    monkeypatch.setattr(trainer, "compute_loss", failing_with(error))
+    with pytest.raises(torch.OutOfMemoryError, match="^A batch of 2 texts"):
+        trainer.train()
+
+
+def test_other_errors_of_a_step_stay_as_they_are(trainer, monkeypatch):
+    monkeypatch.setattr(trainer.accelerator, "backward", failing_with(RuntimeError("shapes do not match")))
+    with pytest.raises(RuntimeError, match="^shapes do not match$"):
         trainer.train()
