@@ -11,6 +11,7 @@ Options of `Experiment`, each alone or together with others:
 - own_teacher: the prefixes' relations follow those of the student's own full vector, the full vector's the teacher's;
 - prefix_power: all terms of dimension d weigh (d / 384)^-power, instead of the cosine as d and the relations equally;
 - relations_after: share of each stage's steps that is trained on the cosine term alone;
+- mean_layers: each kept layer starts as the mean of itself and of the layers left out right below it;
 - hidden: weight of the cosine distance between what each kept layer but the last gives for a token, and what the teacher, which
   is asked at every step, gives to the next kept layer;
 - average: share of each stage's last steps whose weights are averaged in the end.
@@ -35,6 +36,7 @@ from transformers import TrainerCallback
 from st_distill import functional
 from st_distill.losses import JasperDistill
 from st_distill.recipe import stages
+from st_distill.recipe import start as recipe_start
 from st_distill.recipe.schema import Stage
 from st_distill.recipe.trainer import StageTrainer
 
@@ -50,6 +52,7 @@ class Experiment:
     own_teacher: bool = False
     prefix_power: float | None = None
     relations_after: float = 0.0
+    mean_layers: bool = False
     hidden: float = 0.0
     average: float = 0.0
 
@@ -198,6 +201,18 @@ class _Average(TrainerCallback):
                     parameter.copy_(self.sums[name] / self.count)
 
 
+def _take_means(student: SentenceTransformer, whole: str, layers: Sequence[int]) -> None:
+    """Give each of the student's layers the mean of the ones of the whole model that it stands for."""
+    theirs = SentenceTransformer(whole, device="cpu")[0].model.encoder.layer
+    below = -1
+    with torch.no_grad():
+        for layer, last in zip(student[0].model.encoder.layer, layers, strict=True):
+            weights = [theirs[place].state_dict() for place in range(below + 1, last + 1)]
+            for name, value in layer.state_dict().items():
+                value.copy_(torch.stack([of_one[name] for of_one in weights]).mean(0))
+            below = last
+
+
 @contextmanager
 def applied(experiment: Experiment, whole: str, layers: Sequence[int] | None) -> Iterator[None]:
     """Within this, a recipe's run is changed as the experiment says.
@@ -235,6 +250,16 @@ def applied(experiment: Experiment, whole: str, layers: Sequence[int] | None) ->
             )
 
         changes.append(mock.patch.object(stages, "distill_loss", changed))
+    if experiment.mean_layers:
+        build = recipe_start.build_student
+
+        def meaning(*args: Any, **options: Any) -> SentenceTransformer:
+            student = build(*args, **options)
+            _take_means(student, whole, layers or [])
+            used.append(None)
+            return student
+
+        changes.append(mock.patch.object(recipe_start, "build_student", meaning))
     if experiment.average:
 
         def averaging(*args: Any, **options: Any) -> StageTrainer:

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from benchmarks.quality.tasks import Task, all_texts, tasks, unseen_texts
-from benchmarks.quality.texts import training_pairs, variant
+from benchmarks.quality.texts import FORMS, training_pairs, variant
 from examples.quickstart_data import lsa_model
 from st_distill import Teacher, TeacherStore
 from st_distill.files import read_json, write_json
@@ -54,7 +54,7 @@ class Workshop:
         return self._tasks[split]
 
     def pairs_file(self, form: str = "related") -> Path:
-        """Parquet of the training pairs, related, long, or in a form of `texts.variant`."""
+        """Parquet of the training pairs, related, long or pieces (`texts.FORMS`), or in a form of `texts.variant`."""
         file = self.out / f"pairs-{self.rows}-{form}.parquet"
         with self._lock:
             if not file.exists():
@@ -64,8 +64,8 @@ class Workshop:
         return file
 
     def _make_pairs(self, form: str) -> Dataset:
-        if form in ("related", "long"):
-            return training_pairs(self.data, rows=self.rows, without=unseen_texts(self.data), long=form == "long")
+        if form in FORMS:
+            return training_pairs(self.data, rows=self.rows, without=unseen_texts(self.data), form=form)
         related = Dataset.from_parquet(str(self.pairs_file()))
         vectors = self.store.gather(self.store.ids(related["first"])) if form == "neighbours" else None
         return variant(related, form, vectors)

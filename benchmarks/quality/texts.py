@@ -28,6 +28,8 @@ from torch import Tensor
 SHARES = {"sentences": 0.6, "questions": 0.15, "abstracts": 0.2, "novels": 0.05}
 #: Novels, in the order of a seeded shuffle: for training, for choosing, and the rest for the final table.
 NOVELS = {"train": 15, "dev": 10}
+#: How the pairs of abstracts and novels are cut, see `training_pairs`.
+FORMS = ("related", "long", "pieces")
 #: Words from one pair of a novel to the next, which no pair exceeds.
 _NOVEL_STEP = 240
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
@@ -45,22 +47,23 @@ def novels_of(data: Path, split: str) -> pandas.DataFrame:
     return parts[parts["doc"].isin(chosen)].reset_index(drop=True)
 
 
-def training_pairs(data: Path, *, rows: int, without: set[str], long: bool = False, seed: int = 0) -> Dataset:
+def training_pairs(data: Path, *, rows: int, without: set[str], form: str = "related", seed: int = 0) -> Dataset:
     """``rows`` pairs (columns first, second) in the mixture of `SHARES`, shuffled.
 
     Args:
         data: folder of the data.
         rows: pairs in all; a source that has fewer gives what it has.
         without: texts that may not occur.
-        long: whether the second text of an abstract's pair is the whole document, and of a novel's 140 to 160 words.
+        form: ``related``; ``long``: the second text of an abstract's pair is the whole document, and of a novel's 140 to 160
+            words; ``pieces``: those of abstracts have 1 to 10 sentences, where the document has as many.
         seed: of the choice and the cuts.
     """
     generator = random.Random(seed)
     sources = {
         "sentences": _sentences,
         "questions": _questions,
-        "abstracts": _documents if long else _abstracts,
-        "novels": partial(_novels, second=(140, 160)) if long else _novels,
+        "abstracts": {"long": _documents, "pieces": partial(_abstracts, most=10)}.get(form, _abstracts),
+        "novels": partial(_novels, second=(140, 160)) if form == "long" else _novels,
     }
     chosen: list[Pair] = []
     for name, source in sources.items():
@@ -153,14 +156,14 @@ def _questions(data: Path, generator: random.Random) -> Iterator[Pair]:
     yield from zip(texts[::2], texts[1::2])
 
 
-def _abstracts(data: Path, generator: random.Random) -> Iterator[Pair]:
+def _abstracts(data: Path, generator: random.Random, *, most: int = 3) -> Iterator[Pair]:
     for document in pandas.read_parquet(data / "scifact/corpus.parquet").itertuples():
         sentences = _SENTENCE_END.split(document.text.strip())
-        first = _piece(sentences, generator)
+        first = _piece(sentences, generator, most)
         yield document.title, first
         if len(sentences) > 1:
             middle = generator.randint(1, len(sentences) - 1)
-            yield _piece(sentences[:middle], generator), _piece(sentences[middle:], generator)
+            yield _piece(sentences[:middle], generator, most), _piece(sentences[middle:], generator, most)
 
 
 def _documents(data: Path, generator: random.Random) -> Iterator[Pair]:
@@ -168,8 +171,8 @@ def _documents(data: Path, generator: random.Random) -> Iterator[Pair]:
         yield _piece(_SENTENCE_END.split(document.text.strip()), generator), f"{document.title} {document.text}"
 
 
-def _piece(sentences: list[str], generator: random.Random) -> str:
-    count = generator.randint(1, min(3, len(sentences)))
+def _piece(sentences: list[str], generator: random.Random, most: int = 3) -> str:
+    count = generator.randint(1, min(most, len(sentences)))
     start = generator.randint(0, len(sentences) - count)
     return " ".join(sentences[start : start + count])
 

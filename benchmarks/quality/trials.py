@@ -56,6 +56,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "layers-0-1-2": {"layers": (0, 1, 2)},
     "layers-0-3-5": {"layers": (0, 3, 5)},
     "layers-1-3-5": {"layers": (1, 3, 5)},
+    "layers-mean": {"experiment": Experiment(mean_layers=True)},
     # the optimiser
     "rate-3e-4": {"rate": 3e-4},
     "rate-1e-3": {"rate": 1e-3},
@@ -70,6 +71,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "relations-neighbours": {"texts": "neighbours", **_relations(_PAPER)},
     "texts-shuffled": {"texts": "shuffled"},
     "texts-long": {"texts": "long"},
+    "texts-pieces": {"texts": "pieces"},
     "texts-short": {"texts": "short"},
     # two teachers
     "lexical-0.3": {"lexical": 0.3},
