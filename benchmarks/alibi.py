@@ -2,6 +2,8 @@
 
     python benchmarks/alibi.py attention                       # one layer's attention, forward and backward
     python benchmarks/alibi.py encode --size small             # a published size, inference, one text
+    python benchmarks/alibi.py encode --encoder out/pretraining/alibi_bert --text out/pretraining/held-out.parquet --backward
+                                                               # a trained one, on a text of column "text"
 
 Every figure is read in a process of its own: the time is the fastest of the rounds after one to warm up, the memory is the most
 that the process held beyond what it held before the first call (on a GPU: that the allocator handed out). "naive" is what
@@ -65,13 +67,16 @@ def attention(options: argparse.Namespace) -> Callable[[], None]:
 
 
 def encode(options: argparse.Namespace) -> Callable[[], None]:
+    import pyarrow.parquet as pq
     import torch
+    from transformers import AutoTokenizer
 
     from st_distill.modules import AlibiBertConfig, AlibiBertModel
     from st_distill.modules.alibi_attention import PLANS, EagerPlan
 
     if options.kind == "no bias":
         raise SystemExit("the encoder has no kind without a bias")
+    torch.manual_seed(0)
     if options.kind == "naive":
 
         class NaivePlan(EagerPlan):
@@ -80,15 +85,29 @@ def encode(options: argparse.Namespace) -> Callable[[], None]:
                 self.bias = self.bias.repeat(self.batch, 1, 1, 1)
 
         PLANS["naive"] = NaivePlan
-    torch.manual_seed(0)
-    config = AlibiBertConfig.preset(options.size)
-    model = AlibiBertModel._from_config(config, attn_implementation=options.kind).eval()
-    model = model.to(options.device, getattr(torch, options.dtype))
-    ids = torch.randint(1000, config.vocab_size, (options.batch, options.length), device=options.device)
+    if options.encoder:
+        model = AlibiBertModel.from_pretrained(options.encoder, attn_implementation=options.kind)
+        text = pq.read_table(options.text, columns=["text"])["text"][0].as_py()
+        given = AutoTokenizer.from_pretrained(options.encoder)(
+            text, truncation=True, max_length=options.length, return_tensors="pt"
+        )
+        ids = given["input_ids"].repeat(options.batch, 1).to(options.device)
+        if ids.shape[1] < options.length:
+            raise SystemExit(f"the text has {ids.shape[1]} tokens")
+    else:
+        config = AlibiBertConfig.preset(options.size)
+        model = AlibiBertModel._from_config(config, attn_implementation=options.kind)
+        ids = torch.randint(1000, config.vocab_size, (options.batch, options.length), device=options.device)
+    model = model.eval().to(options.device, getattr(torch, options.dtype))
 
     def run() -> None:
-        with torch.no_grad():
-            model(ids)
+        if not options.backward:
+            with torch.no_grad():
+                model(ids)
+            return
+        model.zero_grad(set_to_none=True)
+        states = model(ids)[0]
+        states.backward(torch.randn_like(states))
 
     return run
 
@@ -124,6 +143,9 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[512, 1024, 2048, 4096, 8192])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", choices=["small", "base", "large"], default="small", help="for encode")
+    parser.add_argument("--encoder", help="for encode: folder of a trained ALiBi encoder, in place of a size")
+    parser.add_argument("--text", help="with --encoder: parquet whose first text it is given")
+    parser.add_argument("--backward", action="store_true", help="for encode: with the backward pass")
     parser.add_argument("--strength", type=float, default=1.0, help="for attention: what the queries are multiplied by")
     parser.add_argument("--forward", action="store_true", help="for attention: without the backward pass")
     parser.add_argument("--rounds", type=int, default=2)
@@ -132,6 +154,8 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if bool(options.encoder) != bool(options.text):
+        parser.error("--encoder and --text go together")
     if options.kind:
         measure(options)
         return
