@@ -13,12 +13,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import time
 import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -31,7 +32,7 @@ except ImportError:  # Windows has no fcntl; its own lock is used there
     fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = ".tmp"
-"""How the name of an unfinished file ends."""
+"""How the name of an unfinished file ends, behind the number of the process that writes it."""
 _CHECKSUM = ".sha256"
 
 
@@ -69,10 +70,39 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is an unfinished one of ours, as ``store.json.4711.tmp``."""
+    return re.fullmatch(rf".+\.\d+{re.escape(TEMPORARY)}", name, re.DOTALL) is not None
+
+
 def _new(path: Path) -> IO[bytes]:
     """A file that was not there before: a link that a stranger has put in its place is removed, not followed."""
     path.unlink(missing_ok=True)
     return open(path, "xb")
+
+
+#: What torch, safetensors and tokenizers say, each in its own exception, of a disk that takes no more.
+_OF_THE_DISK = re.compile(r"inline_container|PytorchStreamWriter|\(os error \d+\)")
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within this something is written to ``path``, perhaps by a library: what the disk does not take is told with its name.
+
+    Raises:
+        OSError: the disk is full, say.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    except Exception as error:
+        if not _OF_THE_DISK.search(str(error)):
+            raise
+        what = f"The disk takes no more ({' '.join(str(error).split())})"
+        raise OSError(errno.ENOSPC, what, os.fspath(path)) from error
 
 
 @contextlib.contextmanager
@@ -81,7 +111,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     path = Path(path)
     temporary = _temporary(path)
     try:
-        with _new(temporary) as file:
+        with writing(path), _new(temporary) as file:
             _lock(file.fileno())  # so that who tidies up knows that somebody still writes
             yield file
             file.flush()
@@ -279,7 +309,8 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
         new.mkdir()
         try:
-            yield new
+            with writing(path):
+                yield new
             if path.exists():
                 path.rename(old)
             new.rename(path)
@@ -357,7 +388,8 @@ class ArrayWriter:
             OSError: the disk is full, say.
         """
         self._broken = True
-        self._file.write(np.ascontiguousarray(block, dtype=self.dtype).data)
+        with writing(self.path):
+            self._file.write(np.ascontiguousarray(block, dtype=self.dtype).data)
         self.rows += len(block)
         self._broken = False
 
@@ -369,14 +401,16 @@ class ArrayWriter:
         """Hand everything to the operating system."""
         if self._broken:
             raise ValueError(f"{self.path} was not written to its end, so it can only be discarded.")
-        self._file.seek(0)
-        self._file.write(self._header())
-        self._file.flush()
+        with writing(self.path):
+            self._file.seek(0)
+            self._file.write(self._header())
+            self._file.flush()
 
     def _flush(self) -> Written:
         """Flush the file to the disk, still under its temporary name."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with writing(self.path):
+            os.fsync(self._file.fileno())
+            self._file.close()
         return describe(self._temporary)
 
     def _rename(self) -> None:
@@ -464,8 +498,9 @@ class FolderLock:
                 raise BlockingIOError(
                     f"{self.folder} is locked by {holder} ({self.purpose}); wait until it has finished, or end it."
                 )
-            os.ftruncate(handle, 0)
-            os.write(handle, f"process {os.getpid()}\n".encode())
+            with writing(path):
+                os.ftruncate(handle, 0)
+                os.write(handle, f"process {os.getpid()}\n".encode())
         except BaseException:
             os.close(handle)
             raise
@@ -534,11 +569,7 @@ def remove_abandoned(folder: str | os.PathLike[str], name: str = "*") -> list[Pa
         folder: where.
         name: of the finished file; every file of the folder by default.
     """
-    pattern = name if name == "*" else glob.escape(name)
-    abandoned = [path for path in sorted(Path(folder).glob(f"{pattern}.*{TEMPORARY}")) if not is_locked(path)]
-    for path in abandoned:
-        path.unlink(missing_ok=True)
-    return abandoned
+    return _remove(path for path in _unfinished(folder, name) if not is_locked(path))
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
@@ -546,7 +577,16 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
 
     Only for the holder of the folder's lock: the files of a living writer end alike.
     """
-    leftovers = sorted(Path(folder).glob(f"*{TEMPORARY}"))
-    for leftover in leftovers:
-        leftover.unlink(missing_ok=True)
-    return leftovers
+    return _remove(_unfinished(folder, "*"))
+
+
+def _unfinished(folder: str | os.PathLike[str], name: str) -> list[Path]:
+    pattern = name if name == "*" else glob.escape(name)
+    return [path for path in sorted(Path(folder).glob(f"{pattern}.*{TEMPORARY}")) if is_temporary(path.name)]
+
+
+def _remove(paths: Iterable[Path]) -> list[Path]:
+    removed = list(paths)
+    for path in removed:
+        path.unlink(missing_ok=True)
+    return removed

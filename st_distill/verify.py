@@ -28,7 +28,7 @@ from st_distill.recipe.load import dump_recipe, load_recipe
 from st_distill.recipe.processes import STORE
 from st_distill.recipe.runner import START
 from st_distill.recipe.schema import Recipe
-from st_distill.recipe.state import RunState, read_results, results_remedy
+from st_distill.recipe.state import RUN, RunState, read_results, results_remedy
 from st_distill.store import TeacherStore
 from st_distill.store.damage import find_damage, mend_store
 from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
@@ -37,8 +37,6 @@ from st_distill.teacher import Teacher
 __all__ = ["Finding", "Verification", "verify"]
 
 Kind = Literal["store", "run", "model"]
-
-_RUN = "run.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +143,7 @@ def verify(
             if texts is None or teachers is None:
                 texts, teachers = _given(folder, folder.parent, recipe)
             given = [teachers] if isinstance(teachers, Teacher) else list(teachers)
-            with _held(folder.parent if (folder.parent / _RUN).is_file() else None):
+            with _held(folder.parent if (folder.parent / RUN).is_file() else None):
                 findings = _repair_store(folder, findings, texts, given, show_progress=show_progress)
         return Verification(kind=kind, path=str(folder), findings=findings, notes=notes)
     with _held(folder if repair else None):
@@ -162,14 +160,14 @@ def _kind(folder: Path) -> Kind:
     def has(name: str) -> bool:
         return (folder / name).is_file() or files.copy_of(folder / name).is_file()
 
-    if has(_RUN) or (folder / "stages").is_dir() or (folder / STORE / STORE_DESCRIPTION).is_file():
+    if has(RUN) or (folder / "stages").is_dir() or (folder / STORE / STORE_DESCRIPTION).is_file():
         return "run"
     if has(STORE_DESCRIPTION) or (folder / "index").is_dir():
         return "store"
     if has("modules.json") or has(MODEL_DESCRIPTION) or has(ENCODER_DESCRIPTION):
         return "model"
     raise FileNotFoundError(
-        f"The folder {folder} must be a store ({STORE_DESCRIPTION}), a run's work folder ({_RUN}) or a model (modules.json). "
+        f"The folder {folder} must be a store ({STORE_DESCRIPTION}), a run's work folder ({RUN}) or a model (modules.json). "
         "It has none of these."
     )
 
@@ -279,19 +277,19 @@ def _run_state(folder: Path, repair: bool) -> tuple[RunState | None, list[Findin
         return RunState(folder), []
     except ValueError as error:
         message = str(error).partition(". ")[0]  # what else it says is the remedy
-    path = folder / _RUN
-    lost = f"restore {_RUN} from a copy, or remove {folder / 'stages'} to do the stages again"
+    path = folder / RUN
+    lost = f"restore {RUN} from a copy, or remove {folder / 'stages'} to do the stages again"
     try:
         copied = files.read_record(files.copy_of(path))
     except (OSError, ValueError):
-        return None, [Finding(file=_RUN, message=message, remedy=lost)]
+        return None, [Finding(file=RUN, message=message, remedy=lost)]
     if not repair:
-        return None, [Finding(file=_RUN, message=message, remedy=_repairing(folder))]
+        return None, [Finding(file=RUN, message=message, remedy=_repairing(folder))]
     files.write_record(path, copied)
     try:
-        return RunState(folder), [Finding(file=_RUN, message=message, remedy=_repairing(folder), repaired=True)]
+        return RunState(folder), [Finding(file=RUN, message=message, remedy=_repairing(folder), repaired=True)]
     except ValueError:
-        return None, [Finding(file=_RUN, message=message, remedy=lost)]
+        return None, [Finding(file=RUN, message=message, remedy=lost)]
 
 
 def _recipe_of(folder: Path, state: RunState | None, repair: bool, recipe: Recipe | None) -> Iterator[Finding]:
@@ -330,7 +328,7 @@ def _of_start(folder: Path, repair: bool) -> Iterator[Finding]:
         return
     try:
         wrong = [f"{name}: {what}" for name, what in files.differences(start, files.read_json(start / START)["files"])]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, IsADirectoryError, ValueError, LookupError, TypeError, AttributeError) as error:
         wrong = [f"{START} cannot be read ({error})"]
     if wrong:
         yield _made_again(folder, start, wrong[0], repair)

@@ -112,10 +112,10 @@ def test_array_writer_that_failed_can_only_be_discarded(tmp_path):
 
 
 def test_leftovers_are_removed(tmp_path):
-    (tmp_path / "a.npy.17.tmp").touch()
-    (tmp_path / "a.npy").touch()
+    for name in ("a.npy.17.tmp", "a.npy", "letter.tmp", "letter.v2.tmp"):
+        (tmp_path / name).touch()
     assert [path.name for path in files.remove_leftovers(tmp_path)] == ["a.npy.17.tmp"]
-    assert os.listdir(tmp_path) == ["a.npy"]
+    assert sorted(os.listdir(tmp_path)) == ["a.npy", "letter.tmp", "letter.v2.tmp"]
 
 
 def fail_to_replace(path):
@@ -232,13 +232,13 @@ def test_without_locks_there_is_a_warning(tmp_path, monkeypatch):
 
 
 def test_only_what_nobody_writes_any_more_is_abandoned(tmp_path):
-    for name in ("a[1].txt.7.tmp", "b.txt.7.tmp", "a[1].txt", "tmp"):
+    for name in ("a[1].txt.7.tmp", "b.txt.7.tmp", "a[1].txt", "tmp", "letter.v2.tmp"):
         (tmp_path / name).write_text("half")
     with files.replacing(tmp_path / "b.txt") as file:
         file.write(b"new")
         assert files.remove_abandoned(tmp_path, "a[1].txt") == [tmp_path / "a[1].txt.7.tmp"]
         assert files.remove_abandoned(tmp_path) == [tmp_path / "b.txt.7.tmp"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a[1].txt", "b.txt", "tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a[1].txt", "b.txt", "letter.v2.tmp", "tmp"]
     assert (tmp_path / "b.txt").read_text() == "new"
 
 

@@ -7,6 +7,7 @@ recipe.yaml``: one of them speaks for all.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         if not isinstance(error, OtherProcessError):  # or another process has said it
-            print(f"st-distill: {_sentence(error)}", file=sys.stderr, flush=True)
+            print(f"st-distill: {_sentence(error)}{_about_the_disk(error, options)}", file=sys.stderr, flush=True)
         return 2
 
 
@@ -76,6 +77,12 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, (ValueError, TypeError, OSError, ImportError, MemoryError)):
         return " ".join(str(error).split()) or type(error).__name__
     return f"{type(error).__name__}: {one_line(error)}. Where it comes from is shown with --debug."
+
+
+def _about_the_disk(error: Exception, options: argparse.Namespace) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f". Make room on the disk.{_how_to_go_on(options)}"
+    return ""
 
 
 def _how_to_go_on(options: argparse.Namespace) -> str:

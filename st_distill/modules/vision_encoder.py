@@ -15,6 +15,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from st_distill.files import writing
+
 DEFAULT_TOKENS = 64
 """Visual tokens for an image when none are asked for: the possible number nearest to this one."""
 
@@ -92,7 +94,7 @@ def _drop_pooling_head(config: PretrainedConfig) -> None:
 def siglip_processor(size: int) -> Any:
     """SigLIP's processor in the version (torchvision or Pillow) that AutoImageProcessor finds, without its warnings."""
     fields = {"image_processor_type": "SiglipImageProcessor", "size": {"height": size, "width": size}}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, writing(folder):
         Path(folder, "preprocessor_config.json").write_text(json.dumps(fields), encoding="utf-8")
         return AutoImageProcessor.from_pretrained(folder)
 

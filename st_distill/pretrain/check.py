@@ -20,12 +20,10 @@ from st_distill.recipe.run_rules import RunRules
 from st_distill.recipe.schema import Texts
 from st_distill.recipe.words import FieldPath
 
-__all__ = ["DESCRIPTION", "OF_A_RUN", "check_pretraining", "load_pretraining"]
+__all__ = ["DESCRIPTION", "check_pretraining", "load_pretraining"]
 
 #: What a finished model's folder says of itself, beside the files that transformers reads.
 DESCRIPTION = "st_distill_pretraining.json"
-#: What a work folder has in it, from its first moment on.
-OF_A_RUN = ("run.json", "lock")
 _RESERVED = {
     **RESERVED,
     "learning_rate": "set the recipe's learning_rate instead",
@@ -90,7 +88,6 @@ class _Rules(RunRules):
         encoder, tokenizer = recipe.encoder, recipe.tokenizer
         self.run_folders(
             may_be_replaced=may_be_replaced,
-            of_a_run=OF_A_RUN,
             read=[part.model for part in (encoder, tokenizer) if part is not None],
         )
         positions = self.encoder()

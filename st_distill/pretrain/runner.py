@@ -29,7 +29,7 @@ from transformers import (
 
 from st_distill.errors import MissingExtraError, RecipeError
 from st_distill.exporting import CHECKED
-from st_distill.files import flush_folder, manifest, remove_leftovers, replacing_folder, write_json, write_text
+from st_distill.files import flush_folder, manifest, remove_leftovers, replacing_folder, write_json, write_text, writing
 from st_distill.modules.alibi_checkpoint import is_published_alibi
 from st_distill.modules.alibi_config import explain_published
 from st_distill.pretrain.check import DESCRIPTION, check_pretraining, load_pretraining
@@ -414,7 +414,8 @@ def _save_whole(save: Callable[[str], Any], folder: Path) -> None:
     """Save into a folder, whole or not at all, with its checksums."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    save(str(partial))
+    with writing(folder):
+        save(str(partial))
     seal(partial)
     partial.rename(folder)
     flush_folder(folder.parent)

@@ -104,7 +104,6 @@ class _Rules(StageRules, ImageRules):
         student = None if self.recipe.student is None else self.recipe.student.model
         self.run_folders(
             may_be_replaced=may_be_replaced,
-            of_a_run=_OF_A_RUN,
             beside=beside,
             read=[student, *(teacher.model for teacher in self.recipe.teachers)],
         )
@@ -494,8 +493,6 @@ class _Rules(StageRules, ImageRules):
 _IMAGE_MODEL = "no stage trains vision, so the student has to be an image model already"
 #: Rows of an evaluation that are looked at before a run, each: seconds of reading.
 _MOST_TEXTS, _MOST_PICTURES = 100_000, 1000
-#: What a work folder has in it, from its first moment on.
-_OF_A_RUN = ("run.json", "teachers", "lock")
 _ONLY_MODELS = ("prompts", "dtype", "device", "batch_size", "batch_tokens", "max_seq_length", "trust_remote_code")
 
 

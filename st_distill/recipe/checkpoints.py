@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from st_distill.files import differences, manifest, read_json, write_json
+from st_distill.files import differences, manifest, read_json, write_json, writing
 from st_distill.stopping import Stop, postponed
 
 __all__ = [
@@ -42,28 +42,43 @@ def seal(checkpoint: Path) -> None:
 
 
 def what_is_wrong(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be continued from; None where it can."""
+    """Why a checkpoint cannot be continued from; None where it can.
+
+    Raises:
+        OSError: the disk does not give it now, which says nothing of what is on it.
+    """
     try:
         sealed = read_json(checkpoint / SEAL)
         return next((f"{name}: {what}" for name, what in differences(checkpoint, sealed)), None)
     except FileNotFoundError:
         return "it was not written to its end"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (IsADirectoryError, ValueError, LookupError, TypeError, AttributeError) as error:
         return f"{SEAL} cannot be read ({error})"
 
 
 def drop_damaged(folder: Path) -> None:
-    """Remove the checkpoints that cannot be continued from, with a warning for each that was complete once."""
+    """Leave out the checkpoints that cannot be continued from.
+
+    Those that were never complete are removed. One that was is put aside as ``damaged-checkpoint-N``, with a warning: its
+    weights may be whole, and can be looked at until the stage is done.
+    """
     for path in numbered(folder):
         what = what_is_wrong(path)
-        if what is not None:
-            if (path / SEAL).exists():
-                logger.warning(
-                    "%s is damaged (%s) and is removed. The stage goes on at an earlier one, or begins again.",
-                    path,
-                    what,
-                )
+        if what is None:
+            continue
+        if not (path / SEAL).exists():
             shutil.rmtree(path)
+            continue
+        aside = path.with_name(f"damaged-{path.name}")
+        if aside.exists():
+            shutil.rmtree(aside)
+        path.rename(aside)
+        logger.warning(
+            "%s is damaged (%s) and is put aside as %s. The stage goes on at an earlier one, or begins again.",
+            path,
+            what,
+            aside.name,
+        )
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -99,7 +114,8 @@ class SealedCheckpoints(_Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         keep, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")):
+                super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = keep
         self.accelerator.wait_for_everyone()  # each process writes the state of its random numbers

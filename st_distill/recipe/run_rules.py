@@ -14,6 +14,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from st_distill.errors import one_line
 from st_distill.recipe.arguments import HARDWARE, complaints, hints_of, range_complaint
 from st_distill.recipe.findings import Findings
+from st_distill.recipe.state import may_be_worked_in
 from st_distill.recipe.words import FieldPath, show_path
 
 __all__ = ["RunRules"]
@@ -28,7 +29,6 @@ class RunRules(Findings):
         self,
         *,
         may_be_replaced: Callable[[Path], bool],
-        of_a_run: Iterable[str],
         beside: Iterable[str] = (),
         read: Iterable[str | None] = (),
     ) -> None:
@@ -36,7 +36,6 @@ class RunRules(Findings):
 
         Args:
             may_be_replaced: whether an output folder is a new one or one that an earlier run wrote.
-            of_a_run: what a work folder has in it, from its first moment on; one of these.
             beside: further names that are written beside the output.
             read: models that the run reads.
         """
@@ -71,8 +70,7 @@ class RunRules(Findings):
         for target in (output, *others):
             if target not in models and not may_be_replaced(target):
                 self.error(("output",), f"'{target}' holds other files than an export's; name a new folder")
-        is_foreign = work.is_dir() and any(work.iterdir()) and not any((work / name).exists() for name in of_a_run)
-        if is_foreign and work not in models:
+        if work.is_dir() and work not in models and not may_be_worked_in(work):
             self.error(where, f"'{self.recipe.work_folder}' holds other files than a run's; name a new folder")
 
     # --- training arguments ------------------------------------------------------------------------------------------

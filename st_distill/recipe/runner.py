@@ -462,7 +462,7 @@ def start_of(folder: Path) -> str | None:
     try:
         noted = read_json(folder / START)
         return None if any(differences(folder, noted["files"])) else noted["of"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 

@@ -12,7 +12,7 @@ import datasets
 import pyarrow.parquet as pq
 
 from st_distill.errors import sentence
-from st_distill.files import read_json
+from st_distill.files import read_json, writing
 from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind, kind_of_values, kinds_of_features, names_of, table_of
 from st_distill.recipe.source_schema import ImageSource, Texts
@@ -121,7 +121,8 @@ def _read_path(path: Path, source: Texts | ImageSource) -> datasets.Dataset:
     if files[0].suffix == ".parquet":
         if not _reading(path, lambda: sum(pq.read_metadata(file).num_rows for file in files)):
             raise ValueError(f"{name_of(source)} has no rows.")  # datasets says something else of it
-        return _reading(path, lambda: datasets.Dataset.from_parquet([str(file) for file in files]))
+        with writing(datasets.config.HF_DATASETS_CACHE):
+            return _reading(path, lambda: datasets.Dataset.from_parquet([str(file) for file in files]))
     kinds = columns_of(source) or {}
     rows: Iterator[dict[str, Any]] = itertools.chain.from_iterable(text_rows(file) for file in files)
     if source.limit is not None:

@@ -26,6 +26,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from st_distill.card import widget
 from st_distill.diagnosis import DiagnosisCallback
+from st_distill.files import writing
 from st_distill.losses import JasperDistill, TeacherRows
 from st_distill.recipe.adapters import add_adapters, merge_adapters
 from st_distill.recipe.checkpoints import drop_damaged, last_checkpoint
@@ -375,7 +376,8 @@ def save_model(model: SentenceTransformer, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    model.save(str(partial))
+    with writing(folder):
+        model.save(str(partial))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

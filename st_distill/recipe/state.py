@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
-from st_distill.files import copy_of, differences, manifest, mending, read_json, read_record, write_record
+from st_distill.files import (
+    FolderLock,
+    copy_of,
+    differences,
+    is_temporary,
+    manifest,
+    mending,
+    read_json,
+    read_record,
+    write_record,
+)
 from st_distill.recipe.conversion import as_mapping
+from st_distill.recipe.processes import STORE
 from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Projection, Recipe, Stage, file_name
+from st_distill.store.format import DESCRIPTION
 from st_distill.teacher import Teacher
 
+RUN = "run.json"
+"""The record of a run in its work folder."""
+#: What a work folder may have in it before it has a record.
+_BEGINNINGS = {FolderLock.NAME, STORE, "captions", "corpus", "pooled", "recipe.yaml", "stages", "start", "tokenizer"}
 _FORMAT = "st-distill/run"
 _VERSION = 1
 
@@ -79,6 +96,20 @@ def results_remedy(folder: Path) -> str:
     return f"Remove it, and measure again with: {command}"
 
 
+def may_be_worked_in(folder: Path) -> bool:
+    """Whether a run may have the folder for its own: it is not there, or empty, or an earlier run has written in it."""
+    if not folder.exists():
+        return True
+    records = [folder / RUN, folder / STORE / DESCRIPTION]
+    if any(path.is_file() for record in records for path in (record, copy_of(record))):
+        return True
+    # One that was killed early has neither yet, and one without teachers may have lost the first.
+    lock = folder / FolderLock.NAME
+    if lock.exists() and not (lock.is_file() and re.fullmatch(rb"(process \d+\n)?", lock.read_bytes()[:100])):
+        return False
+    return all(path.name in _BEGINNINGS or is_temporary(path.name) for path in folder.iterdir())
+
+
 class RunState:
     """The ``run.json`` of a work folder.
 
@@ -88,7 +119,7 @@ class RunState:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / "run.json"
+        self.path = folder / RUN
         self.stages: list[dict[str, Any]] = []
         self.recipe: str | None = None
         """The sha256 of recipe.yaml; None where the recipe has Python objects, and no file."""

@@ -125,6 +125,13 @@ def fill_the_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
+def kill_inside_a_file() -> None:
+    """Killed by the kernel while the next file is written, its first 100 bytes on the disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+
 def without_rights() -> None:
     """An administrator's process, to which no file is closed, becomes one that may do what modes allow."""
     if os.geteuid() == 0:

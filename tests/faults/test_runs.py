@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import signal
 import stat
 import sys
 import time
+from unittest import mock
 
 import pytest
 import torch
-from fault_helpers import ALL, fill_the_disk, forked, kill, same_results, without_rights
+from fault_helpers import ALL, fill_the_disk, forked, kill, kill_inside_a_file, same_results, without_rights
 
 from st_distill import files
-from st_distill.recipe.checkpoints import SEAL
+from st_distill.recipe.checkpoints import SEAL, what_is_wrong
+from st_distill.recipe.trainer import StageTrainer
 from st_distill.verify import verify
 
 
@@ -80,17 +83,54 @@ def test_a_signal_stops_a_run_in_order(number, share, project, undisturbed):
     same_results(project.results(), results)
 
 
-@pytest.mark.parametrize("size", [100, 1_000, 3_000, 10_000, 30_000, 60_000, 100_000] if ALL else [3_000])
-def test_a_disk_without_room_for_a_file_is_said_and_the_run_goes_on(size, project, undisturbed):
-    stopped_by_the_disk(forked(project.run, project.folder, size=size))
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_in_a_step_leaves_a_checkpoint_of_that_step(signals, project, undisturbed):
+    """The second signal does not wait for it; every second step has a checkpoint anyway."""
+
+    def asked_in_the_third_step() -> int:
+        step, steps = StageTrainer.training_step, itertools.count(1)
+
+        def asking(trainer, *given, **options):
+            if next(steps) == 3:
+                for _ in range(signals):
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return step(trainer, *given, **options)
+
+        with mock.patch.object(StageTrainer, "training_step", asking):
+            return project.run("--resume")
+
+    ended = forked(asked_in_the_third_step, project.folder)
+    assert ended.code == 128 + signal.SIGTERM, ended.said
+    (last,) = project.work.glob("stages/1-projection/checkpoints/checkpoint-*")
+    assert last.name == {1: "checkpoint-3", 2: "checkpoint-2"}[signals]
+    assert what_is_wrong(last) is None
     finish(project)
     same_results(project.results(), undisturbed[0])
 
 
-def stopped_by_the_disk(ended) -> None:
+@pytest.mark.parametrize("share", [n / 25 for n in range(25)] if ALL else [0.6])
+def test_a_run_killed_inside_a_file_goes_on(share, project, undisturbed, record_property):
+    results, changes = undisturbed
+    moment = max(1, int(share * changes))
+    ended = forked(project.run, project.folder, moment=moment, happens=kill_inside_a_file)
+    assert ended.code == -signal.SIGXFSZ, ended.said
+    record_property("kills", 1)
+    finish(project)
+    same_results(project.results(), results)
+
+
+@pytest.mark.parametrize("size", [100, 1_000, 3_000, 10_000, 30_000, 60_000, 100_000] if ALL else [3_000])
+def test_a_disk_without_room_for_a_file_is_said_and_the_run_goes_on(size, project, undisturbed):
+    stopped_by_the_disk(forked(project.run, project.folder, size=size), project)
+    finish(project)
+    same_results(project.results(), undisturbed[0])
+
+
+def stopped_by_the_disk(ended, project) -> None:
     assert ended.code == 2, ended.said
-    assert "Traceback" not in ended.said
-    assert "st-distill: " in ended.said
+    assert "--debug" not in ended.said, ended.said
+    assert re.search(r": '/[^']+'\. Make room on the disk", ended.said), ended.said  # which file
+    assert f"What is done is kept; go on with: st-distill run {project.folder}" in ended.said
 
 
 #: The kind of recipe, and how much of the run is done before no file takes another byte.
@@ -100,7 +140,8 @@ FULL = [("texts", n / 40) for n in range(40)] + [("pictures", n / 20) for n in r
 @pytest.mark.parametrize(("kind", "share"), FULL if ALL else [FULL[32]])
 def test_the_disk_is_full_from_some_change_on(kind, share, subject):
     project, results, changes = subject
-    stopped_by_the_disk(forked(project.run, project.folder, moment=max(1, int(share * changes)), happens=fill_the_disk))
+    moment = max(1, int(share * changes))
+    stopped_by_the_disk(forked(project.run, project.folder, moment=moment, happens=fill_the_disk), project)
     finish(project)
     same_results(project.results(), results)
 

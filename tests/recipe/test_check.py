@@ -553,6 +553,37 @@ def test_nothing_of_the_users_is_written_over(recipe, folder, tiny_bert):
     assert check(replace(recipe, output="mine")) == []
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"lock": "of my diary", "start/monday.txt": "rain"},
+        {"teachers/list.txt": "Ada", "notes.txt": "x"},
+        {"stages/one.txt": "a stage", "letter.tmp": "Dear"},
+    ],
+)
+def test_a_folder_with_the_names_of_a_run_is_the_users(recipe, files, tmp_path):
+    for name, content in files.items():
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / name).write_text(content)
+    said = format_problems(check(replace(recipe, output="new", work=str(tmp_path / "mine"))))
+    assert "holds other files than a run's; name a new folder" in said
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"lock": "process 17\n", "run.json.17.tmp": "{"},
+        {"teachers/store.json": "{}", "notes.txt": "x"},
+        {"run.copy.json": "{}"},
+    ],
+)
+def test_what_a_killed_run_leaves_is_a_runs(recipe, files, tmp_path):
+    for name, content in files.items():
+        (tmp_path / "work" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "work" / name).write_text(content)
+    assert check(replace(recipe, output="new", work=str(tmp_path / "work"))) == check(replace(recipe, output="new"))
+
+
 @pytest.mark.parametrize(("on_error", "level"), [("stop", "error"), ("skip", "warning")])
 def test_pictures_that_are_not_there(problems_of, on_error, level):
     rows = [{"image": name, "caption": "a picture"} for name in ("a.png", "b.png", "c.png")]

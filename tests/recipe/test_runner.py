@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 import st_distill
+from st_distill import files
 from st_distill.errors import RecipeError
 from st_distill.exporting import load_student
 from st_distill.recipe import (
@@ -254,7 +256,26 @@ def test_a_checkpoint_cut_short_or_changed_is_left_out(tmp_path, caplog):
     checkpoints.drop_damaged(tmp_path)
     assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert "checkpoint-10 is damaged (model.safetensors: the content has changed" in caplog.text
+    assert (tmp_path / "damaged-checkpoint-10" / "model.safetensors").read_bytes() == b"weighty"
     assert "checkpoint-12" not in caplog.text  # a killed run leaves such ones
+    assert not (tmp_path / "checkpoint-12").exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_now_stays(tmp_path, monkeypatch):
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    checkpoints.seal(checkpoint)
+
+    def failing(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(files, "sha256", failing)
+        with pytest.raises(OSError, match="Input/output error: .*model.safetensors"):
+            checkpoints.drop_damaged(tmp_path)
+    checkpoints.drop_damaged(tmp_path)
+    assert checkpoints.last_checkpoint(tmp_path) == checkpoint
 
 
 def test_checkpoints_rotate_by_their_steps(tmp_path):
