@@ -18,7 +18,7 @@ from torch import nn
 from st_distill.alignment import align_files, align_weights
 from st_distill.card import tell_usage
 from st_distill.errors import one_line, sentence
-from st_distill.files import differences, manifest, read_json, replacing_folder, write_json, write_text
+from st_distill.files import differences, manifest, put_aside, read_json, replacing_folder, write_json, write_text
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.nearest import suggest_path
 from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
@@ -299,7 +299,17 @@ def _noted_dims(path: Path) -> list[int] | None:
     return noted["dims"]
 
 
+def left_aside(path: Path, aside: Path) -> str:
+    """What to do about an export that was killed between two renames."""
+    return (
+        f"There is no {path}: an export that took its place was killed, and has left the earlier model in {aside}. Bring it "
+        f"back with: {shlex.join(['mv', str(aside), str(path)])}"
+    )
+
+
 def _check_folder(path: Path) -> None:
+    if (aside := put_aside(path)) is not None:
+        raise ValueError(left_aside(path, aside))
     if not _is_model(path):
         raise ValueError(sentence(f"The 'path' must be a model's folder. Got {path} instead, {_in_its_place(path)}"))
     if not read_json(path / "modules.json"):

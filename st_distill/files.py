@@ -151,11 +151,18 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: the file is not JSON; the sentence names the file and the place.
     """
+    try:
+        return _parsed(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; restore it or build it again.") from error
+
+
+def _parsed(path: str | os.PathLike[str]) -> Any:
     content = Path(path).read_bytes()
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{os.fspath(path)} is not a JSON file ({error}); restore it or build it again.") from error
+        raise ValueError(f"{os.fspath(path)} is not a JSON file ({error})") from error
 
 
 def copy_of(path: str | os.PathLike[str]) -> Path:
@@ -164,34 +171,46 @@ def copy_of(path: str | os.PathLike[str]) -> Path:
     return path.with_name(f"{path.stem}.copy{path.suffix}")
 
 
-def write_record(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
-    """Write or replace a JSON object that much depends on: with a checksum of itself as ``sha256``, and twice.
-
-    The copy (`copy_of`) follows the original, so that it may be one state behind, but is never ahead of it.
-    """
-    signed = value | {"sha256": _sha256_of(value)}
-    write_json(path, signed)
-    write_json(copy_of(path), signed)
+def write_signed(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
+    """Write or replace a JSON object with a checksum of itself as ``sha256``."""
+    write_json(path, value | {"sha256": _sha256_of(value)})
 
 
-def read_record(path: str | os.PathLike[str]) -> Any:
-    """Read what `write_record` wrote, without the checksum; a file without one is read as it is.
+def read_signed(path: str | os.PathLike[str]) -> Any:
+    """Read what `write_signed` wrote, without the checksum; a file without one is read as it is.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not JSON, or has changed since it was written.
     """
-    path = Path(path)
     try:
-        value = read_json(path)
+        value = _parsed(path)
     except ValueError as error:
-        raise ValueError(f"{error} Or {mending(path.parent)}.") from error
+        raise ValueError(f"{error}.") from error
     if isinstance(value, dict) and "sha256" in value and value.pop("sha256") != _sha256_of(value):
-        raise ValueError(
-            f"{path} is damaged: its content has not the sha256 that stands in it. Restore it from a copy, or "
-            f"{mending(path.parent)}."
-        )
+        raise ValueError(f"{os.fspath(path)} is damaged: its content has not the sha256 that stands in it.")
     return value
+
+
+def write_record(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
+    """Write or replace a JSON object that much depends on: signed, and twice.
+
+    The copy (`copy_of`) follows the original, so that it may be one state behind, but is never ahead of it.
+    """
+    write_signed(path, value)
+    write_signed(copy_of(path), value)
+
+
+def read_record(path: str | os.PathLike[str]) -> Any:
+    """As `read_signed`, of what `write_record` wrote.
+
+    Raises:
+        FileNotFoundError, ValueError: as there; the sentence says which command brings it back.
+    """
+    try:
+        return read_signed(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Restore it from a copy, or {mending(Path(path).parent)}.") from error
 
 
 def mending(folder: str | os.PathLike[str]) -> str:
@@ -282,6 +301,17 @@ def refuse_links(folder: Path, *, but: Sequence[str] = ()) -> None:
                 )
 
 
+def put_aside(path: str | os.PathLike[str]) -> Path | None:
+    """Where a folder lies that a killed `replacing_folder` has put aside before the new one was in its place."""
+    path = Path(path)
+    old = _beside(path) / "old"
+    return old if path.name and old.is_dir() and not path.exists() else None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.st-distill")
+
+
 @contextlib.contextmanager
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A new folder to write into; it takes the place of ``path`` when the block ends, and is removed when it fails.
@@ -293,7 +323,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         BlockingIOError: another process is writing the same folder.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.st-distill")
+    beside = _beside(path)
     if beside.is_symlink():
         beside.unlink()
     beside.mkdir(parents=True, exist_ok=True)
@@ -493,7 +523,8 @@ class FolderLock:
                     RuntimeWarning,
                     stacklevel=2,
                 )
-            if locked is False:
+            # Who has just let go of it may have removed the folder: a lock on that file would keep nobody out.
+            if locked is False or not _is_at(handle, path):
                 holder = os.read(handle, 200).decode("utf-8", "replace").strip() or "another process"
                 raise BlockingIOError(
                     f"{self.folder} is locked by {holder} ({self.purpose}); wait until it has finished, or end it."
@@ -515,6 +546,13 @@ class FolderLock:
             _held.remove(self._handle)
             os.close(self._handle)
         self._handle = None
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def is_locked(path: str | os.PathLike[str]) -> bool:

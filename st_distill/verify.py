@@ -16,15 +16,15 @@ from typing import Any, Literal
 import numpy as np
 
 from st_distill import files
+from st_distill.exporting import CHECKED, export_damage, left_aside, load_student
 from st_distill.exporting import DESCRIPTION as MODEL_DESCRIPTION
-from st_distill.exporting import export_damage, load_student
 from st_distill.files import FolderLock
 from st_distill.pretrain.check import DESCRIPTION as ENCODER_DESCRIPTION
-from st_distill.recipe.checkpoints import numbered, what_is_wrong
+from st_distill.recipe.checkpoints import SEAL, numbered, what_is_wrong
 from st_distill.recipe.diagnose import FINDINGS, read_findings
 from st_distill.recipe.embedding import what_to_embed
 from st_distill.recipe.frozen import POOLED
-from st_distill.recipe.load import dump_recipe, load_recipe
+from st_distill.recipe.load import dump_recipe, load_recipe, load_record
 from st_distill.recipe.processes import STORE
 from st_distill.recipe.runner import START
 from st_distill.recipe.schema import Recipe
@@ -136,7 +136,7 @@ def verify(
         recipe = load_recipe(os.fspath(recipe), overrides)
     notes: list[str] = []
     if kind == "model":
-        return Verification(kind=kind, path=str(folder), findings=list(_of_model(folder)))
+        return Verification(kind=kind, path=str(folder), findings=list(_of_model(folder, notes)), notes=notes)
     if kind == "store":
         findings = _of_store(folder, notes)
         if repair and findings:
@@ -166,6 +166,8 @@ def _kind(folder: Path) -> Kind:
         return "store"
     if has("modules.json") or has(MODEL_DESCRIPTION) or has(ENCODER_DESCRIPTION):
         return "model"
+    if (aside := files.put_aside(folder)) is not None:
+        raise FileNotFoundError(left_aside(folder, aside))
     raise FileNotFoundError(
         f"The folder {folder} must be a store ({STORE_DESCRIPTION}), a run's work folder ({RUN}) or a model (modules.json). "
         "It has none of these."
@@ -237,9 +239,16 @@ def _of_run(
     folder: Path, repair: bool, recipe: Recipe | None, show_progress: bool, notes: list[str]
 ) -> Iterator[Finding]:
     files.refuse_links(folder, but=[STORE])
+    writes = not repair and files.is_locked(folder / FolderLock.NAME)
+    if writes:
+        notes.append(f"{folder} is being written: the checkpoint that is not finished, if there is one, was left out")
     state, findings = _run_state(folder, repair)
     yield from findings
     yield from _recipe_of(folder, state, repair, recipe)
+    if state is not None and state.exists and not (folder / STORE).is_dir() and _had_teachers(folder):
+        notes.append(
+            f"the teachers' vectors ({STORE}) are not there any more; a run that needs them embeds the texts again"
+        )
     for name in (STORE, "captions"):
         if (folder / name).is_dir():
             yield from _store_of(folder, name, repair, recipe, show_progress, notes)
@@ -248,7 +257,11 @@ def _of_run(
         if not files.is_whole(path):
             yield _made_again(folder, path, "the content is not what its checksum says", repair)
     if state is not None:
-        yield from _of_stages(folder, state, repair)
+        yield from _of_stages(folder, state, repair, writes)
+    tokenizer = folder / "tokenizer"
+    if (tokenizer / SEAL).is_file() and (wrong := what_is_wrong(tokenizer)):
+        remedy = "restore it from a copy, or pretrain again in a new work folder"
+        yield Finding(file=tokenizer.name, message=wrong, remedy=remedy)
     for name, read in (("results.json", read_results), (FINDINGS, read_findings)):
         try:
             read(folder)
@@ -259,7 +272,14 @@ def _of_run(
             yield replace(finding, remedy=remedy[0].lower() + remedy[1:])
 
 
-def _of_stages(folder: Path, state: RunState, repair: bool) -> Iterator[Finding]:
+def _had_teachers(folder: Path) -> bool:
+    try:
+        return bool(load_record(folder / "recipe.yaml").teachers)
+    except (OSError, ValueError):
+        return False  # what is wrong with the recipe is a finding of its own
+
+
+def _of_stages(folder: Path, state: RunState, repair: bool, writes: bool) -> Iterator[Finding]:
     for index, stage in enumerate(state.stages):
         if stage["done"]:
             model = state.stage_folder(index) / "model"
@@ -268,16 +288,20 @@ def _of_stages(folder: Path, state: RunState, repair: bool) -> Iterator[Finding]
                 yield Finding(file=file, message=what, remedy=state.again(index))
         else:
             for checkpoint in numbered(state.stage_folder(index) / "checkpoints"):
+                if writes and not (checkpoint / SEAL).exists():
+                    continue
                 if wrong := what_is_wrong(checkpoint):
                     yield _made_again(folder, checkpoint, wrong, repair)
 
 
 def _run_state(folder: Path, repair: bool) -> tuple[RunState | None, list[Finding]]:
+    path = folder / RUN
     try:
-        return RunState(folder), []
+        state = RunState(folder)
     except ValueError as error:
         message = str(error).partition(". ")[0]  # what else it says is the remedy
-    path = folder / RUN
+    else:
+        return state, list(_copy_of(path, repair)) if state.exists else []
     lost = f"restore {RUN} from a copy, or remove {folder / 'stages'} to do the stages again"
     try:
         copied = files.read_record(files.copy_of(path))
@@ -290,6 +314,21 @@ def _run_state(folder: Path, repair: bool) -> tuple[RunState | None, list[Findin
         return RunState(folder), [Finding(file=RUN, message=message, remedy=_repairing(folder), repaired=True)]
     except ValueError:
         return None, [Finding(file=RUN, message=message, remedy=lost)]
+
+
+def _copy_of(path: Path, repair: bool) -> Iterator[Finding]:
+    """The second copy of a record, which must be readable on the day that the first is not."""
+    copy = files.copy_of(path)
+    try:
+        files.read_signed(copy)
+        return
+    except FileNotFoundError:
+        what = "there is no such file"
+    except ValueError:
+        what = "it cannot be read, or has changed since it was written"
+    if repair:
+        files.write_record(path, files.read_record(path))
+    yield Finding(file=copy.name, message=what, remedy=_repairing(path.parent), repaired=repair)
 
 
 def _recipe_of(folder: Path, state: RunState | None, repair: bool, recipe: Recipe | None) -> Iterator[Finding]:
@@ -345,7 +384,7 @@ def _made_again(folder: Path, path: Path, what: str, repair: bool) -> Finding:
 # --- models ------------------------------------------------------------------------------------------------------------
 
 
-def _of_model(folder: Path) -> Iterator[Finding]:
+def _of_model(folder: Path, notes: list[str]) -> Iterator[Finding]:
     remedy = "export it again: st-distill export STUDENT FOLDER, or continue its run with --resume"
     if (folder / ENCODER_DESCRIPTION).is_file():
         remedy = "continue its pretraining: st-distill pretrain RECIPE --resume"
@@ -357,6 +396,10 @@ def _of_model(folder: Path) -> Iterator[Finding]:
         return
     described = folder / MODEL_DESCRIPTION
     noted: dict[str, Any] = files.read_json(described) if described.is_file() else {}
+    if CHECKED not in noted:
+        notes.append(
+            "no checksums are noted of it, so that nothing was compared: it was loaded, and its numbers are finite"
+        )
     try:
         model = load_student(folder, device="cpu")
         tensors = model.state_dict()

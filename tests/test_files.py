@@ -231,6 +231,18 @@ def test_without_locks_there_is_a_warning(tmp_path, monkeypatch):
         pass
 
 
+def test_a_lock_whose_folder_was_removed_keeps_nobody_out_and_is_refused(tmp_path, monkeypatch):
+    """Who has waited for it gets a file that is not there any more."""
+
+    def after_the_removal(handle):
+        (tmp_path / "lock").unlink()
+        return True
+
+    monkeypatch.setattr(files, "_lock", after_the_removal)
+    with pytest.raises(BlockingIOError, match="is locked by"), files.FolderLock(tmp_path):
+        pass
+
+
 def test_only_what_nobody_writes_any_more_is_abandoned(tmp_path):
     for name in ("a[1].txt.7.tmp", "b.txt.7.tmp", "a[1].txt", "tmp", "letter.v2.tmp"):
         (tmp_path / name).write_text("half")

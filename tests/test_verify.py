@@ -249,6 +249,7 @@ def finished(tmp_path_factory, tiny_bert, sentences):
     ("file", "repaired"),
     [
         ("run.json", True),
+        ("run.copy.json", True),
         ("recipe.yaml", True),
         ("teachers/store.json", True),
         ("teachers/teachers/teacher/00000.npy", True),
@@ -282,6 +283,7 @@ def test_damage_of_a_run(file, repaired, harm, finished, capsys):
     ("file", "content"),
     [
         *(("results.json", text) for text in ("{", "[]", '{"results": 3}', '{"results": {}, "environment": []}')),
+        *((name, '{"results": {}, "sha256": "0"}') for name in ("results.json", "findings.json")),
         *(("findings.json", text) for text in ("{", "[]", '{"before": 3}', '{"after": [{"name": "collapsed"}]}')),
     ],
 )
@@ -293,7 +295,7 @@ def test_damaged_results_are_measured_again(file, content, finished, capsys):
     try:
         damaged.write_text(content)
         command = f"Remove it, and measure again with: st-distill run {work}/recipe.yaml --resume"
-        with pytest.raises(ValueError, match=f"The file {damaged} .*{command}"):
+        with pytest.raises(ValueError, match=f"{damaged} .*{command}"):
             read_run(work)
         (finding,) = verify(work).findings
         assert finding.file == file
@@ -308,6 +310,33 @@ def test_damaged_results_are_measured_again(file, content, finished, capsys):
     finally:
         for name, whole in kept.items():
             (work / name).write_bytes(whole)
+
+
+def test_a_run_without_its_vectors_is_told_of(finished):
+    """To remove them when all is done is no damage."""
+    work = finished / "out-run"
+    (work / "teachers").rename(work / "away")
+    try:
+        found = verify(work)
+    finally:
+        (work / "away").rename(work / "teachers")
+    assert found.is_whole
+    assert "the teachers' vectors (teachers) are not there any more" in found.as_text()
+
+
+def test_a_run_that_is_writing(finished, tmp_path):
+    """A checkpoint that it has not finished is no damage; of a killed run it is."""
+    work = shutil.copytree(finished / "out-run", tmp_path / "work")
+    state = files.read_record(work / "run.json")
+    state["stages"][1]["done"] = False
+    files.write_record(work / "run.json", state)
+    (work / "stages/2-all/checkpoints/checkpoint-2").mkdir(parents=True)
+    with files.FolderLock(work):
+        found = verify(work)
+    assert found.findings == []
+    assert f"{work} is being written" in found.as_text()
+    (finding,) = verify(work).findings
+    assert finding.file == "stages/2-all/checkpoints/checkpoint-2"
 
 
 STAGE = {"name": "a", "done": True, "fields": {}}
@@ -440,10 +469,26 @@ def test_damage_of_a_model(file, harm, make_student, tmp_path):
     assert verify(tmp_path / "model").findings == []
     harm(next((tmp_path / "model").rglob(file)))
     if (file, harm) == ("st_distill.json", delete):
-        assert verify(tmp_path / "model").is_whole  # any model of sentence-transformers has none
+        found = verify(tmp_path / "model")
+        assert found.is_whole  # any model of sentence-transformers has none
+        assert "nothing was compared" in found.as_text()
     else:
         (finding, *_) = verify(tmp_path / "model").findings
         assert finding.file.endswith(file)
+
+
+def test_an_export_that_was_killed_between_two_renames(make_student, tmp_path, capsys):
+    target = tmp_path / "model"
+    export(make_student(MatryoshkaProjection(32, [8])), target)
+    (tmp_path / ".model.st-distill").mkdir()
+    target.rename(tmp_path / ".model.st-distill" / "old")
+    for command in ("verify", "info"):
+        assert main([command, str(target)]) == 2
+        said = capsys.readouterr().err
+        assert f"Bring it back with: mv {tmp_path}/.model.st-distill/old {target}" in said
+    export(make_student(MatryoshkaProjection(32, [8])), target)
+    assert verify(target).findings == []
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_readers_own_card_is_no_damage(make_student, tmp_path):

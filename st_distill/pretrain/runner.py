@@ -29,7 +29,17 @@ from transformers import (
 
 from st_distill.errors import MissingExtraError, RecipeError
 from st_distill.exporting import CHECKED
-from st_distill.files import flush_folder, manifest, remove_leftovers, replacing_folder, write_json, write_text, writing
+from st_distill.files import (
+    flush_folder,
+    manifest,
+    read_signed,
+    remove_leftovers,
+    replacing_folder,
+    write_json,
+    write_signed,
+    write_text,
+    writing,
+)
 from st_distill.modules.alibi_checkpoint import is_published_alibi
 from st_distill.modules.alibi_config import explain_published
 from st_distill.pretrain.check import DESCRIPTION, check_pretraining, load_pretraining
@@ -200,7 +210,7 @@ class _Pretraining:
         if not state.stages[0]["done"]:
             self._train(state, tokenizer, measuring)
         self.processes.by_main(lambda: self._finish(state.finished_model(0), measuring is not None))
-        results = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+        results = read_signed(self.folder / "results.json")
         return PretrainResult(Path(self.recipe.output), results)
 
     def _planned(self, resume: bool) -> RunState:
@@ -211,14 +221,19 @@ class _Pretraining:
                 "folder."
             )
         stage = {"name": "pretraining", "folder": ".", "fields": self._fields()}
+        try:
+            text = dump_recipe(self.recipe)
+            state.recipe = hashlib.sha256(text.encode("utf-8")).hexdigest()
+        except TypeError:  # it holds texts given in Python
+            text, state.recipe = None, None
         state.plan([stage], from_stage=None, can_go_back=False)
         if state.stages[0]["done"]:
             self._clear()
         else:
             drop_damaged(self.folder / "checkpoints")
-        try:
-            write_text(self.folder / "recipe.yaml", dump_recipe(self.recipe))
-        except TypeError:  # it holds texts given in Python
+        if text is not None:
+            write_text(self.folder / "recipe.yaml", text)
+        else:
             logger.info("The recipe holds Python objects, so it is not kept as recipe.yaml.")
         return state
 
@@ -380,7 +395,7 @@ class _Pretraining:
                 draw_accuracy({Path(self.recipe.output).name: results}, picture, trained_at=self.recipe.max_length)
             except MissingExtraError as error:
                 logger.warning("There is no picture: %s", error)
-        write_json(self.folder / "results.json", results)
+        write_signed(self.folder / "results.json", results)
         output = Path(self.recipe.output)
         with replacing_folder(output) as folder:
             shutil.copytree(model, folder, dirs_exist_ok=True)

@@ -23,7 +23,7 @@ from st_distill.diagnosis import (
     diagnose_rows,
     diagnose_vectors,
 )
-from st_distill.files import read_json, write_json
+from st_distill.files import read_signed, write_signed
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.models import UnknownModel, read_prompts, text_tokenizer
 from st_distill.recipe.schema import Projection, Recipe, Stage, Student, TeacherSpec, Texts
@@ -319,7 +319,7 @@ def write_findings(folder: Path, when: Literal["before", "after"], found: Iterab
     listed = list(found)
     for finding in listed:
         logger.warning("%s", finding)
-    write_json(folder / FINDINGS, {**known_findings(folder), when: [finding.as_json() for finding in listed]})
+    write_signed(folder / FINDINGS, {**known_findings(folder), when: [finding.as_json() for finding in listed]})
 
 
 def all_findings(
@@ -346,11 +346,11 @@ def read_findings(folder: Path) -> dict[str, list[dict[str, str]]]:
     """
     path = folder / FINDINGS
     try:
-        stored = read_json(path)
+        stored = read_signed(path)
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"The file {path} is not JSON. {results_remedy(folder)}") from error
+        raise ValueError(f"{error} {results_remedy(folder)}") from error
     if not isinstance(stored, dict) or not all(
         isinstance(found, list) and all(map(_is_finding, found)) for found in stored.values()
     ):

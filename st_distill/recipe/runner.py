@@ -22,7 +22,7 @@ from st_distill.errors import Problem, RecipeError, one_line, sentence
 from st_distill.evaluation import TeacherFidelityEvaluator
 from st_distill.evaluation.failures import failure, failures
 from st_distill.exporting import export, export_damage, export_teacher, load_student
-from st_distill.files import differences, manifest, read_json, write_json, write_text
+from st_distill.files import differences, manifest, read_json, read_signed, write_json, write_signed, write_text
 from st_distill.modules.matryoshka import find_projection
 from st_distill.recipe.card import write_run_card
 from st_distill.recipe.check import check
@@ -405,7 +405,7 @@ class _Run:
         if is_done:
             return stored["results"]
         self.processes.by_main(lambda: self._write(model, state.stages, results_path, wanted))
-        return json.loads(results_path.read_text(encoding="utf-8"))["results"]
+        return read_signed(results_path)["results"]
 
     def _of_held_out_texts(self, source: Texts) -> StoreView:
         """The teachers' vectors of the evaluation's texts; no teacher is asked for what the store has.
@@ -451,7 +451,7 @@ class _Run:
                 logger.warning("The student could not be diagnosed: %s", sentence(one_line(error)))
         machine = environment()
         write_run_card(self.output, self.recipe, stages, results, machine)
-        write_json(results_path, {"of": wanted, "results": results, "environment": machine})
+        write_signed(results_path, {"of": wanted, "results": results, "environment": machine})
         if self.recipe.export_teacher:  # at last, because the teacher may be gone by now
             export_teacher(model, teacher_model(self.recipe.teachers[0]), self.recipe.teacher_output)
             logger.info("Teacher in the student's space: %s.", self.recipe.teacher_output)
@@ -483,7 +483,7 @@ def _join(processes: Processes, recipe: Recipe) -> None:
 def _results(path: Path) -> dict[str, Any]:
     """The measurements of an earlier run; nothing where there are none, or they cannot be read and are measured again."""
     try:
-        stored = read_json(path)
+        stored = read_signed(path)
     except (FileNotFoundError, ValueError):
         return {}
     return stored if isinstance(stored, dict) and "results" in stored else {}

@@ -17,8 +17,8 @@ from st_distill.files import (
     is_temporary,
     manifest,
     mending,
-    read_json,
     read_record,
+    read_signed,
     write_record,
 )
 from st_distill.recipe.conversion import as_mapping
@@ -78,11 +78,11 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     path = folder / "results.json"
     try:
-        stored = read_json(path)
+        stored = read_signed(path)
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ValueError(f"The file {path} is not JSON. {results_remedy(folder)}") from error
+        raise ValueError(f"{error} {results_remedy(folder)}") from error
     if not isinstance(stored, dict) or not all(
         isinstance(stored.get(key, {}), dict) for key in ("results", "environment")
     ):
@@ -92,7 +92,8 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def results_remedy(folder: Path) -> str:
     """What brings a damaged ``results.json`` back: the run, which measures again what it has no results of."""
-    command = f"st-distill run {shlex.quote(str(folder / 'recipe.yaml'))} --resume"
+    verb = "pretrain" if (folder / "tokenizer").is_dir() else "run"
+    command = f"st-distill {verb} {shlex.quote(str(folder / 'recipe.yaml'))} --resume"
     return f"Remove it, and measure again with: {command}"
 
 

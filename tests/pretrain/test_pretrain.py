@@ -145,7 +145,16 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("file", ["out-run/model/model.safetensors", "out-run/corpus/*.arrow", "out/tokenizer.json"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "out-run/model/model.safetensors",
+        "out-run/corpus/*.arrow",
+        "out-run/recipe.yaml",
+        "out-run/results.json",
+        "out/tokenizer.json",
+    ],
+)
 def test_damage_is_found(file, pretrained, tmp_path):
     folder = shutil.copytree(pretrained[0], tmp_path / "copy")
     assert verify(folder / "out-run").findings == verify(folder / "out").findings == []
@@ -185,6 +194,7 @@ def test_what_is_damaged_under_a_run_is_made_again_or_told(pretrained, tmp_path,
     flip(corpus)
     (corpus.parent / f"{corpus.name}.7.tmp").touch()  # of a process that was killed
     flip(work / "tokenizer/tokenizer.json")
+    assert "tokenizer" in [finding.file for finding in verify(work).findings]
     with pytest.raises(ValueError, match=r"The tokenizer .* is damaged \(tokenizer.json: .* pretrain again"):
         pretrain(folder / "recipe.yaml", overrides=changes, resume=True)
     flip(work / "tokenizer/tokenizer.json")
