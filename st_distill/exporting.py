@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from sentence_transformers.util import fullname
@@ -22,11 +21,10 @@ from st_distill.files import differences, manifest, put_aside, read_json, replac
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.nearest import suggest_path
 from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
+from st_distill.teacher.models import OF_FILES
 
 #: What an exported folder says of itself, beside the files that sentence-transformers reads.
 DESCRIPTION = "st_distill.json"
-#: What the libraries raise for files that are not a model's; anything else is theirs or the machine's.
-_OF_FILES = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, SafetensorError)
 #: The field of it that has the size and checksum of the folder's files.
 CHECKED = "files"
 
@@ -252,7 +250,7 @@ def load_student(
         )
     except Exception as error:  # whatever the libraries make of broken files
         damage = export_damage(path)
-        if not damage and not isinstance(error, _OF_FILES):
+        if not damage and not isinstance(error, OF_FILES):
             raise
         reason = "; ".join(f"{name}: {what}" for name, what in damage) or one_line(error)
         raise ValueError(

@@ -95,7 +95,10 @@ def child_passes(tests: list[str], plugin: _ByTest | _InTime, finder: _Changed |
             given += ["-W", "ignore::DeprecationWarning", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
             code = pytest.main([*given, *tests], plugins=[plugin])
         os._exit(int(code))
-    return os.waitpid(child, 0)[1] == 0
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+        sys.exit(f"No test was run: {' '.join(tests)}")
+    return code == 0
 
 
 class _ByTest:
@@ -135,6 +138,7 @@ def main() -> None:
     parser.add_argument("module", help="a file of the package")
     parser.add_argument("tests", nargs="+", help="files of tests")
     parser.add_argument("--sample", type=int, help="so many mutants, chosen at random with seed 0; by default all")
+    parser.add_argument("--least", type=float, default=0.85, help="exit code 1 where fewer are killed, as a share")
     options = parser.parse_args()
     torch.set_num_threads(1)
     source = Path(options.module).read_text(encoding="utf-8")
@@ -156,6 +160,7 @@ def main() -> None:
     print(
         f"{options.module}: {killed} of {tried} mutants killed ({killed / max(tried, 1):.1%}), {len(every)} there are."
     )
+    sys.exit(killed < options.least * tried)
 
 
 if __name__ == "__main__":

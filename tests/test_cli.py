@@ -296,7 +296,7 @@ def test_mistakes_are_a_sentence_and_exit_code_2(arguments, message, recipe, tmp
     assert main([argument.format(**places) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert message.format(**places) in error
-    assert "Traceback" not in error
+    assert "--debug" not in error
 
 
 def test_numbers_that_are_none(capsys):

@@ -16,6 +16,7 @@ from st_distill.alignment import align_weights
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.recipe.patterns import matching
 from st_distill.recipe.schema import Student
+from st_distill.teacher.models import load_model
 
 
 def build_student(spec: Student, *, device: str | None = None, whole: bool = False) -> SentenceTransformer:
@@ -24,8 +25,8 @@ def build_student(spec: Student, *, device: str | None = None, whole: bool = Fal
     A projection or normalisation that the model ends in is left off, because the recipe's own projection takes its place;
     ``whole`` keeps it, for a recipe without one.
     """
-    model = SentenceTransformer(
-        spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code, device=device
+    model = load_model(
+        spec.model, of="student", revision=spec.revision, trust_remote_code=spec.trust_remote_code, device=device
     )
     modules: list[nn.Module] = []
     for module in model.children():

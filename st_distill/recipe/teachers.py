@@ -8,6 +8,7 @@ from st_distill.recipe.data import load_texts
 from st_distill.recipe.schema import Recipe, TeacherSpec, Texts
 from st_distill.store import StoreView, TeacherStore
 from st_distill.teacher import Teacher
+from st_distill.teacher.models import load_model
 
 __all__ = ["make_teacher", "teacher_model", "teacher_view"]
 
@@ -44,8 +45,10 @@ def make_teacher(spec: TeacherSpec) -> Teacher:
 
 def teacher_model(spec: TeacherSpec) -> SentenceTransformer:
     """A teacher as a model to measure, as it is asked for vectors: with its prompts, dtype and widths."""
-    model = SentenceTransformer(
+    assert spec.model is not None  # nothing else can be measured
+    model = load_model(
         spec.model,
+        of="teacher",
         device=spec.device,
         revision=spec.revision,
         trust_remote_code=spec.trust_remote_code,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from st_distill import files
 from st_distill.teacher.identity import cache_folder, commit_of, folder_revision, hub_names, model_checksum
@@ -16,6 +17,9 @@ from st_distill.teacher.source import Variant
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+#: What the libraries raise for files that are not a model's; anything else is theirs or the machine's.
+OF_FILES = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, SafetensorError)
 
 
 def _has_router(type_names: Iterable[str]) -> bool:
@@ -95,6 +99,26 @@ class _Model:
         finally:
             if self.max_seq_length is not None:
                 model.max_seq_length = own_length
+
+
+def load_model(name: str, *, of: str, **options: Any) -> SentenceTransformer:
+    """A SentenceTransformer by its name or folder, with the class's own options.
+
+    Args:
+        name: the model's.
+        of: whose it is, for the error: "teacher", "student".
+
+    Raises:
+        ValueError: there is no such model, or its files are damaged; the libraries have an exception for each case.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(name, **options)
+    except OF_FILES as error:
+        raise ValueError(
+            f"The {of}'s model '{name}' could not be loaded; check its name or folder. The loader says: {error}"
+        ) from error
 
 
 def _prompts_as_loaded(prompts: Mapping[str, str | None], default_name: str | None) -> tuple[Mapping[str, str], str]:
@@ -216,8 +240,6 @@ class LazyModel(_Model):
 
     def _load(self) -> SentenceTransformer:
         if self._model is None:
-            from sentence_transformers import SentenceTransformer
-
             # A folder's revision is the user's own word for its content; only the hub knows what to do with one.
             revision = None if self.is_folder else self._loaded_revision()
             options = dict(self._options)
@@ -230,11 +252,5 @@ class LazyModel(_Model):
                     f"The teacher's device must be one of this machine's, which has {torch.cuda.device_count()} of kind cuda. "
                     f"Got '{options['device']}' instead; leave it out for the best there is."
                 )
-            try:
-                self._model = SentenceTransformer(self.model_name, revision=revision, **options)
-            except (OSError, ValueError) as error:
-                raise ValueError(
-                    f"The teacher's model '{self.model_name}' could not be loaded; check its name or folder. The loader "
-                    f"says: {error}"
-                ) from error
+            self._model = load_model(self.model_name, of="teacher", revision=revision, **options)
         return self._model

@@ -37,6 +37,12 @@ class Ended:
     changes: int
 
 
+def assert_told(said: str) -> None:
+    """What went wrong is told in words: neither as a traceback, nor as an error that nobody has foreseen."""
+    assert "Traceback" not in said, said
+    assert "--debug" not in said, said
+
+
 Happens = Callable[[], None]
 _OF_A_FOLDER = ("os.remove", "os.rmdir")  # their second argument is a folder, or -1
 _WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink")
