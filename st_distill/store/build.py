@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
@@ -14,6 +15,7 @@ import numpy as np
 
 from st_distill import files
 from st_distill.progress import TextsProgress
+from st_distill.stopping import uninterrupted
 from st_distill.store.format import (
     DESCRIPTION,
     HASH_BYTES,
@@ -392,7 +394,8 @@ class Builder:
             for vectors, numbers in blocks:
                 if shard is None:
                     shard = self._new_shard(teacher, variant, vectors.shape[1])
-                shard.append(vectors, numbers)
+                with uninterrupted():
+                    shard.append(vectors, numbers)
                 progress.update(len(numbers))
                 self.process.check()
                 if shard.rows >= self.shard_rows or time.monotonic() - shard.started >= self.shard_seconds:
@@ -400,11 +403,8 @@ class Builder:
                     shard = None
         except BaseException:
             # What the teacher has answered before it failed was paid for; it is kept if the disk still takes it.
-            try:
+            with contextlib.suppress(Exception):
                 self._commit(teacher, shard)
-            except Exception:
-                if shard is not None:
-                    shard.discard()
             raise
         if shard is not None:
             self._commit(teacher, shard)
@@ -430,16 +430,28 @@ class Builder:
         return parent / f"{max(taken, default=-1) + 1:05d}"
 
     def _commit(self, teacher: Teacher | None = None, shard: NewTeacherShard | None = None) -> None:
-        """Make everything so far part of the store, a finished shard of a teacher included."""
+        """Make everything so far part of the store, a finished shard of a teacher included.
+
+        A signal waits until this is done, which else would cost the shard. After an exception it may be called again.
+        """
+        with uninterrupted():
+            self._close(teacher, None if shard is None or shard.is_closed else shard)
+            if self._changed:
+                self._write_description()
+                self._changed = False
+
+    def _close(self, teacher: Teacher | None, shard: NewTeacherShard | None) -> None:
+        """Close the files of what is new, and enter them in the description."""
         index: NewIndexShard | None = None
-        if self._new_hashes or self._new_pairs:
-            stem = self._next("index", [shard.hashes.file for shard in self.description.index])
-            index = NewIndexShard(self.folder, stem, self._new_hashes, self._new_pairs)
         try:
+            if self._new_hashes or self._new_pairs:
+                stem = self._next("index", [part.hashes.file for part in self.description.index])
+                index = NewIndexShard(self.folder, stem, self._new_hashes, self._new_pairs)
             written = close(*(new for new in (index, shard) if new is not None))
         except BaseException:
-            if index is not None:
-                index.discard()
+            for new in (index, shard):
+                if new is not None:
+                    new.discard()
             raise
         if index is not None:
             self.description.index.append(index.shard(written))
@@ -448,17 +460,18 @@ class Builder:
             closed = shard.shard(written)
             self.description.teachers[teacher.name].shards.append(closed)
             self._finished[teacher.name].append(closed)
-        if written or self._changed:
-            if isinstance(self.process, Member):
-                own = {
-                    name: replace(entry, shards=self._finished[name])
-                    for name, entry in self.description.teachers.items()
-                    if name in self._finished
-                }
-                self.process.write_journal(Description(teachers=own))
-            else:
-                write_description(self.folder, self.description)
-            self._changed = False
+        self._changed = self._changed or bool(written)
+
+    def _write_description(self) -> None:
+        if isinstance(self.process, Member):
+            own = {
+                name: replace(entry, shards=self._finished[name])
+                for name, entry in self.description.teachers.items()
+                if name in self._finished
+            }
+            self.process.write_journal(Description(teachers=own))
+        else:
+            write_description(self.folder, self.description)
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed build left: unfinished files, and finished ones that it could not enter any more."""
