@@ -12,6 +12,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import shlex
 import shutil
@@ -139,7 +140,7 @@ def write_record(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
 
     The copy (`copy_of`) follows the original, so that it may be one state behind, but is never ahead of it.
     """
-    signed = value | {"sha256": _sha256_of(value)}
+    signed = value | {"sha256": _sha256_of(value, path)}
     write_json(path, signed)
     write_json(copy_of(path), signed)
 
@@ -156,7 +157,7 @@ def read_record(path: str | os.PathLike[str]) -> Any:
         value = read_json(path)
     except ValueError as error:
         raise ValueError(f"{error} Or {mending(path.parent)}.") from error
-    if isinstance(value, dict) and "sha256" in value and value.pop("sha256") != _sha256_of(value):
+    if isinstance(value, dict) and "sha256" in value and value.pop("sha256") != _sha256_of(value, path):
         raise ValueError(
             f"{path} is damaged: its content has not the sha256 that stands in it. Restore it from a copy, or "
             f"{mending(path.parent)}."
@@ -169,8 +170,14 @@ def mending(folder: str | os.PathLike[str]) -> str:
     return f"mend it with: st-distill verify {shlex.quote(os.fspath(folder))} --repair"
 
 
-def _sha256_of(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode("ascii")).hexdigest()
+def _sha256_of(value: dict[str, Any], path: str | os.PathLike[str]) -> str:
+    try:
+        content = json.dumps(value, sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(
+            f"{os.fspath(path)} must hold finite numbers ({error}); {mending(Path(path).parent)}."
+        ) from error
+    return hashlib.sha256(content.encode("ascii")).hexdigest()
 
 
 Manifest = dict[str, dict[str, Any]]
@@ -302,7 +309,7 @@ def read_array_header(path: str | os.PathLike[str]) -> ArrayHeader:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an npy file in C order, or holds Python objects.
+        ValueError: the file is not an npy file in C order, holds Python objects, or is shorter than its header says.
     """
     with open(path, "rb") as file:
         try:
@@ -313,6 +320,9 @@ def read_array_header(path: str | os.PathLike[str]) -> ArrayHeader:
             raise ValueError(f"{os.fspath(path)} is not an npy file ({error}).") from error
         if fortran_order or dtype.hasobject:
             raise ValueError(f"{os.fspath(path)} must hold plain numbers in C order.")
+        needed, size = file.tell() + math.prod(shape) * dtype.itemsize, os.stat(file.fileno()).st_size
+        if size < needed:
+            raise ValueError(f"{os.fspath(path)} has {size} bytes, where its header says {needed}.")
         return ArrayHeader(shape, dtype, file.tell())
 
 

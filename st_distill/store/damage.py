@@ -249,7 +249,8 @@ def _complete(
     folder: Path, parts: list[tuple[File, int]], damaged: dict[str, str], candidates: np.ndarray
 ) -> np.ndarray:
     """The rows of all files: undamaged ones as they are, and in the places of the others the candidates that are in none."""
-    whole = {name: np.load(folder / name) for name in (file.file for file, _ in parts) if name not in damaged}
+    files_of = [file.file for file, _ in parts if file.file not in damaged]
+    whole = {name: np.load(folder / name, allow_pickle=False) for name in files_of}
     taken = {row.tobytes() for array in whole.values() for row in array}
     free = np.array([row.tobytes() not in taken for row in candidates], dtype=bool)
     candidates = candidates[free]
@@ -322,7 +323,7 @@ def _present(folder: Path, description: Description, texts: Iterable[Any], roles
     """By role, the numbers of those of the store's texts that are given."""
     table = Hashes()
     for part in description.index:
-        table.add(np.load(folder / part.hashes.file))
+        table.add(np.load(folder / part.hashes.file, allow_pickle=False))
     found: dict[str, set[int]] = {}
     for chunk, chunk_roles in read_texts(texts, roles):
         for role, number in zip(chunk_roles, table.find(hash_texts(chunk)).tolist()):
@@ -336,13 +337,13 @@ def _wanted(
     """Numbers of the texts whose vectors a damaged shard held."""
 
     def texts_of(shard: TeacherShard) -> set[int]:
-        return set(np.load(folder / shard.texts.file).tolist())
+        return set(np.load(folder / shard.texts.file, allow_pickle=False).tolist())
 
     if shard.texts.file not in damaged:
         return texts_of(shard)
     # Which they were is lost: those that have the shard's prompt, and that no other shard has.
     roles = [number for number, role in enumerate(description.roles) if entry.roles.get(role) == shard.variant]
-    pairs = np.concatenate([np.load(folder / part.pairs.file) for part in description.index])
+    pairs = np.concatenate([np.load(folder / part.pairs.file, allow_pickle=False) for part in description.index])
     wanted = set(pairs[np.isin(pairs[:, 1], roles), 0].tolist())
     for other in entry.shards:
         if other.variant == shard.variant and other.texts.file not in damaged:

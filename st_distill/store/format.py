@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,10 @@ FORMAT = "st-distill teacher store"
 VERSION = 1
 DESCRIPTION = "store.json"
 HASH_BYTES = 16
+_MOST = 2**48  # of what is counted: more than a disk holds, and sums stay within 64 bits
+_PROBES = (
+    512  # slots that a hash may be away from its own: more than ever happens by chance, in a table that is half empty
+)
 _AT_A_TIME = 2**16  # hashes that are entered together: what is computed of them stays small beside the table
 
 
@@ -136,8 +141,9 @@ class _Reader:
 
     def count(self, key: str, least: int = 0) -> int:
         number: int = self._typed(key, int, "must be a whole number")
-        if number < least or isinstance(number, bool):
-            raise _Reader(self.path, {}, self._name(key)).error(f"must be a whole number from {least}", number)
+        if not least <= number <= _MOST or isinstance(number, bool):
+            expected = f"must be a whole number from {least} to {_MOST}"
+            raise _Reader(self.path, {}, self._name(key)).error(expected, number)
         return number
 
     def file(self, key: str, folder: str) -> File:
@@ -293,16 +299,22 @@ class Hashes:
     """Numbers of 16-byte hashes: 24 to 48 bytes of memory each, where a dictionary takes 200.
 
     A table with open addresses, at most half full: a look-up costs the same however many hashes there are. The number of a
-    hash is where it stands in the order in which they came.
+    hash is where it stands in the order in which they came. The addresses are by chance, so that nobody can choose hashes that
+    crowd.
     """
 
     def __init__(self) -> None:
+        self._factors = np.frombuffer(secrets.token_bytes(16), dtype=np.uint64) | np.uint64(1)
         self._count = 0
         self._known = np.empty((0, 2), dtype=np.uint64)
         self._slots = np.full(2, -1, dtype=np.int32)
 
     def add(self, hashes: np.ndarray) -> None:
-        """Give the ``hashes`` (n, 16), which are distinct and of which none is known, the next numbers."""
+        """Give the ``hashes`` (n, 16), which are distinct and of which none is known, the next numbers.
+
+        Raises:
+            ValueError: one stands there very often, which leaves the table unusable.
+        """
         first, self._count = self._count, self._count + len(hashes)
         if self._count > len(self._known):
             grown = np.empty((max(self._count, 2 * len(self._known)), 2), dtype=np.uint64)
@@ -319,11 +331,14 @@ class Hashes:
     def _enter(self, numbers: np.ndarray) -> None:
         """Put the numbers into the first free slots from those that their hashes name."""
         places = self._places(self._known[numbers])
-        while len(numbers):
+        for _ in range(_PROBES):
             free = self._slots[places] < 0
             self._slots[places[free]] = numbers[free]
             left = self._slots[places] != numbers  # also where two wanted one slot
             numbers, places = numbers[left], self._after(places[left])
+            if not len(numbers):
+                return
+        raise ValueError("one hash stands for many texts")
 
     def find(self, hashes: np.ndarray) -> np.ndarray:
         """Number of each of the ``hashes`` (n, 16), -1 for one that is not known."""
@@ -340,7 +355,11 @@ class Hashes:
         return found
 
     def _places(self, halves: np.ndarray) -> np.ndarray:
-        return (halves[:, 0] & np.uint64(len(self._slots) - 1)).astype(np.int64)
+        mixed = halves[:, 0] * self._factors[0] + halves[:, 1] * self._factors[1]
+        mixed ^= mixed >> np.uint64(32)
+        mixed *= self._factors[0]
+        # The upper bits are the mixed ones.
+        return (mixed >> np.uint64(64 - (len(self._slots) - 1).bit_length())).astype(np.int64)
 
     def _after(self, places: np.ndarray) -> np.ndarray:
         return (places + 1) & (len(self._slots) - 1)
@@ -380,7 +399,10 @@ class Contents:
     def table(self) -> Hashes:
         """Text numbers by hash; made when the first text is looked up, which training never does."""
         table = Hashes()
-        table.add(self.hashes)
+        try:
+            table.add(self.hashes)
+        except ValueError as error:
+            raise _damaged(self.folder / DESCRIPTION, f"{error} in the index", self.folder) from error
         return table
 
     @functools.cached_property
@@ -422,7 +444,7 @@ class Contents:
         try:
             header = files.read_array_header(path)
         except ValueError as error:
-            raise _damaged(path, "there is no array", self.folder) from error
+            raise _damaged(path, "there is no array, or not all of it", self.folder) from error
         if header.shape != shape or header.dtype != dtype:
             raise _damaged(
                 path,
