@@ -145,24 +145,37 @@ def write_record(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
     write_json(copy_of(path), signed)
 
 
-def read_record(path: str | os.PathLike[str]) -> Any:
+def read_record(path: str | os.PathLike[str], *, folder: str | os.PathLike[str] | None = None) -> Any:
     """Read what `write_record` wrote, without the checksum; a file without one is read as it is.
+
+    Args:
+        path: of the file.
+        folder: what is mended when the file is damaged, for the sentence; by default the folder that the file lies in.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not JSON, or has changed since it was written.
     """
     path = Path(path)
+    remedy = restoring(path, folder)
     try:
         value = read_json(path)
     except ValueError as error:
-        raise ValueError(f"{error} Or {mending(path.parent)}.") from error
-    if isinstance(value, dict) and "sha256" in value and value.pop("sha256") != _sha256_of(value, path):
-        raise ValueError(
-            f"{path} is damaged: its content has not the sha256 that stands in it. Restore it from a copy, or "
-            f"{mending(path.parent)}."
-        )
+        raise ValueError(f"{path} is not a JSON file ({error.__cause__}). {remedy}") from error
+    if isinstance(value, dict) and "sha256" in value:
+        try:
+            is_whole = value.pop("sha256") == _sha256_of(value, path)
+        except ValueError as error:
+            raise ValueError(f"{error} {remedy}") from error
+        if not is_whole:
+            raise ValueError(f"{path} is damaged: its content has not the sha256 that stands in it. {remedy}")
     return value
+
+
+def restoring(path: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> str:
+    """What brings a damaged record of a folder back, as a sentence; by default of the folder that the record lies in."""
+    folder = Path(path).parent if folder is None else folder
+    return f"Put its copy {copy_of(path).name} in its place, or {mending(folder)}."
 
 
 def mending(folder: str | os.PathLike[str]) -> str:
@@ -174,9 +187,7 @@ def _sha256_of(value: dict[str, Any], path: str | os.PathLike[str]) -> str:
     try:
         content = json.dumps(value, sort_keys=True, allow_nan=False)
     except ValueError as error:
-        raise ValueError(
-            f"{os.fspath(path)} must hold finite numbers ({error}); {mending(Path(path).parent)}."
-        ) from error
+        raise ValueError(f"{os.fspath(path)} must hold finite numbers ({error}).") from error
     return hashlib.sha256(content.encode("ascii")).hexdigest()
 
 
