@@ -12,6 +12,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -173,7 +174,7 @@ def copy_of(path: str | os.PathLike[str]) -> Path:
 
 def write_signed(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
     """Write or replace a JSON object with a checksum of itself as ``sha256``."""
-    write_json(path, value | {"sha256": _sha256_of(value)})
+    write_json(path, value | {"sha256": _sha256_of(value, path)})
 
 
 def read_signed(path: str | os.PathLike[str]) -> Any:
@@ -187,7 +188,7 @@ def read_signed(path: str | os.PathLike[str]) -> Any:
         value = _parsed(path)
     except ValueError as error:
         raise ValueError(f"{error}.") from error
-    if isinstance(value, dict) and "sha256" in value and value.pop("sha256") != _sha256_of(value):
+    if isinstance(value, dict) and "sha256" in value and value.pop("sha256") != _sha256_of(value, path):
         raise ValueError(f"{os.fspath(path)} is damaged: its content has not the sha256 that stands in it.")
     return value
 
@@ -201,8 +202,12 @@ def write_record(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
     write_signed(copy_of(path), value)
 
 
-def read_record(path: str | os.PathLike[str]) -> Any:
+def read_record(path: str | os.PathLike[str], *, folder: str | os.PathLike[str] | None = None) -> Any:
     """As `read_signed`, of what `write_record` wrote.
+
+    Args:
+        path: of the file.
+        folder: what is mended when the file is damaged, for the sentence; by default the folder that the file lies in.
 
     Raises:
         FileNotFoundError, ValueError: as there; the sentence says which command brings it back.
@@ -210,7 +215,13 @@ def read_record(path: str | os.PathLike[str]) -> Any:
     try:
         return read_signed(path)
     except ValueError as error:
-        raise ValueError(f"{error} Restore it from a copy, or {mending(Path(path).parent)}.") from error
+        raise ValueError(f"{error} {restoring(path, folder)}") from error
+
+
+def restoring(path: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> str:
+    """What brings a damaged record of a folder back, as a sentence; by default of the folder that the record lies in."""
+    folder = Path(path).parent if folder is None else folder
+    return f"Put its copy {copy_of(path).name} in its place, or {mending(folder)}."
 
 
 def mending(folder: str | os.PathLike[str]) -> str:
@@ -218,8 +229,12 @@ def mending(folder: str | os.PathLike[str]) -> str:
     return f"mend it with: st-distill verify {shlex.quote(os.fspath(folder))} --repair"
 
 
-def _sha256_of(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode("ascii")).hexdigest()
+def _sha256_of(value: dict[str, Any], path: str | os.PathLike[str]) -> str:
+    try:
+        content = json.dumps(value, sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)} must hold finite numbers ({error}).") from error
+    return hashlib.sha256(content.encode("ascii")).hexdigest()
 
 
 Manifest = dict[str, dict[str, Any]]
@@ -363,7 +378,7 @@ def read_array_header(path: str | os.PathLike[str]) -> ArrayHeader:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not an npy file in C order, or holds Python objects.
+        ValueError: the file is not an npy file in C order, holds Python objects, or is shorter than its header says.
     """
     with open(path, "rb") as file:
         try:
@@ -374,6 +389,9 @@ def read_array_header(path: str | os.PathLike[str]) -> ArrayHeader:
             raise ValueError(f"{os.fspath(path)} is not an npy file ({error}).") from error
         if fortran_order or dtype.hasobject:
             raise ValueError(f"{os.fspath(path)} must hold plain numbers in C order.")
+        needed, size = file.tell() + math.prod(shape) * dtype.itemsize, os.stat(file.fileno()).st_size
+        if size < needed:
+            raise ValueError(f"{os.fspath(path)} has {size} bytes, where its header says {needed}.")
         return ArrayHeader(shape, dtype, file.tell())
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["Stop", "Stopped", "postponed", "raising"]
+__all__ = ["Stop", "Stopped", "postponed", "raising", "uninterrupted"]
 
 
 class Stopped(KeyboardInterrupt):
@@ -56,6 +56,18 @@ def postponed() -> Iterator[Stop]:
 
     with _handled(note):
         yield stop
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Within this, the first SIGTERM or SIGINT waits for the end, and then does what it would have done at once.
+
+    The second raises at once.
+    """
+    with postponed() as stop:
+        yield
+    if stop.number is not None:
+        signal.raise_signal(stop.number)
 
 
 @contextlib.contextmanager

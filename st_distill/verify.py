@@ -29,7 +29,6 @@ from st_distill.recipe.processes import STORE
 from st_distill.recipe.runner import START
 from st_distill.recipe.schema import Recipe
 from st_distill.recipe.state import RUN, RunState, read_results, results_remedy
-from st_distill.store import TeacherStore
 from st_distill.store.damage import find_damage, mend_store
 from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
 from st_distill.teacher import Teacher
@@ -63,7 +62,7 @@ class Verification:
     Args:
         kind: what lies in the folder.
         path: the folder.
-        findings: what is damaged, in the order of finding; none where all is as it was written.
+        findings: what is damaged or not all there, in the order of finding; none where all is as it was written.
         notes: what is as it was written, and yet worth knowing.
     """
 
@@ -91,7 +90,7 @@ class Verification:
         left = sum(not found.repaired for found in self.findings)
         lines.append(
             f"The {self.kind} {self.path} "
-            + (f"has {left} damaged file{'s' if left > 1 else ''}." if left else "is whole.")
+            + (f"is not whole: {left} finding{'s' if left > 1 else ''}." if left else "is whole.")
         )
         return "\n".join(lines)
 
@@ -109,10 +108,10 @@ def verify(
     """Compare a store, a run's work folder or an exported model with what was written: every file's presence, size and
     checksum, counts and dimensions, finite values, and the description against the content.
 
-    With ``repair`` a store's vectors that are damaged are embedded again by `TeacherStore.create`, its description comes
-    back from its copy, and its index from the texts. What a run makes by itself (checkpoints, the start, pooled vectors) is
-    removed if it is damaged, and made again when the run continues. A damaged model cannot be mended here; the finding
-    says which command makes it again.
+    With ``repair`` a store's vectors that are damaged or missing are embedded, as by `TeacherStore.create`, its description
+    comes back from its copy, and its index from the texts. What a run makes by itself (checkpoints, the start, pooled
+    vectors) is removed if it is damaged, and made again when the run continues. A damaged model cannot be mended here; the
+    finding says which command makes it again.
 
     Args:
         path: the folder.
@@ -190,7 +189,7 @@ def _of_store(folder: Path, notes: list[str]) -> list[Finding]:
         for name, count in zeros.items()
         if count
     ]
-    return [Finding(file=damage.file, message=damage.what, remedy=remedy) for damage in damaged]
+    return [Finding(file=damage.file, message=damage.what, remedy=damage.remedy or remedy) for damage in damaged]
 
 
 def _given(store: Path, work: Path, recipe: Recipe | None) -> tuple[Iterable[Any], list[Teacher]]:
@@ -211,25 +210,13 @@ def _repair_store(
     if iter(texts) is texts:
         texts = list(texts)  # they are gone through several times
     with FolderLock(folder, purpose="it is being repaired"):
-        lost = mend_store(folder, texts, teachers)
-    if not lost:
-        stored = files.read_record(folder / STORE_DESCRIPTION)["teachers"]
-        for dtype in sorted({entry["dtype"] for entry in stored.values()}):
-            same = [teacher for teacher in teachers if stored.get(teacher.name, {}).get("dtype") == dtype]
-            if same:
-                TeacherStore.create(folder, texts, same, dtype=dtype, show_progress=show_progress, process=(0, 1))
-        lost = find_damage(folder)
-    left = {damage.file: damage.what for damage in lost}
-    repaired = [replace(finding, repaired=finding.file not in left and not lost) for finding in findings]
-    known = {finding.file for finding in findings}
-    remedy = "restore the file from a copy"
-    repaired = [
-        finding if finding.file not in left else replace(finding, message=left[finding.file], remedy=remedy)
-        for finding in repaired
+        damaged = mend_store(folder, texts, teachers, show_progress=show_progress)
+    left = [
+        Finding(file=damage.file, message=damage.what, remedy=damage.remedy or "restore the file from a copy")
+        for damage in damaged
     ]
-    return repaired + [
-        Finding(file=file, message=what, remedy=remedy) for file, what in left.items() if file not in known
-    ]
+    names = {finding.file for finding in left}
+    return [replace(finding, repaired=True) for finding in findings if finding.file not in names] + left
 
 
 # --- runs --------------------------------------------------------------------------------------------------------------

@@ -80,6 +80,24 @@ def test_header_of_what_is_no_array(tmp_path, content):
         files.read_array_header(tmp_path / "a.npy")
 
 
+def test_header_of_an_array_that_is_not_all_there(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 2)))
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=rf"a.npy has {len(content) - 1} bytes, where its header says {len(content)}"):
+        files.read_array_header(tmp_path / "a.npy")
+
+
+def test_a_record_with_numbers_that_json_has_not(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_record(path, {"loss": 0.5})
+    path.write_text(path.read_text().replace("0.5", "NaN"))
+    with pytest.raises(ValueError, match=r"a\.json must hold finite numbers"):
+        files.read_record(path)
+    with pytest.raises(ValueError, match=r"b\.json must hold finite numbers"):
+        files.write_record(tmp_path / "b.json", {"loss": float("inf")})
+
+
 def test_header_of_python_objects_and_of_fortran_order(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.save(tmp_path / "columns.npy", np.asfortranarray(np.zeros((2, 3))))

@@ -140,13 +140,244 @@ def test_what_cannot_be_embedded_again_stays(store):
     file = store / "teachers/first/00000.npy"
     flip(file)
     content = file.read_bytes()
-    missing = verify(store, repair=True, texts=PAIRS[-2:], teachers=Teacher(Asked()), show_progress=False)
-    assert "of its texts are not given" in missing.findings[0].message
+    asked = Asked()
+    teacher = Teacher(asked, prompts={"query": "q: "})
+    missing = verify(store, repair=True, texts=PAIRS[-2:], teachers=teacher, show_progress=False)
+    assert "4 of its texts are not given" in missing.findings[0].message
+    assert not asked.texts
     other = verify(store, repair=True, texts=PAIRS, teachers=Teacher(Asked("other")), show_progress=False)
     assert "teacher 'first' is not given" in other.findings[0].message
     assert not missing.is_whole
     assert not other.is_whole
     assert file.read_bytes() == content
+
+
+def repaired(store, texts=PAIRS, function=None):
+    """What a repair with a teacher finds; also what the teacher was asked."""
+    asked = function or Asked()
+    teacher = Teacher(asked, batch_size=2, prompts={"query": "q: "})
+    return verify(store, repair=True, texts=texts, teachers=teacher, show_progress=False), asked.texts
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"revision": "2"}, "must have the revision '1'"),
+        ({"truncate_dim": 4}, "must have the settings"),
+        ({"prompts": {"query": "query: "}}, "must have the prompt for the role 'query' 'q: '"),
+    ],
+)
+def test_another_teacher_repairs_nothing(options, message, store):
+    """It cannot make the vectors again that it would replace, however damaged these are."""
+    for shard in store.glob("teachers/first/?????.npy"):
+        flip(shard)
+    kept = {path: path.read_bytes() for path in store.rglob("*") if path.is_file() and path.name != "lock"}
+    before = verify(store)
+    teacher = Teacher(Asked(), **({"prompts": {"query": "q: "}} | options))
+    with pytest.raises(ValueError, match=message):
+        verify(store, repair=True, texts=PAIRS, teachers=teacher, show_progress=False)
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert verify(store) == before
+    assert len(before.findings) == 6
+
+
+def test_a_repair_whose_teacher_fails_loses_nothing(store, whole):
+    """The damaged file stays until its texts have vectors in another, and what the teacher gave is kept."""
+    flip(store / "teachers/first/00000.npy")
+    failing = Asked()
+
+    def fail(texts):
+        if failing.texts:
+            raise RuntimeError("the server is gone")
+        return Asked.__call__(failing, texts)
+
+    fail.name, fail.revision = "first", "1"
+    with pytest.raises(RuntimeError, match="the server is gone"):
+        verify(store, repair=True, texts=PAIRS, teachers=Teacher(fail, batch_size=2, prompts={"query": "q: "}))
+    assert found(verify(store)) == ["teachers/first/00000.npy"]
+    mended, asked = repaired(store)
+    assert mended.is_whole
+    assert (len(failing.texts), len(asked)) == (2, 2)
+    assert verify(store).findings == []
+    assert not (store / "teachers/first/00000.npy").exists()
+    np.testing.assert_allclose(
+        TeacherStore.open(store).gather(range(20)), TeacherStore.open(whole).gather(range(20)), atol=1e-6
+    )
+
+
+def test_a_repair_that_is_killed_before_its_end_goes_on(store, monkeypatch):
+    flip(store / "teachers/first/00000.npy")
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(damage.Builder, "take_out", killed)
+        with pytest.raises(KeyboardInterrupt):
+            repaired(store)
+    assert found(verify(store)) == ["teachers/first/00000.npy"]
+    mended, asked = repaired(store)
+    assert mended.is_whole
+    assert not asked
+    assert TeacherStore.open(store).describe()["teachers"]["first"]["vectors"] == 20
+
+
+def test_what_can_be_embedded_again_is(tmp_path):
+    store = tmp_path / "store"
+    before = build(store, PAIRS, Asked(), Asked("second")).gather(range(20))
+    for name in ("first", "second"):
+        flip(store / f"teachers/{name}/00000.npy")
+    mended, asked = repaired(store)
+    assert [(finding.file, finding.repaired) for finding in mended.findings] == [
+        ("teachers/first/00000.npy", True),
+        ("teachers/second/00000.npy", False),
+    ]
+    assert "teacher 'second' is not given to embed its texts again" in mended.findings[1].message
+    assert len(asked) == 4
+    flip(store / "teachers/second/00000.npy")  # which restores it
+    assert verify(store).findings == []
+    np.testing.assert_allclose(TeacherStore.open(store).gather(range(20)), before, atol=1e-6)
+
+
+def test_a_build_that_was_stopped_is_told_and_gone_on_with(tmp_path, capsys):
+    store = tmp_path / "store"
+    failing = Asked()
+
+    def fail(texts):
+        if len(failing.texts) >= 6:
+            raise RuntimeError("the server is gone")
+        return failing(texts)
+
+    fail.name, fail.revision = "first", "1"
+    teachers = [Teacher(function, batch_size=2) for function in (fail, Asked("second"))]
+    with pytest.raises(RuntimeError):
+        TeacherStore.create(store, TEXTS, teachers, show_progress=False)
+    stopped = verify(store)
+    assert found(stopped) == ["teachers/first", "teachers/second"]
+    assert "4 of the 10 rows have no vector of this teacher: a build is running, or was" in stopped.findings[0].message
+    assert stopped.findings[1].message.startswith("10 of the 10 rows")
+    assert "st-distill embed RECIPE" in stopped.findings[0].remedy
+    assert stopped.as_text().endswith("is not whole: 2 findings.")
+    asked = Asked()
+    verify(store, repair=True, texts=TEXTS, teachers=[Teacher(asked), Teacher(Asked("second"))], show_progress=False)
+    assert len(asked.texts) == 4
+    assert verify(store).is_whole
+    # A teacher that was not asked for a role misses nothing there.
+    TeacherStore.create(store, [("new", "query")], Teacher(Asked("second")), show_progress=False)
+    assert verify(store).is_whole
+
+
+def test_a_build_that_was_stopped_before_its_first_file_is_told(store):
+    for name in ("store.json", "store.copy.json"):
+        (store / name).unlink()
+    (finding,) = verify(store).findings
+    assert finding.message == "there is none yet: the first build is running, or was stopped"
+    assert "st-distill embed RECIPE" in finding.remedy
+    assert repaired(store) == (verify(store), [])
+
+
+@pytest.mark.parametrize("file", ["store.json", "store.copy.json"])
+@pytest.mark.parametrize("harm", [flip, truncate])
+def test_a_damaged_description_says_its_remedy_once(file, harm, store):
+    harm(store / file)
+    assert verify(store).as_text().count("--repair") == 1
+
+
+def test_an_older_description_costs_nothing(store):
+    older = {name: (store / name).read_bytes() for name in ("store.json", "store.copy.json")}
+    more = [*PAIRS, *((f"new {number}", "query") for number in range(3))]
+    build(store, more)
+    (store / "store.json").write_bytes(older["store.json"])
+    with pytest.raises(
+        ValueError, match=r"older than its copy, which names 1 more of .* Put its copy store.copy.json in"
+    ):
+        build(store, more)
+    (finding,) = verify(store).findings
+    assert "it is older than its copy, which names 1 more of the files of vectors" in finding.message
+    mended, asked = repaired(store, more)
+    assert mended.is_whole
+    assert not asked
+    assert verify(store).findings == []
+
+
+def test_files_that_no_description_names_are_put_aside(store, caplog):
+    """Both descriptions were put back from an older state."""
+    older = {name: (store / name).read_bytes() for name in ("store.json", "store.copy.json")}
+    more = [*PAIRS, *((f"new {number}", "query") for number in range(3))]
+    build(store, more)
+    names = [
+        "index/00001.hashes.npy",
+        "index/00001.pairs.npy",
+        "teachers/first/00006.npy",
+        "teachers/first/00006.texts.npy",
+    ]
+    later = {name: (store / name).read_bytes() for name in names}
+    for name, content in older.items():
+        (store / name).write_bytes(content)
+    for number in range(2):
+        build(store)
+        assert f"4 files in the store {store}, the first index/00001.hashes.npy, are not in its" in caplog.text
+        aside = store / "aside" / f"{number:05d}"
+        assert {name: (aside / name).read_bytes() for name in names} == later
+        assert not any((store / name).exists() for name in names)
+        for name, content in later.items():
+            (store / name).write_bytes(content)
+
+
+def journal_of(store, name="first"):
+    """The last shard of a store, put into the journal of a process that has died."""
+    description = files.read_record(store / "store.json")
+    entry = description["teachers"]["first"]
+    own = json.loads(
+        json.dumps(entry | {"shards": [entry["shards"].pop()]}).replace("teachers/first", f"teachers/{name}")
+    )
+    files.write_record(store / "store.json", description)
+    session = store / "processes" / "0123456789abcdef"
+    session.mkdir(parents=True)
+    files.write_record(session / "1.journal.json", description | {"index": [], "teachers": {name: own}})
+    return session / "1.journal.json"
+
+
+def test_what_stands_in_a_journal_is_part_of_the_store(store):
+    journal_of(store)
+    assert verify(store).findings == []
+    asked = Asked()
+    build(store, PAIRS, asked)
+    assert not asked.texts
+
+
+@pytest.mark.parametrize("harm", [flip, truncate])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_damaged_journal_is_mended_or_put_aside(harm, copies, store, whole):
+    journal = journal_of(store)
+    for path in [journal, files.copy_of(journal)][:copies]:
+        harm(path)
+    command = f"st-distill verify {store} --repair"
+    with pytest.raises(ValueError, match=rf"1\.journal\.json .*1\.journal\.copy\.json in its place, or .*{command}"):
+        build(store)
+    text = verify(store).as_text()
+    assert text.startswith("processes/0123456789abcdef/1.journal.json: ")
+    mended, asked = repaired(store)
+    assert mended.is_whole
+    assert len(asked) == (0 if copies == 1 else 2)
+    assert verify(store).findings == []
+    assert not (store / "processes").exists()
+    if copies == 2:  # what it named may have been paid for
+        last = "teachers/first/00005.npy"
+        (aside,) = (store / "aside").rglob(f"*/{last}")
+        assert aside.read_bytes() == (whole / last).read_bytes()
+
+
+def test_a_journal_of_an_unknown_teacher(store):
+    journal_of(store, "stranger")
+    with pytest.raises(
+        ValueError, match="1.journal.json, there are vectors of teacher 'stranger', which store.json has not"
+    ):
+        build(store)
+    mended, asked = repaired(store)
+    assert mended.is_whole
+    assert len(asked) == 2
+    build(store)
 
 
 def test_both_descriptions_gone_is_said(store):
@@ -424,6 +655,9 @@ def test_a_recipe_in_the_folder_lets_no_code_run(finished, tmp_path, capsys):
     recipe = (work / "recipe.yaml").read_text().replace(str(finished / "teacher"), str(teacher))
     recipe = recipe.replace("name: teacher", "name: teacher\n  trust_remote_code: true")
     (work / "recipe.yaml").write_text(recipe)
+    description = files.read_record(work / "teachers/store.json")
+    description["teachers"]["teacher"]["revision"] = Teacher(str(teacher), trust_remote_code=True).revision
+    files.write_record(work / "teachers/store.json", description)
     (work / "teachers/teachers/teacher/00000.npy").unlink()
     assert main(["verify", str(work), "--repair"]) == 2
     allowed = ["--set", "teachers.0.trust_remote_code=true"]

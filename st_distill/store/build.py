@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Container, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,19 @@ import numpy as np
 
 from st_distill import files
 from st_distill.progress import TextsProgress
+from st_distill.stopping import uninterrupted
 from st_distill.store.format import (
+    ASIDE,
     DESCRIPTION,
     HASH_BYTES,
     Column,
     Contents,
     Description,
     Entry,
+    File,
     TeacherShard,
     hash_texts,
+    known_to_the_copy_alone,
     read_description,
     write_description,
 )
@@ -34,6 +40,8 @@ from st_distill.vectors import missing_sentence, shorten
 
 logger = logging.getLogger(__name__)
 
+SHARD_ROWS = 16384
+SHARD_SECONDS = 600.0
 _OUR_FILES = re.compile(r"\d{5,}(-\d+)?(\.[a-z]+)?\.npy")
 
 
@@ -68,7 +76,10 @@ class _Zeros:
 
 
 class Builder:
-    """One call of `TeacherStore.create`: by the process that holds the lock, or by another of several processes."""
+    """One call of `TeacherStore.create`: by the process that holds the lock, or by another of several processes.
+
+    Files that are known to be ``damaged``, by their names, count as missing. They stay until `take_out`.
+    """
 
     def __init__(
         self,
@@ -77,9 +88,10 @@ class Builder:
         process: Alone,
         *,
         dtype: str,
-        shard_rows: int,
-        shard_seconds: float,
+        shard_rows: int = SHARD_ROWS,
+        shard_seconds: float = SHARD_SECONDS,
         show_progress: bool,
+        damaged: Container[str] = (),
     ) -> None:
         self.folder = folder
         self.teachers = teachers
@@ -88,14 +100,17 @@ class Builder:
         self.shard_rows = shard_rows
         self.shard_seconds = shard_seconds
         self.show_progress = show_progress
+        self._damaged = damaged
         self._leads = not isinstance(process, Member)
         exists = (folder / DESCRIPTION).exists()
         self.description = read_description(folder) if exists else Description()
         self._changed = False
+        if self._leads:
+            self._check_age()
         if self._leads and (remove := adopt(folder, self.description, process)) is not None:
             write_description(folder, self.description)
             remove()
-        self.contents = Contents(folder, self.description)
+        self.contents = Contents(folder, self.description, without=damaged)
         self._texts = len(self.contents.hashes)
         self._rows = len(self.contents.pairs)
         self._new_hashes: list[np.ndarray] = []
@@ -104,9 +119,9 @@ class Builder:
         self._zeros = {teacher.name: _Zeros() for teacher in teachers}
         self._shared = 0  # vectors that all processes together have to add
         self._finished: dict[str, list[TeacherShard]] = {teacher.name: [] for teacher in teachers}
+        self._enter_teachers()
         if self._leads:
             self._remove_leftovers()
-        self._enter_teachers()
 
     def build(self, texts: Iterable[Any], roles: str | None) -> None:
         if isinstance(self.process, Leader):
@@ -134,10 +149,40 @@ class Builder:
         if not self._rows:
             raise ValueError("The 'texts' of TeacherStore.create must be one at least. Got none.")
 
-    def _take_over(self, journals: list[Description]) -> None:
+    def take_out(self) -> dict[str, int]:
+        """Remove damaged files of vectors whose texts all have a vector in others by now.
+
+        Returns:
+            Of those that stay, by the name of the file of vectors, how many texts have none.
+        """
+        left: dict[str, int] = {}
+        removed: list[File] = []
+        for name, entry in self.description.teachers.items():
+            for shard in [shard for shard in entry.shards if shard.is_among(self._damaged)]:
+                column = self.contents.positions[name].get(shard.variant, Column())
+                if missing := int((column.get(self._texts_of(entry, shard)) < 0).sum()):
+                    left[shard.vectors.file] = missing
+                else:
+                    entry.shards.remove(shard)
+                    removed += shard.files
+        if removed:
+            self._write_description()
+        for file in removed:
+            (self.folder / file.file).unlink(missing_ok=True)
+        return left
+
+    def _texts_of(self, entry: Entry, shard: TeacherShard) -> np.ndarray:
+        """Numbers of the texts whose vectors a shard has; where these are lost, of all that it may have."""
+        if shard.texts.file not in self._damaged:
+            return np.load(self.contents.path(shard.texts), allow_pickle=False)
+        roles = [number for number, role in enumerate(self.description.roles) if entry.roles.get(role) == shard.variant]
+        pairs = self.contents.pairs
+        return np.unique(pairs[np.isin(pairs[:, 1], roles), 0])
+
+    def _take_over(self, journals: list[Path]) -> None:
         """Enter what the other processes have embedded."""
         added = sum(shard.rows for shards in self._finished.values() for shard in shards)
-        added += sum(enter(self.description, journal) for journal in journals)
+        added += sum(enter(self.folder, self.description, journal) for journal in journals)
         self._changed = True
         self._commit()
         if added != self._shared:
@@ -392,7 +437,8 @@ class Builder:
             for vectors, numbers in blocks:
                 if shard is None:
                     shard = self._new_shard(teacher, variant, vectors.shape[1])
-                shard.append(vectors, numbers)
+                with uninterrupted():
+                    shard.append(vectors, numbers)
                 progress.update(len(numbers))
                 self.process.check()
                 if shard.rows >= self.shard_rows or time.monotonic() - shard.started >= self.shard_seconds:
@@ -400,11 +446,8 @@ class Builder:
                     shard = None
         except BaseException:
             # What the teacher has answered before it failed was paid for; it is kept if the disk still takes it.
-            try:
+            with contextlib.suppress(Exception):
                 self._commit(teacher, shard)
-            except Exception:
-                if shard is not None:
-                    shard.discard()
             raise
         if shard is not None:
             self._commit(teacher, shard)
@@ -430,16 +473,28 @@ class Builder:
         return parent / f"{max(taken, default=-1) + 1:05d}"
 
     def _commit(self, teacher: Teacher | None = None, shard: NewTeacherShard | None = None) -> None:
-        """Make everything so far part of the store, a finished shard of a teacher included."""
+        """Make everything so far part of the store, a finished shard of a teacher included.
+
+        A signal waits until this is done, which else would cost the shard. After an exception it may be called again.
+        """
+        with uninterrupted():
+            self._close(teacher, None if shard is None or shard.is_closed else shard)
+            if self._changed:
+                self._write_description()
+                self._changed = False
+
+    def _close(self, teacher: Teacher | None, shard: NewTeacherShard | None) -> None:
+        """Close the files of what is new, and enter them in the description."""
         index: NewIndexShard | None = None
-        if self._new_hashes or self._new_pairs:
-            stem = self._next("index", [shard.hashes.file for shard in self.description.index])
-            index = NewIndexShard(self.folder, stem, self._new_hashes, self._new_pairs)
         try:
+            if self._new_hashes or self._new_pairs:
+                stem = self._next("index", [part.hashes.file for part in self.description.index])
+                index = NewIndexShard(self.folder, stem, self._new_hashes, self._new_pairs)
             written = close(*(new for new in (index, shard) if new is not None))
         except BaseException:
-            if index is not None:
-                index.discard()
+            for new in (index, shard):
+                if new is not None:
+                    new.discard()
             raise
         if index is not None:
             self.description.index.append(index.shard(written))
@@ -448,34 +503,79 @@ class Builder:
             closed = shard.shard(written)
             self.description.teachers[teacher.name].shards.append(closed)
             self._finished[teacher.name].append(closed)
-        if written or self._changed:
-            if isinstance(self.process, Member):
-                own = {
-                    name: replace(entry, shards=self._finished[name])
-                    for name, entry in self.description.teachers.items()
-                    if name in self._finished
-                }
-                self.process.write_journal(Description(teachers=own))
-            else:
-                write_description(self.folder, self.description)
-            self._changed = False
+        self._changed = self._changed or bool(written)
+
+    def _write_description(self) -> None:
+        if isinstance(self.process, Member):
+            own = {
+                name: replace(entry, shards=self._finished[name])
+                for name, entry in self.description.teachers.items()
+                if name in self._finished
+            }
+            self.process.write_journal(Description(teachers=own))
+        else:
+            write_description(self.folder, self.description)
+
+    def _check_age(self) -> None:
+        """See to it that what is not in the description was never in it."""
+        if names := known_to_the_copy_alone(self.folder, self.description):
+            copy = files.copy_of(self.folder / DESCRIPTION)
+            raise ValueError(
+                f"The {DESCRIPTION} of the store {self.folder} is older than its copy, which names {len(names)} more of the "
+                f"files of vectors, the first {names[0]}. {files.restoring(self.folder / DESCRIPTION)} To go on without these, "
+                f"remove {copy}."
+            )
 
     def _remove_leftovers(self) -> None:
-        """Remove what a killed build left: unfinished files, and finished ones that it could not enter any more."""
-        named = {file.file for shard in self.description.index for file in (shard.hashes, shard.pairs)}
-        for entry in self.description.teachers.values():
-            named |= {file.file for shard in entry.shards for file in shard.files}
+        """Remove the unfinished files that a killed build left, and put aside finished ones that are not in the description.
+
+        The latter may have been paid for, and be in a description that somebody still has.
+        """
+        named = {file.file for file in self.description.files()}
         teachers = self.folder / "teachers"
         folders = [self.folder, self.folder / "index", *(sorted(teachers.iterdir()) if teachers.is_dir() else [])]
+        finished: list[Path] = []
         for folder in folders:
             if not folder.is_dir() or folder.is_symlink():
                 continue
             files.remove_leftovers(folder)
             if folder == self.folder:
                 continue
-            for path in folder.iterdir():
+            for path in sorted(folder.iterdir()):
                 if _OUR_FILES.fullmatch(path.name) and path.relative_to(self.folder).as_posix() not in named:
-                    path.unlink()
+                    if _is_array(path):
+                        finished.append(path)
+                    else:
+                        path.unlink()
+        if finished:
+            logger.warning(
+                "%d files in the store %s, the first %s, are not in its %s, as a build leaves them that is killed between the "
+                "two. They are moved to %s. If an older %s was put back, they belong to the later one; else remove them.",
+                len(finished),
+                self.folder,
+                finished[0].relative_to(self.folder),
+                DESCRIPTION,
+                set_aside(self.folder, finished),
+                DESCRIPTION,
+            )
+
+
+def set_aside(folder: Path, paths: Iterable[Path]) -> Path:
+    """Move files of a store out of the way, below their names, to a new folder in it, which is returned."""
+    aside = next(path for number in itertools.count() if not (path := folder / ASIDE / f"{number:05d}").exists())
+    for path in paths:
+        target = aside / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    return aside
+
+
+def _is_array(path: Path) -> bool:
+    """Whether a file is an array, all of it."""
+    try:
+        return files.read_array_header(path).shape[0] > 0
+    except (ValueError, IndexError):
+        return False
 
 
 def _places(values: list[str]) -> dict[str, np.ndarray]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from st_distill import files
+from st_distill.store.build import SHARD_ROWS, SHARD_SECONDS, Builder, set_aside
 from st_distill.store.dtypes import DTYPES, SCALES
 from st_distill.store.format import (
     DESCRIPTION,
@@ -24,45 +26,65 @@ from st_distill.store.format import (
     Hashes,
     TeacherShard,
     hash_texts,
+    known_to_the_copy_alone,
     read_description,
     write_description,
 )
-from st_distill.store.texts import read_texts
-from st_distill.teacher import Teacher
+from st_distill.store.processes import Alone, enter, journals
+from st_distill.store.texts import check_create, prepare_folder, read_texts
+from st_distill.teacher import Teacher, Variant
 
 __all__ = ["Damage", "check_vectors", "find_damage", "mend_store"]
 
 _ROWS = 4096  # vectors looked at together
+_EMBED = "embed what is missing: st-distill embed RECIPE, or TeacherStore.create with the same texts and teachers"
 _UNIT = 0.05  # how far from 1 a length may be: int8 rounds most, by less than this
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file of a store that is not what was written, by its name in the store's folder, and in what way."""
+    """A file of a store that is not what was written, by its name in the store's folder, and in what way.
+
+    ``remedy`` stands where mending the store is none.
+    """
 
     file: str
     what: str
+    remedy: str | None = None
 
 
 def find_damage(folder: str | os.PathLike[str], zeros: Counter[str] | None = None) -> list[Damage]:
-    """Everything that is wrong with a store: each file's presence, size, checksum, shape, dtype and values.
+    """Everything that is wrong with a store: each file's presence, size, checksum, shape, dtype and values, and rows that have
+    no vector of a teacher that has others in their role.
 
     Reads every byte. The lengths of vectors are looked at too: each is 1, or 0. Those of length 0, which are no damage, are
     counted in ``zeros`` by teacher.
     """
     zeros = Counter() if zeros is None else zeros
     folder = Path(folder)
+    path, second = folder / DESCRIPTION, files.copy_of(folder / DESCRIPTION)
     try:
         description = read_description(folder)
     except (OSError, ValueError) as error:
-        return [Damage(DESCRIPTION, str(error))]
+        if not path.exists() and not second.exists():
+            return [Damage(DESCRIPTION, "there is none yet: the first build is running, or was stopped", _EMBED)]
+        return [Damage(DESCRIPTION, _without_remedy(error, path, folder))]
     found = []
-    try:
-        files.read_record(files.copy_of(folder / DESCRIPTION))
-    except FileNotFoundError:
-        pass  # a store of before there were copies
-    except ValueError as error:
-        found.append(Damage(files.copy_of(DESCRIPTION).name, str(error)))
+    with contextlib.suppress(FileNotFoundError):  # of a store of before there were copies
+        try:
+            files.read_record(second)
+        except ValueError as error:
+            found.append(Damage(second.name, _without_remedy(error, second, folder)))
+    if names := known_to_the_copy_alone(folder, description):
+        what = f"it is older than its copy, which names {len(names)} more of the files of vectors, the first {names[0]}"
+        found.append(Damage(DESCRIPTION, what))
+    for journal in journals(folder):
+        with contextlib.suppress(FileNotFoundError):  # of a build that has ended since
+            try:
+                enter(folder, description, journal)
+            except ValueError as error:
+                name = journal.relative_to(folder).as_posix()
+                found.append(Damage(name, _without_remedy(error, journal, folder)))
     texts = sum(shard.texts for shard in description.index)
     limits = (texts, len(description.roles))
     for part in description.index:
@@ -73,7 +95,11 @@ def find_damage(folder: str | os.PathLike[str], zeros: Counter[str] | None = Non
         if shard.scales is not None:
             found += _wrong(folder, shard.scales, (shard.rows,), SCALES)
         found += _wrong_vectors(folder, name, entry, shard, zeros)
-    return found
+    return found + list(_missing_vectors(folder, description, {damage.file for damage in found}))
+
+
+def _without_remedy(error: Exception, path: Path, folder: Path) -> str:
+    return str(error).removesuffix(f" {files.restoring(path, folder)}").removesuffix(".")
 
 
 def check_vectors(folder: str | os.PathLike[str]) -> None:
@@ -101,43 +127,112 @@ def mend_store(
     teachers: Sequence[Teacher],
     *,
     roles: str | None = None,
+    show_progress: bool = True,
 ) -> list[Damage]:
-    """Mend a store as far as it goes without its teachers: afterwards `TeacherStore.create`, with the same texts and teachers,
-    embeds the vectors that were damaged, which this has taken out.
+    """Mend a store as far as the given texts and teachers go.
 
-    The description comes back from its copy, index files from the texts, if these give them to the last byte. Vectors are
-    taken out only where the texts and the teachers are there to embed them again. Only for the holder of the store's lock.
+    The description and journals come back from their copies, index files from the texts, if these give them to the last byte.
+    Vectors that are damaged or missing are embedded as by `TeacherStore.create`; a damaged file stays until all its texts
+    have a vector in another one. Only for the holder of the store's lock.
 
     Args:
         folder: of the store.
-        texts, teachers, roles: as `TeacherStore.create` takes them.
+        texts, teachers, roles, show_progress: as `TeacherStore.create` takes them; of teachers, those that the store has.
 
     Returns:
-        What cannot be mended, and why.
+        What is damaged still, and why.
+
+    Raises:
+        ValueError: a teacher is not the one of its name whose vectors are stored.
     """
     folder = Path(folder)
+    _mend_description(folder)
     try:
         description = read_description(folder)
     except (OSError, ValueError):
-        _restore_description(folder)
-        try:
-            description = read_description(folder)
-        except (OSError, ValueError) as error:
-            why = f"{error} Its copy cannot be read either: restore one of them, or embed all texts again in a new folder."
-            return [Damage(DESCRIPTION, why)]
+        (damage,) = find_damage(folder)
+        if damage.remedy is None:
+            remedy = "restore one of them, or embed all texts again in a new folder"
+            damage = Damage(DESCRIPTION, f"{damage.what}. Its copy cannot be read either", remedy)
+        return [damage]
+    prepare_folder(folder)
+    _mend_journals(folder, description)
     damaged = {damage.file: damage.what for damage in find_damage(folder)}
-    lost = _mend_index(folder, description, damaged, texts, roles)
-    if not lost:
-        lost = _take_out(folder, description, damaged, texts, teachers, roles)
+    lost = {damage.file: damage for damage in _mend_index(folder, description, damaged, texts, roles)}
     # The copy too, if it was what is damaged.
     write_description(folder, description)
-    return lost
+    missing = {} if lost else _embed(folder, description, damaged, texts, teachers, roles, show_progress)
+    return [lost.get(damage.file) or _explained(folder, damage, teachers, missing) for damage in find_damage(folder)]
 
 
-def _restore_description(folder: Path) -> None:
+def _mend_description(folder: Path) -> None:
     path = folder / DESCRIPTION
+    try:
+        is_wrong = bool(known_to_the_copy_alone(folder, read_description(folder)))
+    except (OSError, ValueError):
+        is_wrong = True
+    if is_wrong:
+        _restore(path)
+
+
+def _restore(path: Path) -> None:
+    """Bring a record back from its copy, if this is whole."""
     with contextlib.suppress(OSError, ValueError):
         files.write_record(path, files.read_record(files.copy_of(path)))
+
+
+def _mend_journals(folder: Path, description: Description) -> None:
+    """Bring damaged journals back from their copies, or put them aside, so that they stand in no build's way."""
+
+    def is_whole(journal: Path) -> bool:
+        try:
+            enter(folder, copy.deepcopy(description), journal)
+        except ValueError:
+            return False
+        return True
+
+    for journal in journals(folder):
+        if not is_whole(journal):
+            _restore(journal)
+            if not is_whole(journal):
+                set_aside(folder, [journal])
+
+
+def _embed(
+    folder: Path,
+    description: Description,
+    damaged: Container[str],
+    texts: Iterable[Any],
+    teachers: Sequence[Teacher],
+    roles: str | None,
+    show_progress: bool,
+) -> dict[str, int]:
+    """Embed what is damaged or missing; as `Builder.take_out`, of all files that stay."""
+    missing: dict[str, int] = {}
+    for dtype in sorted({entry.dtype for entry in description.teachers.values()}):
+        known = {name for name, entry in description.teachers.items() if entry.dtype == dtype}
+        if same := [teacher for teacher in teachers if teacher.name in known]:
+            check_create(texts, same, roles, dtype, SHARD_ROWS, SHARD_SECONDS, (0, 1))
+            builder = Builder(folder, same, Alone(folder), dtype=dtype, show_progress=show_progress, damaged=damaged)
+            builder.build(texts, roles)
+            missing |= builder.take_out()
+    return missing
+
+
+def _explained(folder: Path, damage: Damage, teachers: Sequence[Teacher], missing: dict[str, int]) -> Damage:
+    """A damage of vectors, with why it was not mended."""
+    given = {teacher.name for teacher in teachers}
+    for name, _, shard in _shards(read_description(folder)):
+        if shard.is_among([damage.file]):
+            if name not in given:
+                return replace(
+                    damage, what=f"{damage.what}, and teacher '{name}' is not given to embed its texts again"
+                )
+            if count := missing.get(shard.vectors.file):
+                return replace(
+                    damage, what=f"{damage.what}, and {count} of its texts are not given to embed them again"
+                )
+    return damage
 
 
 def _shards(description: Description) -> Iterator[tuple[str, Entry, TeacherShard]]:
@@ -158,7 +253,7 @@ def _wrong(
     try:
         header = files.read_array_header(path)
     except ValueError as error:
-        return [Damage(file.file, str(error))]
+        return [Damage(file.file, str(error).removesuffix("."))]
     if header.shape != shape or header.dtype != dtype:
         what = f"there is {header.dtype} of shape {header.shape}, where {DESCRIPTION} says {dtype} of shape {shape}"
         return [Damage(file.file, what)]
@@ -191,6 +286,41 @@ def _wrong_vectors(folder: Path, name: str, entry: Entry, shard: TeacherShard, z
                 Damage(shard.vectors.file, f"row {start + row} has the length {lengths[row]:.3g}, where 1 was written")
             ]
     return []
+
+
+def _missing_vectors(folder: Path, description: Description, damaged: Container[str]) -> Iterator[Damage]:
+    """Teachers that have no vector of some rows, as far as undamaged files tell."""
+    if not description.index or any(
+        part.hashes.file in damaged or part.pairs.file in damaged for part in description.index
+    ):
+        return
+    hashes = np.concatenate([_loaded(folder, part.hashes) for part in description.index])
+    pairs = np.concatenate([_loaded(folder, part.pairs) for part in description.index])
+    try:
+        Hashes().add(hashes)
+    except ValueError as error:
+        yield Damage("index", str(error), "embed all texts again in a new folder")
+    for name, entry in description.teachers.items():
+        if any(shard.texts.file in damaged for shard in entry.shards):
+            continue
+        has: dict[Variant, np.ndarray] = {}
+        for shard in entry.shards:
+            has.setdefault(shard.variant, np.zeros(len(hashes), dtype=bool))[_loaded(folder, shard.texts)] = True
+        count = 0
+        for number, role in enumerate(description.roles):
+            if role in entry.roles or not entry.shards:
+                of_role = pairs[pairs[:, 1] == number, 0]
+                with_vector = has.get(entry.roles[role]) if role in entry.roles else None
+                count += len(of_role) if with_vector is None else int((~with_vector[of_role]).sum())
+        if count:
+            what = (
+                f"{count} of the {len(pairs)} rows have no vector of this teacher: a build is running, or was stopped"
+            )
+            yield Damage(f"teachers/{name}", what, _EMBED)
+
+
+def _loaded(folder: Path, file: File) -> np.ndarray:
+    return np.load(folder / file.file, allow_pickle=False)
 
 
 # --- mending -----------------------------------------------------------------------------------------------------------
@@ -249,7 +379,8 @@ def _complete(
     folder: Path, parts: list[tuple[File, int]], damaged: dict[str, str], candidates: np.ndarray
 ) -> np.ndarray:
     """The rows of all files: undamaged ones as they are, and in the places of the others the candidates that are in none."""
-    whole = {name: np.load(folder / name) for name in (file.file for file, _ in parts) if name not in damaged}
+    undamaged = [file for file, _ in parts if file.file not in damaged]
+    whole = {file.file: _loaded(folder, file) for file in undamaged}
     taken = {row.tobytes() for array in whole.values() for row in array}
     free = np.array([row.tobytes() not in taken for row in candidates], dtype=bool)
     candidates = candidates[free]
@@ -268,7 +399,7 @@ def _rewritten(folder: Path, file: File, rows: np.ndarray) -> bool:
     path = folder / file.file
     path.parent.mkdir(parents=True, exist_ok=True)
     # The next build removes what is called so, should this one be killed.
-    again = path.with_name(f"{path.stem}.again{files.TEMPORARY}")
+    again = path.with_name(f"{path.stem}.again.{os.getpid()}{files.TEMPORARY}")
     writer = files.ArrayWriter(again, rows.dtype, rows.shape[1])
     writer.append(rows)
     written = writer.close()
@@ -278,73 +409,3 @@ def _rewritten(folder: Path, file: File, rows: np.ndarray) -> bool:
     os.replace(again, path)
     files.flush_folder(path.parent)
     return True
-
-
-def _take_out(
-    folder: Path,
-    description: Description,
-    damaged: dict[str, str],
-    texts: Iterable[Any],
-    teachers: Sequence[Teacher],
-    roles: str | None,
-) -> list[Damage]:
-    """Take damaged shards out of the description, where they can be embedded again."""
-    lost: list[Damage] = []
-    given = {teacher.name for teacher in teachers}
-    present: dict[str, set[int]] | None = None
-    for name, entry in description.teachers.items():
-        broken = [shard for shard in entry.shards if any(file.file in damaged for file in shard.files)]
-        if broken and present is None:
-            present = _present(folder, description, texts, roles)
-        kept = [shard for shard in entry.shards if shard not in broken]
-        for shard in broken:
-            file = next(file.file for file in shard.files if file.file in damaged)
-            askable = {
-                number
-                for role, numbers in (present or {}).items()
-                if entry.roles.get(role) == shard.variant
-                for number in numbers
-            }
-            missing = _wanted(folder, description, entry, shard, damaged) - askable
-            if name not in given:
-                why = f"and teacher '{name}' is not given to embed its texts again"
-            elif missing:
-                why = f"and {len(missing)} of its texts are not given to embed them again"
-            else:
-                continue
-            lost.append(Damage(file, f"{damaged[file]}, {why}"))
-            kept.append(shard)
-        description.teachers[name] = replace(entry, shards=[shard for shard in entry.shards if shard in kept])
-    return lost
-
-
-def _present(folder: Path, description: Description, texts: Iterable[Any], roles: str | None) -> dict[str, set[int]]:
-    """By role, the numbers of those of the store's texts that are given."""
-    table = Hashes()
-    for part in description.index:
-        table.add(np.load(folder / part.hashes.file))
-    found: dict[str, set[int]] = {}
-    for chunk, chunk_roles in read_texts(texts, roles):
-        for role, number in zip(chunk_roles, table.find(hash_texts(chunk)).tolist()):
-            found.setdefault(role, set()).add(number)
-    return found
-
-
-def _wanted(
-    folder: Path, description: Description, entry: Entry, shard: TeacherShard, damaged: dict[str, str]
-) -> set[int]:
-    """Numbers of the texts whose vectors a damaged shard held."""
-
-    def texts_of(shard: TeacherShard) -> set[int]:
-        return set(np.load(folder / shard.texts.file).tolist())
-
-    if shard.texts.file not in damaged:
-        return texts_of(shard)
-    # Which they were is lost: those that have the shard's prompt, and that no other shard has.
-    roles = [number for number, role in enumerate(description.roles) if entry.roles.get(role) == shard.variant]
-    pairs = np.concatenate([np.load(folder / part.pairs.file) for part in description.index])
-    wanted = set(pairs[np.isin(pairs[:, 1], roles), 0].tolist())
-    for other in entry.shards:
-        if other.variant == shard.variant and other.texts.file not in damaged:
-            wanted -= texts_of(other)
-    return wanted

@@ -7,7 +7,8 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+import secrets
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ from st_distill.vectors import shorten
 FORMAT = "st-distill teacher store"
 VERSION = 1
 DESCRIPTION = "store.json"
+ASIDE = "aside"
+"""The folder in a store for finished files that its description does not name."""
 HASH_BYTES = 16
+_MOST = 2**48  # of what is counted: more than a disk holds, and sums stay within 64 bits
+_PROBES = (
+    512  # slots that a hash may be away from its own: more than ever happens by chance, in a table that is half empty
+)
 _AT_A_TIME = 2**16  # hashes that are entered together: what is computed of them stays small beside the table
 
 
@@ -58,6 +65,10 @@ class TeacherShard:
     def files(self) -> list[File]:
         return [file for file in (self.vectors, self.texts, self.scales) if file is not None]
 
+    def is_among(self, names: Container[str]) -> bool:
+        """Whether one of its files has one of the names."""
+        return any(file.file in names for file in self.files)
+
     def to_json(self) -> dict[str, Any]:
         described = asdict(self)
         if self.scales is None:
@@ -88,6 +99,14 @@ class Description:
     index: list[IndexShard] = field(default_factory=list)
     teachers: dict[str, Entry] = field(default_factory=dict)
 
+    def files(self) -> Iterator[File]:
+        """All files that it names."""
+        for part in self.index:
+            yield from (part.hashes, part.pairs)
+        for entry in self.teachers.values():
+            for shard in entry.shards:
+                yield from shard.files
+
     def to_json(self) -> dict[str, Any]:
         teachers = {}
         for name, entry in self.teachers.items():
@@ -108,25 +127,24 @@ class Description:
 class _Reader:
     """Takes fields out of a description that anybody may have written, with a sentence for each that is wrong."""
 
-    def __init__(self, path: Path, value: Any, where: str = "") -> None:
-        self.path, self.value, self.where = path, value, where
+    def __init__(self, path: Path, folder: Path, value: Any, where: str = "") -> None:
+        self.path, self.folder, self.value, self.where = path, folder, value, where
         if not isinstance(value, dict):
             raise self.error("must be an object", value)
 
     def error(self, expected: str, got: Any) -> ValueError:
-        # A journal of one process has another name, and nothing that mends it.
-        store = self.path.parent if self.path.name == DESCRIPTION else None
-        return _damaged(self.path, f"{self.where or 'the file'} {expected}, but is {shorten(repr(got))}", store)
+        what = f"{self.where or 'the file'} {expected}, but is {shorten(repr(got))}"
+        return damaged_record(self.path, what, self.folder)
 
     def inner(self, key: str) -> _Reader:
-        return _Reader(self.path, self.value.get(key), self._name(key))
+        return self._at(key, self.value.get(key))
 
     def each(self, key: str) -> Iterator[_Reader]:
         items = self.value.get(key)
         if not isinstance(items, list):
-            raise _Reader(self.path, {}, self._name(key)).error("must be a list", items)
+            raise self._at(key, {}).error("must be a list", items)
         for number, item in enumerate(items):
-            yield _Reader(self.path, item, f"{self._name(key)}[{number}]")
+            yield self._at(f"{key}[{number}]", item)
 
     def text(self, key: str) -> str:
         return self._typed(key, str, "must be a string")
@@ -136,8 +154,9 @@ class _Reader:
 
     def count(self, key: str, least: int = 0) -> int:
         number: int = self._typed(key, int, "must be a whole number")
-        if number < least or isinstance(number, bool):
-            raise _Reader(self.path, {}, self._name(key)).error(f"must be a whole number from {least}", number)
+        if not least <= number <= _MOST or isinstance(number, bool):
+            expected = f"must be a whole number from {least} to {_MOST}"
+            raise self._at(key, {}).error(expected, number)
         return number
 
     def file(self, key: str, folder: str) -> File:
@@ -151,13 +170,13 @@ class _Reader:
     def variant(self) -> Variant:
         return Variant(self.text("prompt"), self.optional_text("task"))
 
-    def _name(self, key: str) -> str:
-        return f"{self.where}.{key}" if self.where else key
+    def _at(self, key: str, value: Any) -> _Reader:
+        return _Reader(self.path, self.folder, value, f"{self.where}.{key}" if self.where else key)
 
     def _typed(self, key: str, kind: type, expected: str) -> Any:
         value = self.value.get(key)
         if not isinstance(value, kind):
-            raise _Reader(self.path, {}, self._name(key)).error(expected, value)
+            raise self._at(key, {}).error(expected, value)
         return value
 
 
@@ -179,12 +198,12 @@ def read_description(folder: Path) -> Description:
         raise FileNotFoundError(
             f"{folder} is no teacher store, because it has no {DESCRIPTION}. Make one with TeacherStore.create."
         ) from error
-    return _read_content(folder / DESCRIPTION, content)
+    return _read_content(folder / DESCRIPTION, folder, content)
 
 
 def lost_description(folder: Path) -> str:
     """What to say of a store whose description is gone, while its copy is there."""
-    return f"The store {folder} has lost its {DESCRIPTION}. Restore it, or {files.mending(folder)}."
+    return f"The store {folder} has lost its {DESCRIPTION}. {files.restoring(folder / DESCRIPTION)}"
 
 
 def write_description(folder: Path, description: Description) -> None:
@@ -192,15 +211,31 @@ def write_description(folder: Path, description: Description) -> None:
     files.write_record(folder / DESCRIPTION, description.to_json())
 
 
-def read_journal(path: Path) -> Description:
-    """A description under any name: one process's part of a store is written in the same way as the whole."""
-    return _read_content(path, files.read_json(path))
+def known_to_the_copy_alone(folder: Path, description: Description) -> list[str]:
+    """Whole files of vectors that the copy of a store's description names, and the description does not.
+
+    The copy is never ahead of what it is a copy of: there are such files where an older description was put back.
+    """
+    copy = files.copy_of(folder / DESCRIPTION)
+    try:
+        copied = _read_content(copy, folder, files.read_record(copy))
+    except (OSError, ValueError):
+        return []
+    known = {file.file for file in description.files()}
+    vectors = [shard.vectors for entry in copied.teachers.values() for shard in entry.shards]
+    missing = [file for file in vectors if file.file not in known]
+    return [file.file for file in missing if files.difference(folder / file.file, file.bytes, file.sha256) is None]
 
 
-def _read_content(path: Path, content: Any) -> Description:
+def read_journal(folder: Path, path: Path) -> Description:
+    """One process's part of the store in a folder, which is written in the same way as the whole, under another name."""
+    return _read_content(path, folder, files.read_record(path, folder=folder))
+
+
+def _read_content(path: Path, folder: Path, content: Any) -> Description:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe a teacher store. Give the folder that TeacherStore.create made.")
-    reader = _Reader(path, content)
+    reader = _Reader(path, folder, content)
     if reader.count("version", 1) > VERSION:
         raise ValueError(
             f"{path} has version {content['version']} of the format, and this st-distill reads version {VERSION}. Install a "
@@ -208,7 +243,7 @@ def _read_content(path: Path, content: Any) -> Description:
         )
     roles = content.get("roles")
     if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles) or len(set(roles)) < len(roles):
-        raise _Reader(path, {}, "roles").error("must be a list of distinct strings", roles)
+        raise _Reader(path, folder, {}, "roles").error("must be a list of distinct strings", roles)
     index = [
         IndexShard(
             shard.count("texts"), shard.count("rows"), shard.file("hashes", "index"), shard.file("pairs", "index")
@@ -220,7 +255,8 @@ def _read_content(path: Path, content: Any) -> Description:
         try:
             check_name(name)
         except ValueError as error:
-            raise _damaged(path, f"teachers has the name {shorten(name)}, which cannot be a folder's") from error
+            what = f"teachers has the name {shorten(name)}, which cannot be a folder's"
+            raise damaged_record(path, what, folder) from error
         teachers[name] = _read_entry(reader.inner("teachers").inner(name), name)
     return Description(list(roles), index, teachers)
 
@@ -257,9 +293,15 @@ def _read_entry(reader: _Reader, name: str) -> Entry:
     )
 
 
-def _damaged(path: Path, what: str, store: Path | None = None) -> ValueError:
-    remedy = "make the store again in a new folder" if store is None else files.mending(store)
-    return ValueError(f"The store is damaged: in {path}, {what}. Restore this file from a copy, or {remedy}.")
+def damaged_record(path: Path, what: str, folder: Path) -> ValueError:
+    """The error of a store's description, or of a journal, with its remedy."""
+    return ValueError(f"The store is damaged: in {path}, {what}. {files.restoring(path, folder)}")
+
+
+def _damaged(path: Path, what: str, folder: Path) -> ValueError:
+    return ValueError(
+        f"The store is damaged: in {path}, {what}. Restore this file from a copy, or {files.mending(folder)}."
+    )
 
 
 # --- what is in memory -----------------------------------------------------------------------------------------------
@@ -293,16 +335,22 @@ class Hashes:
     """Numbers of 16-byte hashes: 24 to 48 bytes of memory each, where a dictionary takes 200.
 
     A table with open addresses, at most half full: a look-up costs the same however many hashes there are. The number of a
-    hash is where it stands in the order in which they came.
+    hash is where it stands in the order in which they came. The addresses are by chance, so that nobody can choose hashes that
+    crowd.
     """
 
     def __init__(self) -> None:
+        self._factors = np.frombuffer(secrets.token_bytes(16), dtype=np.uint64) | np.uint64(1)
         self._count = 0
         self._known = np.empty((0, 2), dtype=np.uint64)
         self._slots = np.full(2, -1, dtype=np.int32)
 
     def add(self, hashes: np.ndarray) -> None:
-        """Give the ``hashes`` (n, 16), which are distinct and of which none is known, the next numbers."""
+        """Give the ``hashes`` (n, 16), which are distinct and of which none is known, the next numbers.
+
+        Raises:
+            ValueError: one stands there very often, which leaves the table unusable.
+        """
         first, self._count = self._count, self._count + len(hashes)
         if self._count > len(self._known):
             grown = np.empty((max(self._count, 2 * len(self._known)), 2), dtype=np.uint64)
@@ -319,11 +367,14 @@ class Hashes:
     def _enter(self, numbers: np.ndarray) -> None:
         """Put the numbers into the first free slots from those that their hashes name."""
         places = self._places(self._known[numbers])
-        while len(numbers):
+        for _ in range(_PROBES):
             free = self._slots[places] < 0
             self._slots[places[free]] = numbers[free]
             left = self._slots[places] != numbers  # also where two wanted one slot
             numbers, places = numbers[left], self._after(places[left])
+            if not len(numbers):
+                return
+        raise ValueError("one hash stands for many texts")
 
     def find(self, hashes: np.ndarray) -> np.ndarray:
         """Number of each of the ``hashes`` (n, 16), -1 for one that is not known."""
@@ -340,7 +391,11 @@ class Hashes:
         return found
 
     def _places(self, halves: np.ndarray) -> np.ndarray:
-        return (halves[:, 0] & np.uint64(len(self._slots) - 1)).astype(np.int64)
+        mixed = halves[:, 0] * self._factors[0] + halves[:, 1] * self._factors[1]
+        mixed ^= mixed >> np.uint64(32)
+        mixed *= self._factors[0]
+        # The upper bits are the mixed ones.
+        return (mixed >> np.uint64(64 - (len(self._slots) - 1).bit_length())).astype(np.int64)
 
     def _after(self, places: np.ndarray) -> np.ndarray:
         return (places + 1) & (len(self._slots) - 1)
@@ -360,9 +415,15 @@ def hash_texts(texts: Iterable[str]) -> np.ndarray:
 
 
 class Contents:
-    """A description, checked against its files, and what all uses of a store share: its index in memory."""
+    """A description, checked against its files, and what all uses of a store share: its index in memory.
 
-    def __init__(self, folder: Path, description: Description) -> None:
+    Args:
+        folder: of the store.
+        description: what it says of itself.
+        without: names of files that are damaged; the vectors of their shards count as missing.
+    """
+
+    def __init__(self, folder: Path, description: Description, *, without: Container[str] = ()) -> None:
         self.folder = folder
         self.description = description
         self._root = os.path.realpath(folder)
@@ -374,13 +435,16 @@ class Contents:
         self.hashes = np.concatenate(hashes)
         self.pairs = np.concatenate(pairs)
         self._check_pairs()
-        self.positions = {name: self._read_positions(name) for name in description.teachers}
+        self.positions = {name: self._read_positions(name, without) for name in description.teachers}
 
     @functools.cached_property
     def table(self) -> Hashes:
         """Text numbers by hash; made when the first text is looked up, which training never does."""
         table = Hashes()
-        table.add(self.hashes)
+        try:
+            table.add(self.hashes)
+        except ValueError as error:
+            raise damaged_record(self.folder / DESCRIPTION, f"{error} in the index", self.folder) from error
         return table
 
     @functools.cached_property
@@ -422,7 +486,7 @@ class Contents:
         try:
             header = files.read_array_header(path)
         except ValueError as error:
-            raise _damaged(path, "there is no array", self.folder) from error
+            raise _damaged(path, "there is no array, or not all of it", self.folder) from error
         if header.shape != shape or header.dtype != dtype:
             raise _damaged(
                 path,
@@ -433,17 +497,19 @@ class Contents:
     def _check_pairs(self) -> None:
         limits = (len(self.hashes), len(self.description.roles))
         if len(self.pairs) and (self.pairs.min() < 0 or (self.pairs.max(axis=0) >= limits).any()):
-            raise _damaged(
+            raise damaged_record(
                 self.folder / DESCRIPTION,
                 f"a row names a text or a role outside the {limits[0]} texts and {limits[1]} roles",
                 self.folder,
             )
 
-    def _read_positions(self, name: str) -> dict[Variant, Column]:
+    def _read_positions(self, name: str, without: Container[str]) -> dict[Variant, Column]:
         """For each prompt and task, the place of each text's vector among all vectors of the teacher."""
         entry = self.description.teachers[name]
         columns: dict[Variant, Column] = {}
         for shard, start in zip(entry.shards, entry.starts()):
+            if shard.is_among(without):
+                continue
             vectors = self.path(shard.vectors)
             self._check_size(vectors, shard.vectors)
             self._check_header(vectors, (shard.rows, entry.dimension or 0), DTYPES[entry.dtype].array)

@@ -8,7 +8,7 @@ speak to each other through files, because shares take hours, which a barrier of
     processes/current.json              the session (a random name) of the build that the lock's holder runs
     processes/SESSION/0.json            state of the first process; the tickets of those it has seen
     processes/SESSION/1.json            state of another process, with its ticket
-    processes/SESSION/1.journal.json    its shards, as in store.json
+    processes/SESSION/1.journal.json    its shards, as in store.json; 1.journal.copy.json is the same again
     processes/SESSION/0.lock, 1.lock    held by each of them as long as it lives
 
 Whether a process lives is seen by trying its lock, which holds it for an instant. So the locks that are tried are these,
@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from st_distill import files
-from st_distill.store.format import Description, TeacherShard, read_journal
+from st_distill.store.format import DESCRIPTION, Description, TeacherShard, damaged_record, read_journal
 
-__all__ = ["Alone", "Leader", "Member", "adopt", "process_of_environment"]
+__all__ = ["Alone", "Leader", "Member", "adopt", "enter", "journals", "process_of_environment"]
 
 FOLDER = "processes"
 _ARRIVAL_SECONDS = 600.0  # for all processes to come: they may import and load for minutes, at very different speed
@@ -199,13 +199,13 @@ class Leader(Alone):
         drawn = {number: self._read(number).get("ticket") for number in self._others()}
         return {number: ticket for number, ticket in drawn.items() if ticket}
 
-    def finish(self) -> list[Description]:
+    def finish(self) -> list[Path]:
         """Wait until the others have embedded their shares, and return their journals."""
         for number in self._others():
             for _ in _poll():
                 if self._raise_for(number) == "done":
                     break
-        return [read_journal(path) for path in sorted(self._session.glob("*.journal.json"))]
+        return _journals(self._session)
 
     def _check(self) -> None:
         for number in self._others():
@@ -281,7 +281,7 @@ class Member(Alone):
 
     def write_journal(self, description: Description) -> None:
         """Keep what this process has finished."""
-        files.write_json(self._session / f"{self.number}.journal.json", description.to_json())
+        files.write_record(self._session / f"{self.number}.journal.json", description.to_json())
 
     def finish(self) -> None:
         """Say that this share is done, and wait until the store is complete."""
@@ -316,8 +316,8 @@ def adopt(folder: Path, description: Description, present: Alone) -> Callable[[]
                         f"{folder} is still written to by process {lock.stem} of an earlier build; wait until it has "
                         "ended, or end it."
                     )
-        for journal in sorted(session.glob("*.journal.json")):
-            enter(description, read_journal(journal))
+        for journal in _journals(session):
+            enter(folder, description, journal)
 
     def remove() -> None:
         _remove(sessions)
@@ -327,23 +327,39 @@ def adopt(folder: Path, description: Description, present: Alone) -> Callable[[]
     return remove
 
 
-def enter(description: Description, journal: Description) -> int:
-    """Enter a journal's shards in the description, those that it has not yet; the number of their vectors."""
+def enter(folder: Path, description: Description, path: Path) -> int:
+    """Enter the shards of a journal in the description, those that it has not yet; the number of their vectors.
+
+    Raises:
+        ValueError: the journal is damaged, or not of this store as its description has it.
+    """
     rows = 0
-    for name, entry in journal.teachers.items():
-        known = description.teachers[name]
+    for name, entry in read_journal(folder, path).teachers.items():
+        known = description.teachers.get(name)
+        if known is None:
+            raise damaged_record(path, f"there are vectors of teacher '{name}', which {DESCRIPTION} has not", folder)
         named = {shard.vectors.file for shard in known.shards}
         added: list[TeacherShard] = [shard for shard in entry.shards if shard.vectors.file not in named]
         if added:
             if known.dimension not in (None, entry.dimension):
                 raise ValueError(
-                    f"Teacher '{name}' must have one dimension in all processes. Got {known.dimension} and {entry.dimension}."
+                    f"Teacher '{name}' must have one dimension in all processes. Got {known.dimension}, and {entry.dimension} "
+                    f"in {path}; to go on without the latter, {files.mending(folder)}."
                 )
             known.dimension = entry.dimension
             known.roles = entry.roles | known.roles
         known.shards += added
         rows += sum(shard.rows for shard in added)
     return rows
+
+
+def journals(folder: Path) -> list[Path]:
+    """The journals that lie in a store: of processes that live, or of builds that died."""
+    return [journal for session in sorted((folder / FOLDER).glob("*/")) for journal in _journals(session)]
+
+
+def _journals(session: Path) -> list[Path]:
+    return sorted(session.glob("*.journal.json"))
 
 
 def _poll() -> Iterator[float]:

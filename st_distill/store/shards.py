@@ -22,6 +22,7 @@ class _Files:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.writers: dict[str, files.ArrayWriter] = {}
+        self.is_closed = False
 
     def open(self, kind: str, path: Path, dtype: np.dtype, columns: int | None = None) -> files.ArrayWriter:
         self.writers[kind] = files.ArrayWriter(path, dtype, columns)
@@ -105,7 +106,10 @@ class NewIndexShard(_Files):
 def close(*shards: NewTeacherShard | NewIndexShard) -> dict[Path, files.Written]:
     """Give the shards' files their names, flushed to the disk; size and checksum by path."""
     writers = [writer for shard in shards for writer in shard.writers.values()]
-    return dict(zip([writer.path for writer in writers], files.close_together(writers)))
+    written = files.close_together(writers)
+    for shard in shards:
+        shard.is_closed = True
+    return dict(zip([writer.path for writer in writers], written))
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:

@@ -31,7 +31,8 @@ A folder that numpy and a JSON reader can read without this package::
   has the text with this prompt and task. Roles with the same prompt therefore share their vectors.
 - ``dtype`` is float32, float16, bfloat16 (the file has uint16, the upper half of a float32's bits) or int8.
 - Files are only added. A file is written to a temporary name, flushed, renamed, and only then entered in store.json, which
-  is replaced in the same way. What a killed build leaves beside it is not in the description and is removed by the next.
+  is replaced in the same way. What a killed build leaves beside it is not in the description: the next one removes what is
+  unfinished, and moves what is finished to ``aside/``.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ import torch
 
 from st_distill import files
 from st_distill.options import is_number
-from st_distill.store.build import Builder
+from st_distill.store.build import SHARD_ROWS, SHARD_SECONDS, Builder
 from st_distill.store.damage import check_vectors
 from st_distill.store.dtypes import DTYPES
 from st_distill.store.format import Contents, hash_texts, read_description
@@ -100,8 +101,8 @@ class TeacherStore:
         *,
         roles: str | None = None,
         dtype: str = "float16",
-        shard_rows: int = 16384,
-        shard_seconds: float = 600.0,
+        shard_rows: int = SHARD_ROWS,
+        shard_seconds: float = SHARD_SECONDS,
         show_progress: bool = True,
         process: tuple[int, int] | None = None,
     ) -> TeacherStore:

@@ -11,7 +11,7 @@ from typing import Any
 from st_distill import files
 from st_distill.options import check_whole_number, is_number
 from st_distill.store.dtypes import DTYPES
-from st_distill.store.format import DESCRIPTION, lost_description
+from st_distill.store.format import ASIDE, DESCRIPTION, lost_description
 from st_distill.store.processes import FOLDER, process_of_environment
 from st_distill.teacher import Teacher
 from st_distill.vectors import shorten
@@ -23,7 +23,7 @@ CHUNK = 4096  # texts that are looked up at a time
 # place of a role.
 _ROLE_WORDS, _ROLE_CHARACTERS, _ROLES = 3, 64, 32
 
-_OURS = {files.FolderLock.NAME, "index", "teachers", FOLDER}  # what a build writes before the description
+_OURS = {files.FolderLock.NAME, "index", "teachers", ASIDE, FOLDER}  # what a build writes before the description
 
 
 def check_create(

@@ -14,6 +14,7 @@ from fault_helpers import ALL, assert_told, fill_the_disk, forked, kill, without
 from st_distill import Teacher, TeacherStore
 from st_distill.cli import main
 from st_distill.store.damage import find_damage
+from st_distill.verify import verify
 
 TEXTS = [f"text {number}" for number in range(40)]
 
@@ -68,6 +69,26 @@ def test_a_build_that_is_killed_goes_on(seed, tmp_path, record_property):
     build(tmp_path / "s")
     is_right(tmp_path / "s")
     assert not list((tmp_path / "s").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("share", [n / 30 for n in range(1, 30)] if ALL else [0.2, 0.5, 0.8])
+def test_a_repair_that_is_killed_hides_nothing(share, tmp_path):
+    build(tmp_path / "whole")
+    damaged = tmp_path / "whole" / "teachers" / "first" / "00002.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    store = shutil.copytree(tmp_path / "whole", tmp_path / "s")
+
+    def repair(folder) -> int:
+        teacher = Teacher(vectors_of, name="first", revision="1", batch_size=4)
+        return 0 if verify(folder, repair=True, texts=TEXTS, teachers=teacher, show_progress=False).is_whole else 1
+
+    changes = forked(lambda: repair(tmp_path / "whole"), tmp_path).changes
+    ended = forked(lambda: repair(store), tmp_path, moment=max(1, int(share * changes)), happens=kill)
+    assert ended.code == -signal.SIGKILL, ended.said
+    if verify(store).is_whole:
+        is_right(store)
+    assert repair(store) == 0
+    is_right(store)
 
 
 @pytest.mark.parametrize("size", range(20, 1500, 40) if ALL else [20, 300, 700])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from store_material import TEXTS, Counting, cosines_with, create, teacher_of
 
 from st_distill import Teacher, TeacherStore
 from st_distill.files import FolderLock
+from st_distill.stopping import Stopped, raising
 
 # --- what is asked
 
@@ -394,6 +396,73 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
     again = Counting()
     create(path, TEXTS, again, shard_rows=4)
     assert sorted(again.asked) == TEXTS[4:]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", ["vectors", "texts", "index", "description"])
+def test_a_signal_while_files_are_closed_loses_nothing(number, name, tmp_path, monkeypatch):
+    """It comes before the second shard's file (of that name) gets its own name."""
+    path = tmp_path / "s"
+    files = {
+        "vectors": "00001.npy",
+        "texts": "00001.texts.npy",
+        "index": "00000.pairs.npy",
+        "description": "store.json",
+    }
+    replace, function = os.replace, Counting()
+
+    def stopped(source, target):
+        if target.name == files[name] and len(function.asked) in (4, 8):
+            os.kill(os.getpid(), number)
+        replace(source, target)
+
+    with monkeypatch.context() as patch, raising():
+        patch.setattr(os, "replace", stopped)
+        with pytest.raises(Stopped):
+            create(path, TEXTS, function, shard_rows=4)
+    assert len(function.asked) == (4 if name in ("index", "description") else 8)
+    again = Counting()
+    store = create(path, TEXTS, again)
+    assert sorted(function.asked + again.asked) == TEXTS
+    assert cosines_with(store, "first", TEXTS, function) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_signal_between_a_vector_and_its_text_number_loses_nothing(tmp_path, monkeypatch):
+    from st_distill import files
+
+    path, function, append = tmp_path / "s", Counting(), files.ArrayWriter.append
+
+    def stopped(self, block):
+        append(self, block)
+        if len(function.asked) == 3 and self.path.name == "00000.texts.npy":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, raising():
+        patch.setattr(files.ArrayWriter, "append", stopped)
+        with pytest.raises(Stopped):
+            create(path, TEXTS, function)
+    again = Counting()
+    create(path, TEXTS, again)
+    assert sorted(function.asked + again.asked) == TEXTS
+
+
+def test_a_description_that_is_not_written_at_once_is_written_at_the_end(tmp_path, monkeypatch):
+    from st_distill import files
+
+    path, function, write, failures = tmp_path / "s", Counting(), files.write_json, [OSError("the disk is gone")]
+
+    def failing(target, value):
+        if failures:
+            raise failures.pop()
+        write(target, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_json", failing)
+        with pytest.raises(OSError, match="the disk is gone"):
+            create(path, TEXTS, function, shard_rows=4)
+    again = Counting()
+    create(path, TEXTS, again)
+    assert (len(function.asked), len(again.asked)) == (4, 6)
 
 
 def test_a_shard_is_closed_when_its_time_is_up(tmp_path):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from store_material import TEXTS, Counting, create, teacher_of, two_teachers
 
-from st_distill import Teacher, TeacherStore
+from st_distill import Teacher, TeacherStore, files
+from st_distill.store.damage import find_damage
 
 
 def test_the_format_can_be_read_with_numpy_alone(tmp_path):
@@ -103,6 +105,7 @@ def lead_out(description):
         (lambda d: d["teachers"]["first"].update(roles=None), "teachers.first.roles must be an object"),
         (lambda d: d["teachers"]["first"].update(revision=1), "revision must be a string, but is '1'"),
         (lambda d: shard_of(d).update(rows=3), r"shape \(4, 4\), where store.json says float16 of shape \(3, 4\)"),
+        (lambda d: shard_of(d).update(rows=10**30), rf"shards\[0\].rows must be a whole number from 1 to {2**48}"),
         (lambda d: shard_of(d)["vectors"].update(bytes=1), "there are 160 bytes, where store.json says 1"),
         (lambda d: shard_of(d)["texts"].update(sha256="0"), "has not the sha256"),
         (lambda d: shard_of(d).pop("prompt"), "prompt must be a string"),
@@ -194,8 +197,6 @@ def test_a_flipped_bit_of_the_index_is_seen(tmp_path, file):
 
 
 def test_text_numbers_outside(tmp_path):
-    from st_distill import files
-
     path = tmp_path / "s"
     create(path, TEXTS, Counting())
     writer = files.ArrayWriter(path / "teachers/first/00000.texts.npy", np.dtype("<i8"))
@@ -204,6 +205,44 @@ def test_text_numbers_outside(tmp_path):
     edited(path, lambda description: shard_of(description)["texts"].update(written._asdict()))
     with pytest.raises(ValueError, match="a text number is outside the 10 texts"):
         TeacherStore.open(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "shape"), [("teachers/first/00000.npy", (10, 4)), ("index/00000.hashes.npy", (10**12, 16))]
+)
+def test_arrays_that_are_not_all_there(file, shape, tmp_path):
+    """A stranger has written a header, and all that describes the file."""
+    path = tmp_path / "s"
+    create(path, TEXTS, Counting())
+    dtype = np.load(path / file).dtype
+    with open(path / file, "wb") as written:
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(written, header)
+        written.write(b"\0" * 16)
+
+    def describe(description):
+        described = shard_of(description)["vectors"] if "teachers" in file else description["index"][0]["hashes"]
+        described.update(files.describe(path / file)._asdict())
+        if "index" in file:
+            description["index"][0]["texts"] = shape[0]
+
+    edited(path, describe)
+    with pytest.raises(ValueError, match=rf"{file}, there is no array, or not all of it.*--repair"):
+        TeacherStore.open(path)
+    (found,) = find_damage(path)
+    assert found.file == file
+    assert re.search(r"has \d+ bytes, where its header says \d+", found.what)
+
+
+def test_a_hash_that_stands_for_many_texts(tmp_path):
+    path = tmp_path / "s"
+    texts = [f"text {number}" for number in range(2000)]
+    create(path, texts, Counting())
+    np.save(path / "index/00000.hashes.npy", np.zeros((2000, 16), dtype=np.uint8))
+    described = files.describe(path / "index/00000.hashes.npy")._asdict()
+    edited(path, lambda description: description["index"][0]["hashes"].update(described))
+    with pytest.raises(ValueError, match="one hash stands for many texts in the index"):
+        TeacherStore.open(path).ids(["text 0"])
 
 
 def test_a_link_out_of_the_store(tmp_path):

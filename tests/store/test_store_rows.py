@@ -196,9 +196,23 @@ def test_hashes_that_agree_in_their_first_half_are_told_apart():
     assert table.find(hashes[:0]).tolist() == []
 
 
+@pytest.mark.parametrize("half", [0, 1])
+def test_hashes_that_agree_in_a_half_do_not_crowd(half, monkeypatch):
+    """A stranger may choose them: if they wanted one place, entering them would take the square of their number."""
+    hashes = np.random.default_rng(0).integers(0, 256, (100_000, 16), dtype=np.uint8)
+    hashes[:, 8 * half : 8 * half + 8] = 7
+    steps = []
+    after = Hashes._after
+    monkeypatch.setattr(Hashes, "_after", lambda self, places: steps.append(len(places)) or after(self, places))
+    table = Hashes()
+    table.add(hashes)
+    assert table.find(hashes).tolist() == list(range(len(hashes)))
+    assert sum(steps) < 5 * len(hashes)
+
+
 def test_many_hashes_in_blocks_of_any_size():
     hashes = np.random.default_rng(0).integers(0, 256, (5000, 16), dtype=np.uint8)
-    hashes[:100, :8] = 0  # they want one place
+    hashes[:100, :8] = 0
     table = Hashes()
     for first, last in [(0, 1), (1, 1), (1, 70), (70, 3000), (3000, 4990)]:
         table.add(hashes[first:last])
