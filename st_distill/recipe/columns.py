@@ -21,13 +21,16 @@ def kinds_of_features(features: datasets.Features) -> dict[str, Kind]:
     return {name: _kind_of_feature(feature) for name, feature in features.items()}
 
 
+_TEXTS = ("string", "large_string", "string_view")
+
+
 def _kind_of_feature(feature: Any) -> Kind:
     if isinstance(feature, datasets.Image):
         return "image"
     if isinstance(feature, dict) and {"bytes", "path"} <= set(feature):
-        return "image"
+        return "image" if getattr(feature["path"], "dtype", "") in (*_TEXTS, "null") else "other"
     dtype = getattr(feature, "dtype", "")
-    if isinstance(feature, datasets.Value) and dtype in ("string", "large_string", "string_view"):
+    if isinstance(feature, datasets.Value) and dtype in _TEXTS:
         return "text"
     if isinstance(feature, datasets.Value) and dtype in ("binary", "large_binary", "binary_view"):
         return "image"

@@ -9,12 +9,15 @@ import struct
 import zlib
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from st_distill.evaluation import TaskSpec, read_task
 from st_distill.modules.image_loading import load_image
 from st_distill.recipe import Images
 from st_distill.recipe.data import fingerprint, read_images
@@ -108,27 +111,65 @@ def test_a_device_or_a_pipe_is_not_read(tmp_path, outcome):
         assert "it is no file" in outcome(lambda path=path: load_image(path))
 
 
-@pytest.mark.parametrize(
-    "name", ["../outside.png", "{outside}", "link.png", "sub/../../outside.png", "file:///etc/passwd", "\0"]
-)
-def test_pictures_of_a_folder_lie_in_it(name, tmp_path, outcome):
-    outside, folder = tmp_path / "outside.png", tmp_path / "pictures"
+LEADING_OUT = ["../outside.png", "{outside}", "link.png", "sub/../../outside.png", "linked/outside.png"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of pictures, with links to one outside."""
+    folder = tmp_path / "pictures"
     (folder / "sub").mkdir(parents=True)
-    outside.write_bytes(encoded())
-    (folder / "link.png").symlink_to(outside)
-    row = {"image": name.format(outside=outside), "caption": "a picture"}
-    (folder / "metadata.jsonl").write_text(json.dumps(row))
-    source = Images(path=str(folder / "metadata.jsonl"))
-    assert outcome(lambda: read_images(source)) != "success"
-    assert outcome(lambda: fingerprint(source)) != "success" or name in ("file:///etc/passwd", "\0")
+    (tmp_path / "outside.png").write_bytes(encoded())
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    (folder / "linked").symlink_to(tmp_path)
+    return folder
 
 
-def test_pictures_beside_their_table_are_read(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a.png").write_bytes(encoded())
-    rows = [{"image": "sub/a.png", "caption": "a"}, {"image": str(tmp_path / "sub" / "a.png"), "caption": "b"}]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    assert len(read_images(Images(path=str(tmp_path))).dataset) == 2
+def table_of(folder, kind: str, path: str, content: bytes | None = None) -> str:
+    """A table in the folder with one picture, by its path alone or in a mapping."""
+    stored = path if kind == "paths.jsonl" else {"bytes": content, "path": path}
+    if kind == "saved":
+        Dataset.from_dict({"image": [stored], "caption": ["a"]}).save_to_disk(folder / kind)
+    elif kind == "rows.parquet":
+        struct = pa.array([stored], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+        pq.write_table(pa.table({"image": struct, "caption": ["a"]}), folder / kind)
+    else:
+        (folder / kind).write_text(json.dumps({"image": stored, "caption": "a"}))
+    return str(folder / kind)
+
+
+@pytest.mark.parametrize("kind", ["paths.jsonl", "rows.parquet", "saved"])
+@pytest.mark.parametrize("name", [*LEADING_OUT, "file:///etc/passwd", "\0"])
+def test_a_recipes_pictures_lie_below_their_table(name, kind, folder, tmp_path, outcome):
+    source = Images(path=table_of(folder, kind, name.format(outside=tmp_path / "outside.png")))
+    said = outcome(lambda: read_images(source))
+    assert ("leads out of it" if name in LEADING_OUT and kind != "saved" else "pictures") in said
+    if kind == "paths.jsonl":
+        assert outcome(lambda: fingerprint(source)) != "success" or name not in LEADING_OUT
+
+
+@pytest.mark.parametrize("kind", ["paths.jsonl", "mapping.jsonl", "rows.parquet", "saved"])
+@pytest.mark.parametrize("name", [*LEADING_OUT, "file:///etc/passwd", "\0"])
+def test_a_tasks_pictures_lie_below_their_table(name, kind, folder, tmp_path, outcome):
+    source = table_of(folder, kind, name.format(outside=tmp_path / "outside.png"))
+    said = outcome(lambda: read_task(TaskSpec(source=source, kind="image_retrieval")))
+    assert ("leads out of it" if name in LEADING_OUT and kind != "saved" else "pictures") in said
+
+
+@pytest.mark.parametrize("kind", ["paths.jsonl", "mapping.jsonl", "rows.parquet"])
+def test_pictures_below_their_table_are_read(kind, folder):
+    (folder / "sub" / "a.png").write_bytes(encoded())
+    for name in ("sub/a.png", str(folder / "sub" / "a.png")):
+        path = table_of(folder, kind, name)
+        assert len(read_task(TaskSpec(source=path, kind="image_retrieval"))) == 2
+        if kind != "mapping.jsonl":
+            assert len(read_images(Images(path=path)).dataset) == 1
+
+
+def test_the_path_of_a_picture_that_is_in_the_table_is_but_its_name(folder, tmp_path):
+    path = table_of(folder, "rows.parquet", str(tmp_path / "no" / "a.png"), encoded("GIF"))
+    assert read_images(Images(path=path)).dataset[0]["image"].format == "GIF"
+    assert len(read_task(TaskSpec(source=path, kind="image_retrieval"))) == 2
 
 
 @given(st.lists(st.none() | st.binary(max_size=20) | st.just(encoded()), min_size=1, max_size=3))
