@@ -233,6 +233,39 @@ def test_a_token_given_by_an_override_is_not_repeated(command, value, tmp_path, 
     assert "hf_secret" not in said
 
 
+@pytest.mark.parametrize(
+    ("overrides", "shown"),
+    [
+        (["stages.0.arguments={hub_token: hf_secret}"], "--set stages.0.arguments=…"),
+        (["stages.0.arguments={hub_token: hf_secret, x: ["], "--set stages.0.arguments=…: the value is not valid YAML"),
+        (["stages.0.arguments.hub_token=*hf_secret"], "the value is not valid YAML"),
+        (["stages.0.arguments=[hub_token, hf_secret]"], "expected a mapping, got a list"),
+        (["stages.0.arguments='hub_token: hf_secret'"], "expected a mapping, got a text"),
+        (["student.model={token: hf_secret}"], "--set student.model=…"),
+        (["stages.0.arguments.hub_token hf_secret"], "--set …: is not of the form"),
+        (["stages.0.arguments.{hub_token: hf_secret}=1"], "--set …: is not of the form"),
+        (["stages.0.arguments.hub_token=hf_secret", "stages.0.arguments.hub_token.x=1"], "has no fields, it is a text"),
+        (["store_dtype='token hf_secret'"], "got a text"),
+    ],
+)
+def test_a_token_is_repeated_in_no_message(overrides, shown, outcome):
+    said = outcome(lambda: load_recipe("jasper", overrides))
+    if said == "success":  # what arguments there are is looked at later
+        said = "\n".join(map(str, check("jasper", overrides)))
+    assert shown in said
+    assert "hf_secret" not in said
+
+
+@pytest.mark.parametrize(
+    "word", ["hub_token={a: hf_secret}", "hub_token=[hf_secret", "hub_token:hf_secret", "hub_token=a"]
+)
+def test_no_token_of_an_argument_of_glue_is_repeated(word, tmp_path, capsys):
+    assert main(["glue", "some/model", "--data", str(tmp_path), "--set", word]) == 2
+    said = "".join(capsys.readouterr())
+    assert "--set" in said or "hub_token" in said
+    assert "hf_secret" not in said
+
+
 def test_a_token_does_not_belong_in_a_recipe(tmp_path, capsys):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(changed(("stages", 0, "arguments"), {"hub_token": "hf_secret"})))
     assert main(["check", str(tmp_path / "r.yaml")]) == 2
