@@ -50,6 +50,10 @@ values = st.recursive(
 BOMB = "l0: &l0 [x]\n" + "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 10))
 
 
+#: Lists in lists, 29 deep each, in the innermost of which is the one before.
+DEEP = "l0: &l0 [x]\n" + "".join(f"l{n}: &l{n} {'[' * 29}*l{n - 1}{']' * 29}\n" for n in range(1, 20))
+
+
 def places(value, path=()):
     yield path
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -166,6 +170,11 @@ def test_any_override(outcome, field, value):
         ("a: 1\n" * 100, "is there twice"),
         ("output: [" + "a," * 490_000 + "]", "has more than 20,000 values"),
         ("".join(f"a{number}: 1\n" for number in range(20_001)), "has more than 20,000 values"),
+        (DEEP, "r.yaml:2: "),
+        (DEEP, "is nested more than 32 deep, by its aliases"),
+        ('output: out\nseed: "\\UFFFFFFFF"', "r.yaml:2: is not valid YAML: the escape of a character"),
+        ('output: out\nseed: "\\U00110000"', "r.yaml:2: is not valid YAML: the escape of a character"),
+        (f"%YAML 1{'1' * 5000}.1\n---\noutput: out\n", "r.yaml:1: is not valid YAML"),
     ],
 )  # fmt: skip
 def test_attacks_and_mistakes(content, message, read, tmp_path):
