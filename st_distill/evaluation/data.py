@@ -73,7 +73,12 @@ class Part:
         """Its first ``limit`` rows; ValueError where there is none, or they cannot be read."""
         try:
             rows = list(itertools.islice(self._read(), limit))
-        except (OSError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+        except (
+            OSError,
+            UnicodeDecodeError,
+            pa.ArrowException,
+            datasets.exceptions.DatasetGenerationError,
+        ) as error:
             raise unreadable(self.source, error) from error
         if not rows:
             raise ValueError(f"{self.source} has no rows: fill it, or name another file or part.")

@@ -10,7 +10,10 @@ from typing import Any, Literal
 import datasets
 import pyarrow as pa
 
-__all__ = ["Kind", "kind_of_values", "kinds_of_features", "names_of", "table_of"]
+from st_distill.recipe.words import describe
+from st_distill.vectors import shorten
+
+__all__ = ["Kind", "kind_of_values", "kinds_of_features", "names_of", "row_of_another_kind", "table_of"]
 
 #: What a column holds, as far as a recipe cares.
 Kind = Literal["text", "number", "image", "other"]
@@ -49,6 +52,12 @@ def kind_of_values(values: list[Any]) -> Kind:
     return "number" if is_number else "other"
 
 
+def row_of_another_kind(values: list[Any]) -> int:
+    """The first row whose value is no more of one kind (`kind_of_values`) with the first that there is."""
+    first = next(value for value in values if value is not None)
+    return next(row for row, value in enumerate(values) if kind_of_values([first, value]) == "other")
+
+
 def _is_number(text: str) -> bool:
     try:
         float(text)
@@ -64,7 +73,10 @@ def names_of(rows: list[dict[str, Any]]) -> list[str]:
 def table_of(rows: Iterable[dict[str, Any]], kinds: dict[str, Kind], path: Path) -> pa.Table:
     """Rows of a text format as a table, in chunks; columns that are neither texts nor numbers are left out."""
     types = {name: {"text": pa.large_string(), "number": pa.float64()}.get(kind) for name, kind in kinds.items()}
-    schema = pa.schema([(name, type) for name, type in types.items() if type is not None])
+    try:
+        schema = pa.schema([(name, type) for name, type in types.items() if type is not None])
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path} has a column whose name no file can have ({error}). Call it otherwise.") from error
     chunks, rows, start = [], iter(rows), 0
     while chunk := list(itertools.islice(rows, 10_000)):
         columns = []
@@ -73,11 +85,13 @@ def table_of(rows: Iterable[dict[str, Any]], kinds: dict[str, Kind], path: Path)
             try:
                 columns.append(pa.array([_typed(value, field.type) for value in values], field.type))
             except (ValueError, TypeError, OverflowError, pa.ArrowInvalid):
-                row = next(index for index, value in enumerate(values) if not _fits(value, field.type))
-                wanted = "text" if field.type == pa.large_string() else "a number"
+                row, got = next((row, value) for row, value in enumerate(values) if not _fits(value, field.type))
+                wanted = "a number" if field.type == pa.float64() else "text"
+                if isinstance(got, str) and wanted == "text":
+                    wanted = "text that UTF-8 can hold, without unpaired surrogates,"
                 raise ValueError(
-                    f"Row {start + row} of {path} must hold {wanted} in column '{field.name}', as the rows before it do. "
-                    f"Got {values[row]!r} instead."
+                    f"Row {start + row} of {path} must hold {wanted} in column '{field.name}', as the other rows do. "
+                    f"Got {shorten(got) if isinstance(got, str) else describe(got)} instead."
                 ) from None
         chunks.append(pa.record_batch(columns, schema=schema))
         start += len(chunk)

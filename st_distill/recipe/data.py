@@ -299,12 +299,30 @@ def _checked(dataset: datasets.Dataset, source: Texts | ImageSource, names: list
                 raise ValueError(
                     f"Row {row} of {name_of(source)} has no text in column '{name}' (null). Fill it or remove the row."
                 )
+            if (broken := _not_utf8(column)) is not None:
+                raise ValueError(
+                    f"Row {start + broken} of {name_of(source)} has a text in column '{name}' that is not UTF-8. Write it "
+                    "again."
+                )
             empty[name] += pc.sum(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)).as_py() or 0
         start += len(batch)
     for name, count in empty.items():
         if count:
             logger.warning("%s: %d of %d texts in column '%s' are empty.", name_of(source), count, len(dataset), name)
     return dataset
+
+
+def _not_utf8(column: pa.ChunkedArray) -> int | None:
+    """The first row whose text is not UTF-8, which libraries tell later, without its place."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        for row, text in enumerate(column):
+            try:
+                text.as_py()
+            except UnicodeDecodeError:
+                return row
+    return None
 
 
 def _batches(dataset: datasets.Dataset) -> Iterator[pa.Table]:
