@@ -52,6 +52,19 @@ def outcome() -> Callable[[Callable[[], Any]], str]:
     return tried
 
 
+@pytest.fixture(scope="session")
+def memory_of() -> Callable[[Callable[[], Any]], int]:
+    """A function that calls another and says how many bytes more than before the process had at most."""
+
+    def measured(function: Callable[[], Any]) -> int:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _peak()
+        function()
+        return _peak() - before
+
+    return measured
+
+
 def _peak() -> int:
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024

@@ -56,16 +56,24 @@ def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def png(width: int, height: int) -> bytes:
-    """A PNG that says how large it is, with hardly any content."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+def png(width: int, height: int, *, pixels: bytes = b"\0" * 1000, kind: int = 2) -> bytes:
+    """A PNG that says how large it is; by default with hardly any content."""
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels, 1)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 @pytest.mark.parametrize("size", [(100_000, 100_000), (20_000, 10_000), (2**31 - 1, 1)])
 def test_a_decompression_bomb(size, outcome):
     assert "is too large" in outcome(lambda: load_image(png(*size)))
+
+
+@pytest.mark.parametrize(("kind", "channels", "most"), [(2, 3, 5), (6, 4, 9), (0, 1, 6)], ids=["RGB", "RGBA", "grey"])
+def test_a_picture_takes_few_bytes_a_pixel(kind, channels, most, memory_of):
+    size = 4000
+    row = b"\0" + b"\x7f" * (channels * size)
+    content = png(size, size, pixels=row * size, kind=kind)
+    assert memory_of(lambda: load_image(content)) < most * size**2
 
 
 def test_a_bomb_of_text_in_a_png(outcome):
