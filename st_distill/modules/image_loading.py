@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 import urllib.parse
 import urllib.request
 import warnings
@@ -18,6 +19,7 @@ __all__ = ["load_image"]
 #: What a picture may come as. Pillow opens more, some by programs of the system: PostScript by Ghostscript.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _MAX_BYTES = 256 * 2**20  # of a file
+_PIECE = 2**20  # bytes that are read of an answer at a time
 _ORIENTATION = 0x0112  # of a photograph, among its EXIF data
 _STRIP = 64  # rows of a picture that are converted at a time
 
@@ -31,7 +33,7 @@ def load_image(source: Any, *, row: int | str | None = None, timeout: float = 30
         source: a PIL image, a path, an http(s) URL, the bytes of a file, or the ``{"bytes": ..., "path": ...}`` mapping
             of a datasets Image column.
         row: what a message calls the place of the image: a row number, or any name.
-        timeout: seconds to wait for a URL.
+        timeout: seconds that a URL may take.
 
     Returns:
         (width, height) of the image itself, mode RGB; ``source``, where it is such an image. 16-bit grey becomes 8-bit by
@@ -72,8 +74,7 @@ def _open(source: Any, timeout: float) -> Image.Image:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decoded(bytes(source))
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        with urllib.request.urlopen(source, timeout=timeout) as answer:
-            return _decoded(answer.read(_MAX_BYTES + 1))
+        return _decoded(_downloaded(source, timeout))
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if path.exists() and not path.is_file():  # a device or a pipe has no end
@@ -84,6 +85,18 @@ def _open(source: Any, timeout: float) -> Image.Image:
         'it must be a PIL image, a path, an http(s) URL, bytes, or a mapping with "bytes" or "path", '
         f"not {type(source).__name__}"
     )
+
+
+def _downloaded(address: str, timeout: float) -> bytes:
+    end = time.monotonic() + timeout
+    content = bytearray()
+    with urllib.request.urlopen(address, timeout=timeout) as answer:
+        # One piece after another: a server that sends a byte now and then would keep a single read for ever.
+        while len(content) <= _MAX_BYTES and (piece := answer.read1(_PIECE)):
+            content += piece
+            if time.monotonic() > end:
+                raise TimeoutError(f"it takes longer than {timeout:g} seconds")
+    return bytes(content)
 
 
 def _decoded(content: bytes) -> Image.Image:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import struct
+import time
+import urllib.request
 import zlib
 
 import numpy as np
@@ -111,6 +114,19 @@ def test_the_login_of_an_address_is_not_repeated(outcome):
     said = outcome(lambda: load_image("http://me:secret@localhost:1/a/b.png?signature=secret", row=3))
     assert "'http://localhost:1/a/b.png'" in said
     assert "secret" not in said
+
+
+def test_a_server_that_never_ends_is_left(monkeypatch):
+    class Dripping(io.BytesIO):
+        def read1(self, size):
+            return b"x"
+
+    seconds = itertools.count()
+    monkeypatch.setattr(urllib.request, "urlopen", lambda address, timeout: Dripping())
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    with pytest.raises(ValueError, match="'https://a.b/c.png': it takes longer than 20 seconds"):
+        load_image("https://a.b/c.png", timeout=20)
+    assert 20 < next(seconds) < 30
 
 
 def test_a_device_or_a_pipe_is_not_read(tmp_path, outcome):
