@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -73,10 +74,9 @@ def names_of(rows: list[dict[str, Any]]) -> list[str]:
 def table_of(rows: Iterable[dict[str, Any]], kinds: dict[str, Kind], path: Path) -> pa.Table:
     """Rows of a text format as a table, in chunks; columns that are neither texts nor numbers are left out."""
     types = {name: {"text": pa.large_string(), "number": pa.float64()}.get(kind) for name, kind in kinds.items()}
-    try:
-        schema = pa.schema([(name, type) for name, type in types.items() if type is not None])
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{path} has a column whose name no file can have ({error}). Call it otherwise.") from error
+    if bad := next((name for name in types if re.search("[\0\ud800-\udfff]", name)), None):
+        raise ValueError(f"{path} has a column called {shorten(bad)}, which no table can have. Call it otherwise.")
+    schema = pa.schema([(name, type) for name, type in types.items() if type is not None])
     chunks, rows, start = [], iter(rows), 0
     while chunk := list(itertools.islice(rows, 10_000)):
         columns = []

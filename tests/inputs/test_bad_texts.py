@@ -172,7 +172,8 @@ def jsonl(path, *rows) -> Texts:
             {},
             r"Row 0 of .*rows.jsonl must hold text that UTF-8.*'a\\ud800b' instead",
         ),
-        ([{"a\ud800": "b"}], {}, "rows.jsonl has a column whose name no file can have"),
+        ([{"a\ud800": "b"}], {}, r"rows.jsonl has a column called 'a\\ud800', which no table can have"),
+        ([{"text": "a", "\0": 1}], {}, r"rows.jsonl has a column called '\\x00', which no table can have"),
     ],
 )
 def test_rows_of_several_kinds_are_told(rows, options, message, tmp_path):
