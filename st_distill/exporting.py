@@ -140,6 +140,11 @@ def _projection(model: SentenceTransformer) -> MatryoshkaProjection | None:
 
 
 def _check_target(path: Path) -> None:
+    if path.name in ("", ".."):
+        raise ValueError(
+            f"The 'path' must end with the name of a folder, which is written beside it first. Got '{path}' instead: name one, "
+            "such as out/model."
+        )
     if not may_be_replaced(path):
         raise ValueError(
             f"The 'path' must be a new or empty folder, or that of an earlier export (with a {DESCRIPTION}), which is then "

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from st_distill.errors import one_line, sentence
 from st_distill.nearest import suggest_path
 
-__all__ = ["FORMATS", "existing_path", "text_rows", "unreadable"]
+__all__ = ["FORMATS", "existing_path", "json_lines", "picture_below", "text_lines", "text_rows", "unreadable"]
 
 #: Endings of the files that can be read.
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
@@ -46,18 +48,69 @@ def unreadable(source: str | Path, error: BaseException) -> ValueError:
     return ValueError(f"{source} cannot be read: {one_line(cause)}.{remedy}")
 
 
+def picture_below(folder: Path, stored: Any) -> Any:
+    """A picture as a table in ``folder`` has it; the path of one that is not in the table itself begins with the folder.
+
+    ``stored`` is a path, an http(s) address, the bytes of a file, or a mapping of ``bytes`` and ``path``, of which the path is
+    but a name where there are bytes.
+
+    Raises:
+        ValueError: for a path that leads out of the folder, by links too. The table may come from somebody else than who reads
+            it.
+    """
+    if isinstance(stored, Mapping):
+        is_inside = stored.get("bytes") is not None
+        return stored if is_inside else {**stored, "path": picture_below(folder, stored.get("path"))}
+    if not isinstance(stored, str) or not stored or stored.startswith(("http://", "https://")):
+        return stored
+    picture = folder / stored
+    try:
+        leads_out = not Path(os.path.realpath(picture)).is_relative_to(os.path.realpath(folder))
+    except ValueError:  # a name that no file can have
+        leads_out = False
+    if leads_out:
+        raise ValueError(
+            f"The picture '{stored}' must lie in {folder}, the folder of the table that names it, and leads out of it. Move it "
+            "there, or the table above it."
+        )
+    return str(picture)
+
+
 def text_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a jsonl, json, csv, tsv or txt file."""
-    # utf-8-sig takes away the mark that some programs put in front; newline="" keeps line breaks inside quotes.
-    with path.open(encoding="utf-8-sig", newline="" if path.suffix in (".csv", ".tsv") else None) as file:
+    if path.suffix == ".txt":
+        yield from ({"text": line} for line in text_lines(path))
+    elif path.suffix in (".csv", ".tsv"):
+        with _opened(path, newline="") as file:  # which keeps line breaks inside quotes
+            yield from _csv_rows(file, path)
+    else:
+        yield from _json_rows(path)
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 file, without the line feed, carriage return or both that end them, or a byte order mark in front."""
+    with _opened(path) as file:
+        for line in file:
+            yield line.removesuffix("\n")
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The values of a file with one of JSON in a line, and the number of each line; empty lines are left out."""
+    for number, line in enumerate(text_lines(path), start=1):
+        if not line.strip():
+            continue
         try:
-            if path.suffix == ".txt":
-                for line in file:
-                    yield {"text": line.removesuffix("\n")}
-            elif path.suffix in (".csv", ".tsv"):
-                yield from _csv_rows(file, path)
-            else:
-                yield from _json_rows(file, path)
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"Line {number} of {path} is not valid JSON: {error}.") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path, newline: str | None = None) -> Iterator[io.TextIOBase]:
+    # utf-8-sig takes away the mark that some programs put in front.
+    with path.open(encoding="utf-8-sig", newline=newline) as file:
+        try:
+            yield file
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
 
@@ -102,32 +155,21 @@ def _check_separator(path: Path, name: str, values: Sequence[str], delimiter: st
             )
 
 
-def _json_rows(file: io.TextIOBase, path: Path) -> Iterator[dict[str, Any]]:
-    beginning = file.read(1)
-    while beginning.isspace():
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with _opened(path) as file:
         beginning = file.read(1)
-    file.seek(0)
-    if beginning == "[":
-        try:
-            rows: Iterable[tuple[int, Any]] = enumerate(json.load(file))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}.") from error
-        where = "Entry"
-    else:
-        rows, where = _json_lines(file, path), "Line"
+        while beginning.isspace():
+            beginning = file.read(1)
+        file.seek(0)
+        rows, where = json_lines(path), "Line"
+        if beginning == "[":
+            try:
+                rows, where = enumerate(json.load(file)), "Entry"
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path} is not valid JSON: {error}.") from error
     for number, row in rows:
         if not isinstance(row, dict):
             raise ValueError(
                 f"{where} {number} of {path} must be an object of named values. Got {type(row).__name__} instead."
             )
         yield row
-
-
-def _json_lines(file: io.TextIOBase, path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"Line {number} of {path} is not valid JSON: {error}.") from error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from st_distill.errors import one_line
+from st_distill.tables import json_lines, text_lines, unreadable
 
 # datasets and pyarrow are imported where they are needed, because opening a store needs neither.
 
@@ -144,7 +145,10 @@ class Vectors:
         if isinstance(self._vectors, _ParquetFiles):
             import pyarrow.parquet as pq
 
-            rows = sum(pq.read_metadata(path).num_rows for path in self._vectors.paths)
+            rows = 0
+            for path in self._vectors.paths:
+                with _reading(path):
+                    rows += pq.read_metadata(path).num_rows
         else:
             rows = len(self._vectors)
         if count != rows:
@@ -161,8 +165,8 @@ class Vectors:
             return
         columns = [self._column] if self._texts is not None else [self._column, self._text_column]
         row = 0
-        for table in _tables(self._vectors, [column for column in columns if column is not None]):
-            block_texts = [] if self._texts is not None else table.column(self._text_column).to_pylist()
+        for table in _tables(self._vectors, [column for column in columns if column is not None], self.label):
+            block_texts = [] if self._texts is not None else _texts(table, self._text_column, self.label)
             yield block_texts, _matrix(table.column(self._column), f"column '{self._column}' of {self.label}", row)
             row += table.num_rows
 
@@ -183,7 +187,9 @@ def _open_vectors(vectors: Any) -> Any:
 
             try:
                 dataset = load_from_disk(str(vectors))
-            except (FileNotFoundError, ValueError) as error:
+            except Exception as error:  # damaged files lead datasets to errors of every kind
+                if any((vectors / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+                    raise unreadable(vectors, error) from error
                 raise ValueError(
                     f"The 'vectors' of Teacher.from_vectors must be an npy or parquet file, a folder of parquet files, or "
                     f"of Dataset.save_to_disk. Got '{vectors}' instead."
@@ -241,8 +247,8 @@ def _open_texts(texts: Any, text_column: str | None) -> Callable[[], Iterable[An
         if not path.exists():
             raise FileNotFoundError(f"The 'texts' of Teacher.from_vectors must exist. There is no '{path}'.")
         readers: dict[str, Callable[[], Iterable[Any]]] = {
-            ".txt": lambda: _lines(path),
-            ".jsonl": lambda: _json_lines(path, text_column),
+            ".txt": lambda: text_lines(path),
+            ".jsonl": lambda: _json_texts(path, text_column),
             ".parquet": lambda: _parquet_texts(path, text_column),
         }
         if path.suffix not in readers:
@@ -259,27 +265,14 @@ def _open_texts(texts: Any, text_column: str | None) -> Callable[[], Iterable[An
     return lambda: kept
 
 
-def _lines(path: Path) -> Iterator[str]:
-    # Only a line feed ends a text: a text may hold the other characters that Unicode counts as line ends.
-    with open(path, encoding="utf-8", newline="\n") as file:
-        for line in file:
-            yield line.removesuffix("\n").removesuffix("\r")
-
-
-def _json_lines(path: Path, text_column: str | None) -> Iterator[Any]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-            if isinstance(value, dict):
-                value = value[text_column or "text"]
-        except (ValueError, KeyError) as error:
+def _json_texts(path: Path, text_column: str | None) -> Iterator[Any]:
+    name = text_column or "text"
+    for number, value in json_lines(path):
+        if isinstance(value, dict) and name not in value:
             raise ValueError(
-                f"Line {number} of {path} must be a string, or an object with '{text_column or 'text'}'. Got "
-                f"{shorten(line)} instead."
-            ) from error
-        yield value
+                f"Line {number} of {path} must be a string, or an object with '{name}'. Got {shorten(str(value))} instead."
+            )
+        yield value[name] if isinstance(value, dict) else value
 
 
 def _parquet_texts(path: Path, text_column: str | None) -> Iterator[Any]:
@@ -289,38 +282,54 @@ def _parquet_texts(path: Path, text_column: str | None) -> Iterator[Any]:
     schema = _schema(found)
     strings = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
     column = _chosen("text_column", text_column, strings, "texts", schema.names)
-    for table in _tables(found, [column]):
-        yield from table.column(column).to_pylist()
+    for table in _tables(found, [column], path.name):
+        yield from _texts(table, column, path.name)
+
+
+def _texts(table: Any, column: str | None, label: str) -> list[Any]:
+    with _reading(label):
+        return table.column(column).to_pylist()
+
+
+@contextlib.contextmanager
+def _reading(what: str | Path) -> Iterator[None]:
+    """Says of what cannot be read which file, or which table, it is."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise unreadable(what, error) from error
 
 
 def _schema(table: Any) -> Any:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if isinstance(table, _ParquetFiles):
-        try:
+        with _reading(table.paths[0]):
             return pq.read_schema(table.paths[0])
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"'{table.paths[0]}' cannot be read as a parquet file ({error}).") from error
     if table.features is None:
         return next(iter(table.with_format("arrow").iter(batch_size=1))).schema
     return table.features.arrow_schema
 
 
-def _tables(table: Any, columns: list[str]) -> Iterator[Any]:
+def _tables(table: Any, columns: list[str], label: str) -> Iterator[Any]:
     """The table's columns, a block of rows at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if isinstance(table, _ParquetFiles):
         for path in table.paths:
-            with pq.ParquetFile(path, pre_buffer=False) as file:
+            with _reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
+                if absent := [column for column in columns if column not in file.schema_arrow.names]:
+                    raise ValueError(f"{path} has no column '{absent[0]}', which {table.paths[0]} has. Write it again.")
                 # One row group after another: a single iteration over all of them keeps what it has read.
                 for group in range(file.num_row_groups):
                     for batch in file.iter_batches(batch_size=BLOCK, row_groups=[group], columns=columns):
                         yield pa.Table.from_batches([batch])
         return
-    yield from table.select_columns(columns).with_format("arrow").iter(batch_size=BLOCK)
+    with _reading(label):
+        yield from table.select_columns(columns).with_format("arrow").iter(batch_size=BLOCK)
 
 
 def _is_list(arrow_type: Any) -> bool:

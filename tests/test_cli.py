@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from st_distill.cli import main
 from st_distill.exporting import export
 from st_distill.modules import MatryoshkaProjection
 from st_distill.recipe import diagnose
+from st_distill.stopping import Stopped
 
 RECIPE = """\
 output: {folder}/out
@@ -343,3 +345,12 @@ def test_unit_length_is_told(make_student, tmp_path, capsys):
     export(make_student(MatryoshkaProjection(32, [8, 4])), tmp_path / "model")
     assert main(["info", str(tmp_path / "model")]) == 0
     assert json.loads(capsys.readouterr().out)["unit_length"] == {"full": True, "truncated": False}
+
+
+def test_a_stopped_glue_says_how_to_go_on(monkeypatch, capsys):
+    def stopped(*arguments, **options):
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("st_distill.glue.glue", stopped)
+    assert main(["glue", "some/model", "--data", "."]) == 143
+    assert "stopped by SIGTERM. What is done is kept; go on with the same command." in capsys.readouterr().err

@@ -232,6 +232,13 @@ def test_an_older_model_is_replaced_whole(student, tmp_path, sentences):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+@pytest.mark.parametrize("path", [".", "/", "out/.."])
+def test_an_export_needs_a_name(path, student, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="must end with the name of a folder.* such as out/model"):
+        export(student, path)
+
+
 def test_a_folder_of_something_else_is_left_alone(student, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="must be a new or empty folder, or that of an earlier export"):

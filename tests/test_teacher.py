@@ -464,7 +464,7 @@ def test_what_is_no_vectors(tmp_path):
         ("a.npy", "cannot be read as an npy file"),
         ("words.npy", "must be numbers of shape"),
         ("objects.npy", "cannot be read as an npy file"),
-        ("a.parquet", "cannot be read as a parquet file"),
+        ("a.parquet", "a.parquet cannot be read"),
         ("folder", r"a folder of parquet files, or of Dataset.save_to_disk"),
     ]:
         with pytest.raises(ValueError, match=message):

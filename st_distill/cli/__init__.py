@@ -86,6 +86,8 @@ def _about_the_disk(error: Exception, options: argparse.Namespace) -> str:
 
 
 def _how_to_go_on(options: argparse.Namespace) -> str:
+    if options.command is _glue:
+        return " What is done is kept; go on with the same command."
     names = {_embed: "embed", _run: "run", _pretrain: "pretrain"}
     if options.command not in names:
         return ""

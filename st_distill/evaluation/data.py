@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from st_distill.errors import one_line, sentence
 from st_distill.nearest import suggest_path
-from st_distill.tables import FORMATS, existing_path, text_rows, unreadable
+from st_distill.tables import FORMATS, existing_path, picture_below, text_rows, unreadable
 
 __all__ = [
     "Part",
@@ -73,7 +73,12 @@ class Part:
         """Its first ``limit`` rows; ValueError where there is none, or they cannot be read."""
         try:
             rows = list(itertools.islice(self._read(), limit))
-        except (OSError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+        except (
+            OSError,
+            UnicodeDecodeError,
+            pa.ArrowException,
+            datasets.exceptions.DatasetGenerationError,
+        ) as error:
             raise unreadable(self.source, error) from error
         if not rows:
             raise ValueError(f"{self.source} has no rows: fill it, or name another file or part.")
@@ -189,12 +194,14 @@ class Table:
         return [list(value) for value in values]
 
     def pictures(self, column: str) -> list[Any]:
-        """The column's pictures as ``load_image`` takes them; paths are relative to the file that names them."""
+        """The column's pictures as ``load_image`` takes them; paths are relative to the file that names them.
+
+        Raises:
+            ValueError: for what is no picture, and a path that leads out of the file's folder.
+        """
         values = self._column(column, lambda value: _is_image(value) or isinstance(value, str), "a picture or its path")
-        return [
-            str(self.folder / value) if isinstance(value, str) and self.folder is not None else value
-            for value in values
-        ]
+        folder = self.folder
+        return values if folder is None else [picture_below(folder, value) for value in values]
 
 
 def local_path(source: str) -> Path | None:
@@ -218,7 +225,7 @@ def parts_of_path(path: Path) -> dict[str, Part]:
         ValueError: for a file of no format that is known, or a folder without any.
     """
     if path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
-        return _parts(datasets.load_from_disk(str(path)), str(path))
+        return _parts(datasets.load_from_disk(str(path)), str(path), path)
     if path.is_file():
         if path.suffix not in FORMATS:
             raise ValueError(f"{path} must be one of {', '.join(FORMATS)}. Got '{path.suffix}' instead.")
@@ -260,12 +267,12 @@ def parts_of_hub(name: str, config: str | None, revision: str | None) -> dict[st
         raise ValueError(sentence(told)) from error
 
 
-def _parts(loaded: Any, source: str) -> dict[str, Part]:
+def _parts(loaded: Any, source: str, folder: Path | None = None) -> dict[str, Part]:
     several = loaded if isinstance(loaded, Mapping) else {"test": loaded}
-    return {str(split): _part_of_dataset(f"{source}, {split}", dataset) for split, dataset in several.items()}
+    return {str(split): _part_of_dataset(f"{source}, {split}", dataset, folder) for split, dataset in several.items()}
 
 
-def _part_of_dataset(source: str, dataset: datasets.Dataset) -> Part:
+def _part_of_dataset(source: str, dataset: datasets.Dataset, folder: Path | None) -> Part:
     def read() -> Iterable[dict[str, Any]]:
         stored = dataset.with_format(None)
         for name, feature in stored.features.items():
@@ -273,7 +280,7 @@ def _part_of_dataset(source: str, dataset: datasets.Dataset) -> Part:
                 stored = stored.cast_column(name, datasets.Image(decode=False))
         return iter(stored)
 
-    return Part(source, read, files=[Path(file["filename"]) for file in dataset.cache_files])
+    return Part(source, read, folder, files=[Path(file["filename"]) for file in dataset.cache_files])
 
 
 def _part_of_files(files: list[Path]) -> Part:

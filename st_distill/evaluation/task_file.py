@@ -20,8 +20,8 @@ def is_task_file(word: str) -> bool:
         return False
     try:
         content = _content(path)
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return False  # a recipe's reader says where it is broken
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
+        return False  # a recipe's reader says where it is broken, or reads what is a date to this one
     return not isinstance(content, Mapping) or _meant(content) is not None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,10 @@ from typing import Any, Literal
 import datasets
 import pyarrow as pa
 
-__all__ = ["Kind", "kind_of_values", "kinds_of_features", "names_of", "table_of"]
+from st_distill.recipe.words import describe
+from st_distill.vectors import shorten
+
+__all__ = ["Kind", "kind_of_values", "kinds_of_features", "names_of", "row_of_another_kind", "table_of"]
 
 #: What a column holds, as far as a recipe cares.
 Kind = Literal["text", "number", "image", "other"]
@@ -21,13 +25,16 @@ def kinds_of_features(features: datasets.Features) -> dict[str, Kind]:
     return {name: _kind_of_feature(feature) for name, feature in features.items()}
 
 
+_TEXTS = ("string", "large_string", "string_view")
+
+
 def _kind_of_feature(feature: Any) -> Kind:
     if isinstance(feature, datasets.Image):
         return "image"
     if isinstance(feature, dict) and {"bytes", "path"} <= set(feature):
-        return "image"
+        return "image" if getattr(feature["path"], "dtype", "") in (*_TEXTS, "null") else "other"
     dtype = getattr(feature, "dtype", "")
-    if isinstance(feature, datasets.Value) and dtype in ("string", "large_string", "string_view"):
+    if isinstance(feature, datasets.Value) and dtype in _TEXTS:
         return "text"
     if isinstance(feature, datasets.Value) and dtype in ("binary", "large_binary", "binary_view"):
         return "image"
@@ -46,6 +53,12 @@ def kind_of_values(values: list[Any]) -> Kind:
     return "number" if is_number else "other"
 
 
+def row_of_another_kind(values: list[Any]) -> int:
+    """The first row whose value is no more of one kind (`kind_of_values`) with the first that there is."""
+    first = next(value for value in values if value is not None)
+    return next(row for row, value in enumerate(values) if kind_of_values([first, value]) == "other")
+
+
 def _is_number(text: str) -> bool:
     try:
         float(text)
@@ -61,6 +74,8 @@ def names_of(rows: list[dict[str, Any]]) -> list[str]:
 def table_of(rows: Iterable[dict[str, Any]], kinds: dict[str, Kind], path: Path) -> pa.Table:
     """Rows of a text format as a table, in chunks; columns that are neither texts nor numbers are left out."""
     types = {name: {"text": pa.large_string(), "number": pa.float64()}.get(kind) for name, kind in kinds.items()}
+    if bad := next((name for name in types if re.search("[\0\ud800-\udfff]", name)), None):
+        raise ValueError(f"{path} has a column called {shorten(bad)}, which no table can have. Call it otherwise.")
     schema = pa.schema([(name, type) for name, type in types.items() if type is not None])
     chunks, rows, start = [], iter(rows), 0
     while chunk := list(itertools.islice(rows, 10_000)):
@@ -70,11 +85,13 @@ def table_of(rows: Iterable[dict[str, Any]], kinds: dict[str, Kind], path: Path)
             try:
                 columns.append(pa.array([_typed(value, field.type) for value in values], field.type))
             except (ValueError, TypeError, OverflowError, pa.ArrowInvalid):
-                row = next(index for index, value in enumerate(values) if not _fits(value, field.type))
-                wanted = "text" if field.type == pa.large_string() else "a number"
+                row, got = next((row, value) for row, value in enumerate(values) if not _fits(value, field.type))
+                wanted = "a number" if field.type == pa.float64() else "text"
+                if isinstance(got, str) and wanted == "text":
+                    wanted = "text that UTF-8 can hold, without unpaired surrogates,"
                 raise ValueError(
-                    f"Row {start + row} of {path} must hold {wanted} in column '{field.name}', as the rows before it do. "
-                    f"Got {values[row]!r} instead."
+                    f"Row {start + row} of {path} must hold {wanted} in column '{field.name}', as the other rows do. "
+                    f"Got {shorten(got) if isinstance(got, str) else describe(got)} instead."
                 ) from None
         chunks.append(pa.record_batch(columns, schema=schema))
         start += len(chunk)

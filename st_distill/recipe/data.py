@@ -6,7 +6,6 @@ import hashlib
 import io
 import logging
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind, kinds_of_features
 from st_distill.recipe.source_schema import ImageSource, Texts
 from st_distill.recipe.sources import columns_of, name_of, read_rows, rows_of, stream_rows
-from st_distill.tables import existing_path, text_rows
+from st_distill.tables import existing_path, picture_below, text_rows
 
 __all__ = [
     "LoadedImages",
@@ -181,12 +180,10 @@ def read_images(source: ImageSource) -> LoadedImages:
     dataset = dataset.select_columns([image, source.caption])
     if image != source.image:
         dataset = dataset.rename_column(image, source.image)
-    folder = _folder_of(source)
-    if kinds[image] == "text":
-        paths = [_picture_path(path, folder) for path in dataset.with_format(None)[source.image]]
-        captions = dataset.with_format("arrow")[:].column(source.caption)
-        table = pa.table({source.image: pa.array(paths, pa.string()), source.caption: captions})
-        dataset = datasets.Dataset(table)
+    if source.path is not None:
+        table = dataset.with_format("arrow")[:]
+        pictures = _below(_folder_of(source.path), table.column(source.image))
+        dataset = datasets.Dataset(pa.table({source.image: pictures, source.caption: table.column(source.caption)}))
     dataset = _checked(dataset, source, [source.caption])
     dataset = dataset.cast_column(source.image, datasets.Image(decode=False))
     readable = []
@@ -222,8 +219,8 @@ def absent_pictures(source: ImageSource) -> list[tuple[int, str]]:
     image = _image_column(source, list(columns_of(source) or {}))
     if (columns_of(source) or {}).get(image) != "text":
         return []
-    folder = _folder_of(source)
-    paths = (_picture_path(path, folder) for path in read_rows(source).with_format(None)[image])
+    pictures = read_rows(source).with_format("arrow")[:].column(image)
+    paths = _below(_folder_of(source.path), pictures).to_pylist()
     return [(row, path) for row, path in enumerate(paths) if path and "://" not in path and not Path(path).is_file()]
 
 
@@ -261,7 +258,7 @@ def fingerprint(source: Texts | ImageSource) -> str:
         if isinstance(source, ImageSource) and not path.is_dir() and path.suffix != ".parquet":
             column = _image_column(source, list(columns_of(source) or {}))
             for row in text_rows(path):
-                picture = _picture_path(row.get(column), path.parent)
+                picture = picture_below(path.parent, row.get(column))
                 add(str(row.get(column)), sha256(picture) if picture and Path(picture).is_file() else None)
     return total.hexdigest()
 
@@ -302,6 +299,11 @@ def _checked(dataset: datasets.Dataset, source: Texts | ImageSource, names: list
                 raise ValueError(
                     f"Row {row} of {name_of(source)} has no text in column '{name}' (null). Fill it or remove the row."
                 )
+            if (broken := _not_utf8(column)) is not None:
+                raise ValueError(
+                    f"Row {start + broken} of {name_of(source)} has a text in column '{name}' that is not UTF-8. Write it "
+                    "again."
+                )
             empty[name] += pc.sum(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)).as_py() or 0
         start += len(batch)
     for name, count in empty.items():
@@ -310,33 +312,41 @@ def _checked(dataset: datasets.Dataset, source: Texts | ImageSource, names: list
     return dataset
 
 
+def _not_utf8(column: pa.ChunkedArray) -> int | None:
+    """The first row whose text is not UTF-8, which libraries tell later, without its place."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        for row, text in enumerate(column):
+            try:
+                text.as_py()
+            except UnicodeDecodeError:
+                return row
+    return None
+
+
 def _batches(dataset: datasets.Dataset) -> Iterator[pa.Table]:
     yield from dataset.with_format("arrow").iter(10_000)
 
 
-def _folder_of(source: ImageSource) -> Path | None:
-    if source.path is None:
-        return None
-    path = Path(source.path)
+def _folder_of(name: str) -> Path:
+    path = Path(name)
     return path if path.is_dir() else path.parent
 
 
-def _picture_path(path: str | None, folder: Path | None) -> str | None:
-    """Paths of pictures are relative to the file that names them, and lead nowhere but below its folder.
-
-    Raises:
-        ValueError: for one that leads elsewhere. The table may come from somebody else than the recipe.
-    """
-    if not path or folder is None or path.startswith(("http://", "https://")):
-        return path
-    picture = folder / path
-    try:
-        inside = Path(os.path.realpath(picture)).is_relative_to(os.path.realpath(folder))
-    except ValueError:  # a name that no file can have
-        inside = True
-    if not inside:
-        raise ValueError(
-            f"The picture '{path}' must lie in {folder}, the folder of the table that names it, and leads out of it. Move it "
-            "there, or the table above it."
-        )
-    return str(picture)
+def _below(folder: Path, pictures: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of pictures with the paths that `picture_below` gives them; bytes stay where they are."""
+    chunks = []
+    for chunk in pictures.chunks:
+        if pa.types.is_binary(chunk.type) or pa.types.is_large_binary(chunk.type):
+            chunks.append(chunk)
+        elif pa.types.is_struct(chunk.type):
+            content, paths = chunk.field("bytes"), chunk.field("path").to_pylist()
+            found = [
+                picture_below(folder, path) if is_absent else path
+                for path, is_absent in zip(paths, content.is_null().to_pylist())
+            ]
+            chunks.append(pa.StructArray.from_arrays([content, pa.array(found, pa.string())], ["bytes", "path"]))
+        else:
+            chunks.append(pa.array([picture_below(folder, path) for path in chunk.to_pylist()], pa.string()))
+    return pa.chunked_array(chunks)

@@ -6,7 +6,7 @@ A file lies over the preset that it names, and ``--set`` over both.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -17,7 +17,7 @@ from st_distill.errors import Problem, RecipeError
 from st_distill.nearest import suggest
 from st_distill.recipe.conversion import Part, as_mapping, build, hints
 from st_distill.recipe.schema import Recipe, Stage, TeacherSpec
-from st_distill.recipe.words import FieldPath, Found, show_path
+from st_distill.recipe.words import FieldPath, Found, holds_token, show_path
 from st_distill.recipe.yaml_tree import MAX_BYTES, Dumper, Entry, Place, parse, problem_at
 
 __all__ = [
@@ -315,14 +315,25 @@ def _name_of(entry: Entry, cls: type[Stage] | type[TeacherSpec]) -> str | None:
 
 
 def _shown(override: str) -> str:
-    """An override as messages have it: a token that stands in it is not repeated."""
-    target = override.partition("=")[0]
-    return f"--set {target}=…" if target.strip().endswith("token") else f"--set {override}"
+    """An override as messages have it: without its value, where that may be a token."""
+    if not holds_token(override):
+        return f"--set {override}"
+    target, equals, _ = override.partition("=")
+    return f"--set {target}=…" if equals and re.fullmatch(r"[\w.\s-]+", target) else "--set …"
 
 
-def _placed(source: str) -> Callable[[int], Place]:
-    """The place of every line of an override."""
-    return lambda line: Place(source, None)
+def _value(override: str, text: str) -> Entry:
+    """The value that an override gives, which is YAML.
+
+    Raises:
+        _Misfit: it is not.
+    """
+    shown = _shown(override)
+    try:
+        return parse(text, lambda line: Place(shown, None))
+    except RecipeError as error:
+        what = "is not valid YAML" if holds_token(override) else error.problems[0].message
+        raise _Misfit(f"the value {what}") from None
 
 
 def assignments(words: Sequence[str]) -> dict[str, Any]:
@@ -336,12 +347,12 @@ def assignments(words: Sequence[str]) -> dict[str, Any]:
         name, equals, text = word.partition("=")
         if not equals or not name.strip():
             raise ValueError(
-                f"The option --set must be of the form field=value, such as bf16=true. Got '{word}' instead."
+                f"The option --set must be of the form field=value, such as bf16=true. Got {_shown(word)} instead."
             )
         try:
-            found[name.strip()] = parse(text, _placed(_shown(word))).plain()
-        except RecipeError as error:
-            raise ValueError(f"The value of {_shown(word)} {error.problems[0].message}.") from None
+            found[name.strip()] = _value(word, text).plain()
+        except _Misfit as misfit:
+            raise ValueError(f"The option {_shown(word)} cannot be read: {misfit}.") from None
     return found
 
 
@@ -356,14 +367,9 @@ class _Misfit(Exception):
 def _apply(root: Entry, override: str, kind: Kind) -> None:
     target, equals, text = override.partition("=")
     keys = target.strip().split(".")
-    if not equals or not all(keys):
+    if not equals or not all(keys) or "{" in target:
         raise _Misfit("is not of the form field.field=value, such as stages.projection.steps=10")
-    placed = _placed(_shown(override))
-    place = placed(1)
-    try:
-        value = parse(text, placed)
-    except RecipeError as error:
-        raise _Misfit(f"the value {error.problems[0].message}") from None
+    value = _value(override, text)
     current, path = root, _NOWHERE
     for position, key in enumerate(keys):
         last = position == len(keys) - 1
@@ -380,7 +386,9 @@ def _apply(root: Entry, override: str, kind: Kind) -> None:
         if isinstance(current.value, str) and (short := _short_for(path, kind)) is not None:
             current.value = {short: Entry(current.value, current.place)}
         if not isinstance(current.value, dict):
-            raise _Misfit(f"'{show_path(path)}' has no fields, it is {current.plain()!r}")
+            # A text may be a token.
+            what = "a text" if isinstance(current.value, str) else repr(current.value)
+            raise _Misfit(f"'{show_path(path)}' has no fields, it is {what}")
         path = (*path, key)
         if last and value.value is None:
             current.value.pop(key, None)
@@ -389,7 +397,7 @@ def _apply(root: Entry, override: str, kind: Kind) -> None:
                 _choose_duration(current.value, {key: value})
             current.value[key] = value
         else:
-            current = current.value.setdefault(key, Entry({}, place))
+            current = current.value.setdefault(key, Entry({}, value.place))
             if current.value is None:
                 current.value = {}
     _unify(root, kind)

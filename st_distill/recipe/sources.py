@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from st_distill.errors import sentence
 from st_distill.files import read_json, writing
 from st_distill.nearest import suggest
-from st_distill.recipe.columns import Kind, kind_of_values, kinds_of_features, names_of, table_of
+from st_distill.recipe.columns import Kind, kind_of_values, kinds_of_features, names_of, row_of_another_kind, table_of
 from st_distill.recipe.source_schema import ImageSource, Texts
+from st_distill.recipe.words import describe
 from st_distill.tables import FORMATS, existing_path, text_rows, unreadable
 
 __all__ = ["columns_of", "name_of", "read_rows", "rows_of", "stream_rows"]
@@ -72,9 +73,12 @@ def _stream(source: Texts, columns: list[str]) -> Iterator[tuple[Any, ...]]:
         if file.suffix != ".parquet":
             yield from (tuple(row.get(column) for column in columns) for row in text_rows(file))
             continue
-        with _reading(file, partial(pq.ParquetFile, file)) as parquet:
-            for batch in parquet.iter_batches(batch_size=_SAMPLE, columns=columns):
-                yield from zip(*(batch.column(column).to_pylist() for column in columns))
+        try:
+            with pq.ParquetFile(file) as parquet:
+                for batch in parquet.iter_batches(batch_size=_SAMPLE, columns=columns):
+                    yield from zip(*(batch.column(column).to_pylist() for column in columns))
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            raise unreadable(file, error) from error
 
 
 def columns_of(source: Texts | ImageSource) -> dict[str, Kind] | None:
@@ -124,10 +128,30 @@ def _read_path(path: Path, source: Texts | ImageSource) -> datasets.Dataset:
         with writing(datasets.config.HF_DATASETS_CACHE):
             return _reading(path, lambda: datasets.Dataset.from_parquet([str(file) for file in files]))
     kinds = columns_of(source) or {}
+    _require_one_kind(files[0], kinds, source)
     rows: Iterator[dict[str, Any]] = itertools.chain.from_iterable(text_rows(file) for file in files)
     if source.limit is not None:
         rows = itertools.islice(rows, source.limit)
     return datasets.Dataset(table_of(rows, kinds, path))
+
+
+def _require_one_kind(file: Path, kinds: dict[str, Kind], source: Texts | ImageSource) -> None:
+    """Raise ValueError for a column of a text format that is needed and holds neither texts nor numbers alone.
+
+    Without a choice, the columns that begin with a text are needed: leaving one out would leave out its texts.
+    """
+    others = [name for name, kind in kinds.items() if kind == "other"]
+    chosen = source.columns if isinstance(source, Texts) else [source.image, source.caption]
+    sample = list(itertools.islice(text_rows(file), _SAMPLE)) if others else []
+    for name in others:
+        values = [row.get(name) for row in sample]
+        begins_with_text = isinstance(next(value for value in values if value is not None), str)
+        if len(others) == len(kinds) or (begins_with_text if chosen is None else name in chosen):
+            row = row_of_another_kind(values)
+            raise ValueError(
+                f"The column '{name}' of {file} must hold texts alone, or numbers alone. Got {describe(values[row])} in row "
+                f"{row}: mend it, or name the columns that are meant in 'columns'."
+            )
 
 
 def _row_count(file: Path) -> int:

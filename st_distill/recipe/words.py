@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["FieldPath", "Found", "describe", "folder_name", "listed", "show_path"]
+__all__ = ["FieldPath", "Found", "describe", "folder_name", "holds_token", "listed", "show_path"]
 
 #: Where a value stands in a recipe: ``("stages", 1, "learning_rate")``.
 FieldPath = tuple[str | int, ...]
@@ -31,12 +32,23 @@ def listed(words: list[str]) -> str:
     return f"{', '.join(words[:4])}, ..." if len(words) > 4 else ", ".join(words)
 
 
+_TOKEN = re.compile(r"token(?!s|iz)|password|secret|api.?key", re.IGNORECASE)
+
+
+def holds_token(text: str) -> bool:
+    """Whether a text speaks of a token or a password, so that no message may repeat it: one may stand in it."""
+    return _TOKEN.search(text) is not None
+
+
 def describe(value: Any) -> str:
+    """What a value is, in a sentence; a text that may hold a token (`holds_token`) is not repeated."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
+        if holds_token(value):
+            return "a text"
         return f"the text '{value if len(value) <= 60 else value[:57] + '...'}'"
     if isinstance(value, numbers.Number):
         return f"the number {value}" if len(str(value)) <= 40 else "a number beyond all measure"

@@ -143,6 +143,9 @@ def parse(text: str, place: Callable[[int], Place]) -> Entry:
         line = text[: error.position].count("\n") + 1
         message = f"has a character that YAML does not allow, {text[error.position]!r}"
         raise RecipeError([problem_at(place(line), "", message)]) from None
+    except (ValueError, OverflowError):  # of Python's int and chr, which the scanner calls
+        message = "is not valid YAML: the escape of a character, or the number of a version, is too large"
+        raise RecipeError([problem_at(place(loader.line + 1), "", message)]) from None
     if node is None:
         return Entry(None, place(1))
     reader = _NodeReader(place)
@@ -153,7 +156,7 @@ def parse(text: str, place: Callable[[int], Place]) -> Entry:
 
 
 class _NodeReader:
-    """Turns YAML nodes into entries, counting every value, aliases included, against the limit."""
+    """Turns YAML nodes into entries, counting every value and its depth, aliases included, against the limits."""
 
     def __init__(self, place: Callable[[int], Place]) -> None:
         self.place = place
@@ -168,6 +171,9 @@ class _NodeReader:
             raise RecipeError(
                 [problem_at(self.place(line), show_path(path), f"{what}, by its aliases; write the values out")]
             )
+        if len(self.open) >= MAX_DEPTH:
+            message = f"is nested more than {MAX_DEPTH} deep, by its aliases; write the values out"
+            raise RecipeError([problem_at(self.place(line), show_path(path), message)])
         self.open.append(node)
         try:
             return Entry(self._value(node, line, path), self.place(line))

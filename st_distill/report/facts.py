@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from st_distill.figures import percent, scores_of, task_table
 from st_distill.recipe.schema import Images, ImageSource, Recipe, TeacherSpec, Texts
+from st_distill.recipe.yaml_tree import Place, parse
 from st_distill.report.run import Run
 from st_distill.report.speed import Speed
 from st_distill.store import TeacherStore
@@ -171,14 +171,14 @@ def recipe_text(run: Run) -> str | None:
     text = run.recipe_text
     if text is None:
         return None
-    for path in sorted(_absolute(yaml.safe_load(text)), key=len, reverse=True):
+    for path in sorted(_absolute(parse(text, partial(Place, "recipe.yaml")).plain()), key=len, reverse=True):
         whole = rf"(?<![\w./\\-]){re.escape(path)}(?![\w./\\-])"
         text = re.sub(whole, lambda _, path=path: f"…/{Path(path).name}", text)  # type: ignore[misc]
     return text
 
 
 def _absolute(value: Any) -> set[str]:
-    """The absolute paths in what a YAML file holds."""
+    """The absolute paths in plain data."""
     if isinstance(value, Mapping):
         return set().union(*map(_absolute, value.values()))
     if isinstance(value, list):

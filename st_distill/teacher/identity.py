@@ -65,6 +65,9 @@ def folder_revision(folder: Path) -> str:
     Whole files, not samples of them: a fine-tuned bias or a single token's row must be seen. Unknown files count too:
     better an identity that changes without need than one that does not change. It takes about as long as reading the
     files, which loading the model does as well.
+
+    Raises:
+        ValueError: for what is neither file nor folder, such as a pipe, which would be waited for.
     """
     if commit := _commit_in(folder.resolve()):
         return commit
@@ -73,6 +76,10 @@ def folder_revision(folder: Path) -> str:
         folders[:] = [name for name in folders if not _NOT_THE_MODEL.fullmatch(name)]
         paths += [Path(parent) / name for name in names if not _NOT_THE_MODEL.fullmatch(name)]
     paths.sort()
+    if odd := next((path for path in paths if not path.is_file()), None):
+        raise ValueError(
+            f"The folder {folder} of a model must hold files and folders alone. {odd} is neither: remove it."
+        )
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         checksums = list(pool.map(files.sha256, paths))
     digest = hashlib.sha256()

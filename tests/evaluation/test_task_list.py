@@ -64,8 +64,9 @@ def test_a_recipe_is_no_file_of_tasks(tmp_path):
     for field in fields(Recipe):
         path.write_text(f"{field.name}: x")
         assert not is_task_file(str(path))
-    path.write_text("tasks: [x")  # broken, which a recipe's reader tells with its line
-    assert not is_task_file(str(path))
+    for broken in ("tasks: [x", "tasks: \xff", "tasks: 2001-99-99", 'tasks: "\\UFFFFFFFF"', "tasks: " + "[" * 5000):
+        path.write_text(broken, encoding="latin-1")  # a recipe's reader tells it with its line
+        assert not is_task_file(str(path))
 
 
 @pytest.mark.parametrize("entry", ["mteb:", {"source": "mteb: "}])

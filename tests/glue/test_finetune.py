@@ -250,4 +250,4 @@ def test_on_the_command_line(encoder, glue_folder, tmp_path, capsys):
     kept = json.loads((tmp_path / "glue.json").read_text())
     assert kept["tasks"]["rte"]["began_with"] == encoder
     assert main([*words[:4], "--set", "bf16"]) == 2
-    assert "must be of the form field=value, such as bf16=true. Got 'bf16'" in capsys.readouterr().err
+    assert "must be of the form field=value, such as bf16=true. Got --set bf16 instead" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+import st_distill
 from st_distill.errors import RecipeError
 
+PACKAGE = Path(st_distill.__file__).parent
 #: What the library raises for input that cannot be right. Anything else is a defect.
 MISTAKES = (ValueError, TypeError, OSError)
 #: Memory that one case may take beyond what the process had before, in bytes.
@@ -43,13 +46,37 @@ def outcome() -> Callable[[Callable[[], Any]], str]:
             said = "success"
         except MISTAKES as mistake:
             said, lines = str(mistake), isinstance(mistake, RecipeError)  # which has one for each mistake
-            if not 10 < len(said) < (100_000 if lines else 5000):
+            if not 10 < len(said) < (100_000 if lines else 5000) or not in_words(mistake):
                 raise
         assert _peak() - before < MEMORY
         assert time.monotonic() - began < SECONDS
         return said
 
     return tried
+
+
+@pytest.fixture(scope="session")
+def memory_of() -> Callable[[Callable[[], Any]], int]:
+    """A function that calls another and says how many bytes more than before the process had at most."""
+
+    def measured(function: Callable[[], Any]) -> int:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _peak()
+        function()
+        return _peak() - before
+
+    return measured
+
+
+def in_words(mistake: BaseException) -> bool:
+    """Whether st-distill itself has raised a mistake, so that it says it in its own words, and not Python or a library.
+
+    What the system says of a file that it names is as good.
+    """
+    if isinstance(mistake, OSError) and mistake.errno is not None and mistake.filename is not None:
+        return True
+    frame = traceback.extract_tb(mistake.__traceback__)[-1]
+    return Path(frame.filename).is_relative_to(PACKAGE) and (frame.line or "").startswith("raise ")
 
 
 def _peak() -> int:

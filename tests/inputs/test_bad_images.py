@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import struct
+import time
+import urllib.request
 import zlib
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from st_distill.evaluation import TaskSpec, read_task
 from st_distill.modules.image_loading import load_image
 from st_distill.recipe import Images
 from st_distill.recipe.data import fingerprint, read_images
@@ -53,16 +59,24 @@ def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def png(width: int, height: int) -> bytes:
-    """A PNG that says how large it is, with hardly any content."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+def png(width: int, height: int, *, pixels: bytes = b"\0" * 1000, kind: int = 2) -> bytes:
+    """A PNG that says how large it is; by default with hardly any content."""
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels, 1)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 @pytest.mark.parametrize("size", [(100_000, 100_000), (20_000, 10_000), (2**31 - 1, 1)])
 def test_a_decompression_bomb(size, outcome):
     assert "is too large" in outcome(lambda: load_image(png(*size)))
+
+
+@pytest.mark.parametrize(("kind", "channels", "most"), [(2, 3, 5), (6, 4, 9), (0, 1, 6)], ids=["RGB", "RGBA", "grey"])
+def test_a_picture_takes_few_bytes_a_pixel(kind, channels, most, memory_of):
+    size = 4000
+    row = b"\0" + b"\x7f" * (channels * size)
+    content = png(size, size, pixels=row * size, kind=kind)
+    assert memory_of(lambda: load_image(content)) < most * size**2
 
 
 def test_a_bomb_of_text_in_a_png(outcome):
@@ -102,33 +116,84 @@ def test_the_login_of_an_address_is_not_repeated(outcome):
     assert "secret" not in said
 
 
+def test_a_server_that_never_ends_is_left(monkeypatch):
+    class Dripping(io.BytesIO):
+        def read1(self, size):
+            return b"x"
+
+    seconds = itertools.count()
+    monkeypatch.setattr(urllib.request, "urlopen", lambda address, timeout: Dripping())
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    with pytest.raises(ValueError, match="'https://a.b/c.png': it takes longer than 20 seconds"):
+        load_image("https://a.b/c.png", timeout=20)
+    assert 20 < next(seconds) < 30
+
+
 def test_a_device_or_a_pipe_is_not_read(tmp_path, outcome):
     os.mkfifo(tmp_path / "picture.png")
     for path in (tmp_path / "picture.png", "/dev/zero"):
         assert "it is no file" in outcome(lambda path=path: load_image(path))
 
 
-@pytest.mark.parametrize(
-    "name", ["../outside.png", "{outside}", "link.png", "sub/../../outside.png", "file:///etc/passwd", "\0"]
-)
-def test_pictures_of_a_folder_lie_in_it(name, tmp_path, outcome):
-    outside, folder = tmp_path / "outside.png", tmp_path / "pictures"
+LEADING_OUT = ["../outside.png", "{outside}", "link.png", "sub/../../outside.png", "linked/outside.png"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of pictures, with links to one outside."""
+    folder = tmp_path / "pictures"
     (folder / "sub").mkdir(parents=True)
-    outside.write_bytes(encoded())
-    (folder / "link.png").symlink_to(outside)
-    row = {"image": name.format(outside=outside), "caption": "a picture"}
-    (folder / "metadata.jsonl").write_text(json.dumps(row))
-    source = Images(path=str(folder / "metadata.jsonl"))
-    assert outcome(lambda: read_images(source)) != "success"
-    assert outcome(lambda: fingerprint(source)) != "success" or name in ("file:///etc/passwd", "\0")
+    (tmp_path / "outside.png").write_bytes(encoded())
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    (folder / "linked").symlink_to(tmp_path)
+    return folder
 
 
-def test_pictures_beside_their_table_are_read(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a.png").write_bytes(encoded())
-    rows = [{"image": "sub/a.png", "caption": "a"}, {"image": str(tmp_path / "sub" / "a.png"), "caption": "b"}]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    assert len(read_images(Images(path=str(tmp_path))).dataset) == 2
+def table_of(folder, kind: str, path: str, content: bytes | None = None) -> str:
+    """A table in the folder with one picture, by its path alone or in a mapping."""
+    stored = path if kind == "paths.jsonl" else {"bytes": content, "path": path}
+    if kind == "saved":
+        Dataset.from_dict({"image": [stored], "caption": ["a"]}).save_to_disk(folder / kind)
+    elif kind == "rows.parquet":
+        struct = pa.array([stored], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+        pq.write_table(pa.table({"image": struct, "caption": ["a"]}), folder / kind)
+    else:
+        (folder / kind).write_text(json.dumps({"image": stored, "caption": "a"}))
+    return str(folder / kind)
+
+
+@pytest.mark.parametrize("kind", ["paths.jsonl", "rows.parquet", "saved"])
+@pytest.mark.parametrize("name", [*LEADING_OUT, "file:///etc/passwd", "\0"])
+def test_a_recipes_pictures_lie_below_their_table(name, kind, folder, tmp_path, outcome):
+    source = Images(path=table_of(folder, kind, name.format(outside=tmp_path / "outside.png")))
+    said = outcome(lambda: read_images(source))
+    assert ("leads out of it" if name in LEADING_OUT and kind != "saved" else "pictures") in said
+    if kind == "paths.jsonl":
+        assert outcome(lambda: fingerprint(source)) != "success" or name not in LEADING_OUT
+
+
+@pytest.mark.parametrize("kind", ["paths.jsonl", "mapping.jsonl", "rows.parquet", "saved"])
+@pytest.mark.parametrize("name", [*LEADING_OUT, "file:///etc/passwd", "\0"])
+def test_a_tasks_pictures_lie_below_their_table(name, kind, folder, tmp_path, outcome):
+    source = table_of(folder, kind, name.format(outside=tmp_path / "outside.png"))
+    said = outcome(lambda: read_task(TaskSpec(source=source, kind="image_retrieval")))
+    assert ("leads out of it" if name in LEADING_OUT and kind != "saved" else "pictures") in said
+
+
+@pytest.mark.parametrize("kind", ["paths.jsonl", "mapping.jsonl", "rows.parquet"])
+def test_pictures_below_their_table_are_read(kind, folder):
+    (folder / "sub" / "a.png").write_bytes(encoded())
+    for name in ("sub/a.png", str(folder / "sub" / "a.png")):
+        path = table_of(folder, kind, name)
+        assert len(read_task(TaskSpec(source=path, kind="image_retrieval"))) == 2
+        if kind != "mapping.jsonl":
+            assert len(read_images(Images(path=path)).dataset) == 1
+
+
+def test_the_path_of_a_picture_that_is_in_the_table_is_but_its_name(folder, tmp_path):
+    path = table_of(folder, "rows.parquet", str(tmp_path / "no" / "a.png"), encoded("GIF"))
+    assert read_images(Images(path=path)).dataset[0]["image"].format == "GIF"
+    assert len(read_task(TaskSpec(source=path, kind="image_retrieval"))) == 2
 
 
 @given(st.lists(st.none() | st.binary(max_size=20) | st.just(encoded()), min_size=1, max_size=3))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
 
 from st_distill.exporting import info
 from st_distill.recipe.models import UnknownModel, read_model
+from st_distill.teacher.identity import folder_revision
 
 FILES = ["modules.json", "config.json", "1_Pooling/config.json", "config_sentence_transformers.json"]
 CONTENTS = {
@@ -31,6 +33,13 @@ def whole(tmp_path_factory, tiny_bert):
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
     SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder))
     return folder
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(whole, tmp_path, outcome):
+    folder = shutil.copytree(whole, tmp_path / "model")
+    os.mkfifo(folder / "notes.bin")
+    said = outcome(lambda: folder_revision(folder))
+    assert f"{folder / 'notes.bin'} is neither: remove it" in said
 
 
 @pytest.mark.parametrize("content", CONTENTS)

@@ -50,6 +50,10 @@ values = st.recursive(
 BOMB = "l0: &l0 [x]\n" + "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 10))
 
 
+#: Lists in lists, 29 deep each, in the innermost of which is the one before.
+DEEP = "l0: &l0 [x]\n" + "".join(f"l{n}: &l{n} {'[' * 29}*l{n - 1}{']' * 29}\n" for n in range(1, 20))
+
+
 def places(value, path=()):
     yield path
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -166,6 +170,11 @@ def test_any_override(outcome, field, value):
         ("a: 1\n" * 100, "is there twice"),
         ("output: [" + "a," * 490_000 + "]", "has more than 20,000 values"),
         ("".join(f"a{number}: 1\n" for number in range(20_001)), "has more than 20,000 values"),
+        (DEEP, "r.yaml:2: "),
+        (DEEP, "is nested more than 32 deep, by its aliases"),
+        ('output: out\nseed: "\\UFFFFFFFF"', "r.yaml:2: is not valid YAML: the escape of a character"),
+        ('output: out\nseed: "\\U00110000"', "r.yaml:2: is not valid YAML: the escape of a character"),
+        (f"%YAML 1{'1' * 5000}.1\n---\noutput: out\n", "r.yaml:1: is not valid YAML"),
     ],
 )  # fmt: skip
 def test_attacks_and_mistakes(content, message, read, tmp_path):
@@ -230,6 +239,39 @@ def test_a_token_given_by_an_override_is_not_repeated(command, value, tmp_path, 
     assert main([*command, preset, "--set", f"{field}={value}"]) == 2
     said = "".join(capsys.readouterr())
     assert f"--set {field}=…" in said
+    assert "hf_secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shown"),
+    [
+        (["stages.0.arguments={hub_token: hf_secret}"], "--set stages.0.arguments=…"),
+        (["stages.0.arguments={hub_token: hf_secret, x: ["], "--set stages.0.arguments=…: the value is not valid YAML"),
+        (["stages.0.arguments.hub_token=*hf_secret"], "the value is not valid YAML"),
+        (["stages.0.arguments=[hub_token, hf_secret]"], "expected a mapping, got a list"),
+        (["stages.0.arguments='hub_token: hf_secret'"], "expected a mapping, got a text"),
+        (["student.model={token: hf_secret}"], "--set student.model=…"),
+        (["stages.0.arguments.hub_token hf_secret"], "--set …: is not of the form"),
+        (["stages.0.arguments.{hub_token: hf_secret}=1"], "--set …: is not of the form"),
+        (["stages.0.arguments.hub_token=hf_secret", "stages.0.arguments.hub_token.x=1"], "has no fields, it is a text"),
+        (["store_dtype='token hf_secret'"], "got a text"),
+    ],
+)
+def test_a_token_is_repeated_in_no_message(overrides, shown, outcome):
+    said = outcome(lambda: load_recipe("jasper", overrides))
+    if said == "success":  # what arguments there are is looked at later
+        said = "\n".join(map(str, check("jasper", overrides)))
+    assert shown in said
+    assert "hf_secret" not in said
+
+
+@pytest.mark.parametrize(
+    "word", ["hub_token={a: hf_secret}", "hub_token=[hf_secret", "hub_token:hf_secret", "hub_token=a"]
+)
+def test_no_token_of_an_argument_of_glue_is_repeated(word, tmp_path, capsys):
+    assert main(["glue", "some/model", "--data", str(tmp_path), "--set", word]) == 2
+    said = "".join(capsys.readouterr())
+    assert "--set" in said or "hub_token" in said
     assert "hf_secret" not in said
 
 

@@ -14,8 +14,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from st_distill import Teacher, TeacherStore
+from st_distill.evaluation.data import parts_of_path
 from st_distill.recipe import Texts
-from st_distill.recipe.data import columns_of, fingerprint, load_scored_pairs, load_texts, rows_of
+from st_distill.recipe.data import columns_of, fingerprint, load_scored_pairs, load_texts, rows_of, stream_documents
 
 ODD = {
     "empty": "",
@@ -147,3 +148,74 @@ def test_columns_of_one_name_are_refused(tmp_path):
     (tmp_path / "rows.csv").write_text("a,b,a\n1,2,3\n")
     with pytest.raises(ValueError, match="has the column 'a' twice"):
         load_texts(Texts(path=str(tmp_path / "rows.csv")))
+
+
+def jsonl(path, *rows) -> Texts:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Texts(path=str(path))
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (
+            [{"text": "a"}, {"text": 5}],
+            {},
+            "column 'text' of .*rows.jsonl must hold texts alone.* the number 5 in row 1",
+        ),
+        ([{"text": "a"}, {"text": True}], {}, "Got true in row 1"),
+        ([{"text": ["a"]}, {"text": ["b"]}], {}, "Got a list in row 0"),
+        ([{"text": "a", "b": "c"}, {"text": 5, "b": "d"}], {}, "column 'text' .* the number 5 in row 1"),
+        ([{"text": 5, "b": "c"}, {"text": "a", "b": "d"}], {"columns": ["text"]}, "Got the text 'a' in row 1"),
+        (
+            [{"text": "a\ud800b"}, {"text": "c"}],
+            {},
+            r"Row 0 of .*rows.jsonl must hold text that UTF-8.*'a\\ud800b' instead",
+        ),
+        ([{"a\ud800": "b"}], {}, r"rows.jsonl has a column called 'a\\ud800', which no table can have"),
+        ([{"text": "a", "\0": 1}], {}, r"rows.jsonl has a column called '\\x00', which no table can have"),
+    ],
+)
+def test_rows_of_several_kinds_are_told(rows, options, message, tmp_path):
+    source = jsonl(tmp_path / "rows.jsonl", *rows)
+    source.columns = options.get("columns")
+    with pytest.raises(ValueError, match=message):
+        load_texts(source)
+
+
+def test_columns_that_are_not_needed_may_hold_anything(tmp_path):
+    rows = [{"text": "a", "n": 1, "l": [1], "m": "x"}, {"text": "b", "n": "x", "l": "x", "m": 5}]
+    source = jsonl(tmp_path / "rows.jsonl", *rows)
+    source.columns = ["text"]
+    assert load_texts(source)["text"][:] == ["a", "b"]
+    assert load_texts(jsonl(tmp_path / "more.jsonl", *({**row, "m": 5} for row in rows))).column_names == ["text"]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe bad", b"in the \xff middle"])
+def test_a_parquet_file_whose_texts_are_not_utf8(content, tmp_path, outcome):
+    path, texts = tmp_path / "texts.parquet", pa.array([b"ok", content], pa.binary())
+    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 2, texts.buffers())}), path)
+    assert f"Row 1 of {path} has a text in column 'text' that is not UTF-8" in read(path, outcome)
+    assert f"{path} cannot be read: 'utf-8' codec" in outcome(lambda: list(stream_documents(Texts(path=str(path)))))
+    assert f"{path} cannot be read: 'utf-8' codec" in outcome(lambda: parts_of_path(path)["texts"].load())
+
+
+def damaged_page(path) -> None:
+    """Table of vectors whose pages are damaged, and whose schema is not."""
+    rows = range(2000)
+    table = pa.table({"text": [f"text {row}" for row in rows], "v": [[float(row), 1.0] for row in rows]})
+    pq.write_table(table, path, compression="snappy")
+    content = path.read_bytes()
+    path.write_bytes(content[:60] + b"\xff" * 140 + content[200:])
+
+
+def test_a_damaged_page_is_told_with_its_file(tmp_path, outcome):
+    path = tmp_path / "texts.parquet"
+    damaged_page(path)
+    for use in (
+        lambda: load_texts(Texts(path=str(path))),
+        lambda: list(stream_documents(Texts(path=str(path), columns=["text"]))),
+        lambda: parts_of_path(path)["texts"].load(),
+        lambda: list(Teacher.from_vectors(path).blocks()),
+    ):
+        assert f"{path} cannot be read" in outcome(use)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from st_distill import Teacher, TeacherStore
+from st_distill.recipe import Texts
+from st_distill.recipe.data import load_texts
 
 TEXTS = ["a", "b", "c"]
 
@@ -134,3 +138,65 @@ def test_a_column_of_any_lists(tmp_path_factory, outcome, rows):
 def test_a_parquet_file_that_is_none(content, tmp_path, outcome):
     (tmp_path / "v.parquet").write_bytes(content)
     assert "v.parquet" in outcome(lambda: Teacher.from_vectors(tmp_path / "v.parquet"))
+
+
+def texts_of(path) -> list[str]:
+    return [
+        text for texts, _ in Teacher.from_vectors(np.ones((3, 2)), texts=path, name="first").blocks() for text in texts
+    ]
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_the_texts_of_a_file_are_those_of_a_recipe(mark, end, ending, tmp_path):
+    path = tmp_path / f"texts.{ending}"
+    lines = (
+        ["a", "b\u2028b", "c"] if ending == "txt" else [json.dumps({"text": text}) for text in ("a", "b\u2028b", "c")]
+    )
+    path.write_bytes((mark + end.join(lines) + end).encode())
+    assert texts_of(path) == load_texts(Texts(path=str(path)))["text"][:] == ["a", "b\u2028b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("texts.txt", b"\xe4\nb\nc\n", "texts.txt is not UTF-8 text .*Save it as UTF-8"),
+        ("texts.jsonl", b"\xe4\nb\nc\n", "texts.jsonl is not UTF-8 text"),
+        ("texts.jsonl", b"[" * 100_000 + b"\nb\nc\n", "Line 1 of .*texts.jsonl is not valid JSON"),
+        (
+            "texts.jsonl",
+            b'"a"\n{"txt": "b"}\n"c"\n',
+            "Line 2 of .*texts.jsonl must be a string, or an object with 'text'",
+        ),
+        ("texts.jsonl", b'"a"\n5\n"c"\n', "must be strings. Got int in row 1"),
+        ("texts.parquet", b"PAR1", "texts.parquet cannot be read"),
+    ],
+)
+def test_texts_that_cannot_be_read(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises((ValueError, TypeError), match=message):
+        texts_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("file", ["state.json", "dataset_info.json"])
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"features": {"a": {"_type": "Nothing"}}}'])
+def test_a_saved_dataset_with_a_damaged_file(file, content, tmp_path, outcome):
+    Dataset.from_dict({"text": TEXTS, "v": [[1.0, 2.0]] * 3}).save_to_disk(tmp_path / "d")
+    (tmp_path / "d" / file).write_text(content)
+    said = outcome(lambda: Teacher.from_vectors(tmp_path / "d"))
+    assert f"{tmp_path / 'd'} cannot be read" in said or (file, content) == ("dataset_info.json", "{}")
+
+
+def test_a_saved_dataset_cut_short(tmp_path, outcome):
+    Dataset.from_dict({"text": TEXTS, "v": [[1.0, 2.0]] * 3}).save_to_disk(tmp_path / "d")
+    (arrow,) = (tmp_path / "d").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[: arrow.stat().st_size // 2])
+    assert f"{tmp_path / 'd'} cannot be read" in outcome(lambda: list(Teacher.from_vectors(tmp_path / "d").blocks()))
+
+
+def test_parquet_files_of_other_columns_are_told(tmp_path):
+    pq.write_table(pa.table({"text": ["a"], "v": [[1.0, 2.0]]}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"text": ["a"], "w": [[1.0, 2.0]]}), tmp_path / "1.parquet")
+    with pytest.raises(ValueError, match=r"1.parquet has no column 'v', which .*0.parquet has"):
+        list(Teacher.from_vectors(tmp_path).blocks())

@@ -127,6 +127,12 @@ def test_the_recipe_is_shown_without_the_folders_of_this_machine():
     assert recipe_text(Run(Path("nowhere"), None, None, (), {}, {})) is None
 
 
+@pytest.mark.parametrize("word", ["=", "2001-99-99", "1:99", "0b1", "yes"])
+def test_the_words_of_a_recipe_are_those_of_yaml_1_2(word):
+    text = f"teachers:\n- model: /a/b\n  prompts: {{query: {word}}}\n"
+    assert recipe_text(Run(Path("nowhere"), None, text, (), {}, {})) == text.replace("/a/b", "…/b")
+
+
 def test_sizes():
     # Memory is measured with the speed.
     assert size_rows(RESULTS, []) == (
