@@ -75,8 +75,12 @@ def _handled(handler: signal._HANDLER) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield
         return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # What a program around Python has set cannot be set again.
+    before = {number: former for number, former in before.items() if former is not None}
     try:
+        for number in before:
+            signal.signal(number, handler)
         yield
     finally:
         for number, former in before.items():
