@@ -16,9 +16,9 @@ from st_distill.files import (
     differences,
     is_temporary,
     manifest,
-    mending,
     read_record,
     read_signed,
+    restoring,
     write_record,
 )
 from st_distill.recipe.conversion import as_mapping
@@ -125,7 +125,7 @@ class RunState:
         self.recipe: str | None = None
         """The sha256 of recipe.yaml; None where the recipe has Python objects, and no file."""
         if not self.path.is_file() and copy_of(self.path).is_file():
-            raise ValueError(f"The run in {folder} has lost its {self.path.name}. Restore it, or {mending(folder)}.")
+            raise ValueError(f"The run in {folder} has lost its {self.path.name}. {restoring(self.path)}")
         if not self.path.is_file() and (folder / "stages").is_dir():
             # To begin anew would take the place of models that are there, or go on from checkpoints of who knows what.
             raise ValueError(
