@@ -170,7 +170,7 @@ def mending(folder: str | os.PathLike[str]) -> str:
 
 
 def _sha256_of(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode("ascii")).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()
 
 
 Manifest = dict[str, dict[str, Any]]
