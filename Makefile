@@ -55,13 +55,13 @@ docs: $(VENV)/ready
 faults: $(VENV)/ready
 	FAULTS=all $(BIN)/python -m pytest $(PARALLEL) tests/faults tests/test_verify.py --junitxml=out/reliability/faults.xml
 
-# Bad inputs for as long as FUZZ_SECONDS says: as many again as there is time for by hypothesis, and three coverage-guided runs.
+# Bad inputs for as long as FUZZ_SECONDS says: as many again as there is time for by hypothesis, and four coverage-guided runs.
 fuzz: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,demo,fuzz]"
 	end=$$(( $$(date +%s) + $(FUZZ_SECONDS) )); while [ $$(date +%s) -lt $$end ]; do \
 		FUZZ_PROFILE=fuzz $(BIN)/python -m pytest --quiet tests/inputs --junitxml=out/reliability/inputs-$$(date +%s).xml \
 			|| exit 1; done
-	for target in recipe description texts; do \
+	for target in recipe description texts vectors; do \
 		$(BIN)/python tests/inputs/coverage_guided.py $$target -max_total_time=$(FUZZ_SECONDS) -timeout=20 \
 			-rss_limit_mb=4096 || exit 1; done
 

@@ -68,6 +68,12 @@ def test_bytes_changed_added_or_taken_away(whole, labels, store, outcome, file, 
     (store / file).write_bytes(good)
 
 
+def test_a_description_with_a_number_that_is_none(store, outcome):
+    for name in ("store.json", "store.copy.json"):
+        (store / name).write_text('{"version": NaN, "sha256": ""}')
+    assert "store.json is damaged" in outcome(lambda: vectors(store))
+
+
 def places(value, path=()):
     yield path
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -80,6 +80,22 @@ def test_files_of_vectors_with_a_mistake(vectors, message, tmp_path):
         built(tmp_path, Teacher.from_vectors(tmp_path / "v.npy", texts=TEXTS))
 
 
+@given(st.permutations(range(3)), st.permutations(range(3)), st.sampled_from(["npy", "parquet"]))
+def test_vectors_in_another_order_than_the_texts_that_are_asked(tmp_path_factory, order, asked, ending):
+    folder = tmp_path_factory.mktemp("v")
+    vectors, texts = np.eye(3, dtype=np.float32)[order], [TEXTS[place] for place in order]
+    if ending == "npy":
+        np.save(folder / "v.npy", vectors)
+        (folder / "texts.txt").write_text("\n".join(texts))
+        teacher = Teacher.from_vectors(folder / "v.npy", texts=folder / "texts.txt")
+    else:
+        pq.write_table(pa.table({"text": texts, "v": list(vectors)}), folder / "v.parquet")
+        teacher = Teacher.from_vectors(folder / "v.parquet")
+    wanted = [TEXTS[place] for place in asked]
+    store = TeacherStore.create(folder / "store", wanted, teacher, dtype="float32", show_progress=False)
+    np.testing.assert_array_equal(store.gather(store.ids(wanted)).numpy(), np.eye(3)[asked])
+
+
 def test_a_pickle_in_an_npy_file_is_not_run(tmp_path):
     class Run:
         def __reduce__(self):
