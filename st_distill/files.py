@@ -579,7 +579,8 @@ def is_locked(path: str | os.PathLike[str]) -> bool:
     True where the file system has no locks: nobody is taken for dead there.
     """
     try:
-        handle = os.open(path, os.O_RDWR)
+        # Who may not write there may yet look.
+        handle = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
