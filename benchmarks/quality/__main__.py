@@ -13,24 +13,44 @@ final table (test), ``trial`` a variant of the default recipe on the dev tasks.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality.experiments import Experiment
 from benchmarks.quality.measure import run_method, run_teachers
-from benchmarks.quality.methods import METHODS, RATES, Settings
+from benchmarks.quality.methods import METHODS, RATES, Settings, check_overrides
 from benchmarks.quality.results import chosen, print_table, read
-from benchmarks.quality.teacher import Workshop
+from benchmarks.quality.teacher import Workshop, require
 from benchmarks.quality.trials import TRIALS
 from st_distill.recipe.load import assignments
 
 
 def dropout(text: str) -> float | None:
-    return None if text == "model" else float(text)
+    if text == "model":
+        return None
+    if not 0 <= (share := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to below 1, or 'model'; got {text}")
+    return share
+
+
+def rate(text: str) -> float:
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0; got {text}")
+    return number
 
 
 def count(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError
+    return _at_least(1, text)
+
+
+def seed(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if (number := int(text)) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} on; got {text}")
     return number
 
 
@@ -41,8 +61,8 @@ def main() -> None:
     run = commands.add_parser("run", help="train and measure the methods")
     run.add_argument("--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m != "published-random"])
     run.add_argument("--students", nargs="+", choices=list(RATES), default=["3-layer"])
-    run.add_argument("--seeds", nargs="+", type=int, default=[0])
-    run.add_argument("--rate", type=float, help="peak learning rate of the encoder; by default that of the student")
+    run.add_argument("--seeds", nargs="+", type=seed, default=[0])
+    run.add_argument("--rate", type=rate, help="peak learning rate of the encoder; by default that of the student")
 
     trial = commands.add_parser(
         "trial", help="a variant of the default recipe, on the dev tasks; 'all': one after another"
@@ -50,15 +70,16 @@ def main() -> None:
     trial.add_argument("names", nargs="+", help=f"of {', '.join(TRIALS)}, or all; or a new name with --set")
     trial.add_argument("--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE")
     trial.add_argument("--student", choices=list(RATES), default="3-layer")
-    trial.add_argument("--seeds", nargs="+", type=int, default=[0])
-    trial.add_argument("--rate", type=float)
+    trial.add_argument("--seeds", nargs="+", type=seed, default=[0])
+    trial.add_argument("--rate", type=rate)
 
     for command, steps, split in ((run, 600, "test"), (trial, 150, "dev")):
+        command.set_defaults(usual={"steps": steps, "batch": 64})
         command.add_argument("--data", type=Path, required=True, help="folder of the data")
         command.add_argument("--teacher", required=True, help="name or folder of all-MiniLM-L6-v2")
         command.add_argument("--rows", type=count, default=40_000, help="pairs of training texts")
-        command.add_argument("--steps", type=count, default=steps)
-        command.add_argument("--batch", type=count, default=64, help="pairs of a step")
+        command.add_argument("--steps", type=count, help=f"by default {steps}")
+        command.add_argument("--batch", type=count, help="pairs of a step; by default 64")
         command.add_argument("--splits", nargs="+", choices=["dev", "test"], default=[split])
         command.add_argument("--bf16", action="store_true", help="train in bfloat16 (autocast)")
         command.add_argument(
@@ -82,7 +103,7 @@ def main() -> None:
             show(options)
         else:
             work(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
@@ -90,7 +111,8 @@ def show(options: argparse.Namespace) -> None:
     results = options.out / "results.jsonl"
     lines, kind = read(results), {"steps": options.steps, "batch": options.batch}
     of_kind = [line for line in chosen(lines, **kind) if line["split"] == options.split]
-    if not of_kind:
+    asked = any(value is not None for value in kind.values())
+    if not of_kind or (asked and not any(line["seconds"] for line in of_kind)):
         raise ValueError(f"{results} holds no {options.split} results of that kind: make them with run or trial")
     if options.command == "table":
         print_table(of_kind, options.split, options.student)
@@ -105,8 +127,11 @@ def show(options: argparse.Namespace) -> None:
 
 
 def work(options: argparse.Namespace) -> None:
-    given = {name: getattr(options, name) for name in ("steps", "batch", "rate", "dropout", "bf16")}
+    asked = {name: getattr(options, name) for name in ("steps", "batch", "rate")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    usual = {**options.usual, "dropout": options.dropout, "bf16": options.bf16}
     if options.command == "run":
+        given = {**usual, **asked}
         runs = [
             # What is not trained is the same whatever the training would have been.
             (method, Settings(method, student) if method == "untrained" else Settings(method, student, seed, **given))
@@ -116,10 +141,13 @@ def work(options: argparse.Namespace) -> None:
         ]
     else:
         runs = [
-            (name, trial_settings(name, options.overrides, given | {"student": options.student, "seed": seed}))
+            (name, trial_settings(name, options.overrides, usual | {"student": options.student, "seed": seed}, asked))
             for seed in options.seeds
             for name in (TRIALS if options.names == ["all"] else options.names)
         ]
+    for _, settings in runs:
+        check_overrides(settings, options.teacher)
+    require(options.data, options.teacher)
     shop = Workshop(options.out, options.data, options.teacher, rows=options.rows)
     for split in options.splits:
         run_teachers(shop, split)
@@ -127,14 +155,28 @@ def work(options: argparse.Namespace) -> None:
         run_method(shop, name, settings, options.splits)
 
 
-def trial_settings(name: str, overrides: list[str], given: dict[str, Any]) -> Settings:
-    """The settings of a trial: those that are given, what the trial of that name changes in them, and ``--set``."""
+def trial_settings(name: str, overrides: list[str], given: dict[str, Any], asked: dict[str, Any]) -> Settings:
+    """The settings of a trial: the usual ones, those that were asked for, what the trial of that name changes, and ``--set``.
+
+    Raises:
+        ValueError: there is no such trial, it would not be what its name says, or ``--set`` changes what has an option here.
+    """
     if name not in TRIALS and not overrides:
-        raise ValueError(f"unknown trial {name}: give --set, or one of {', '.join(TRIALS)}")
-    assignments(overrides)  # refuses what is none
+        raise ValueError(f"unknown trial {name}: give --set, or one of {', '.join(TRIALS)}; all stands alone")
+    for target in assignments(overrides):  # refuses what is none
+        if target.rpartition(".")[2] in ("steps", "batch", "seed"):
+            raise ValueError(
+                f"--set {target} would be noted as something else: give --{target.rpartition('.')[2]} instead"
+            )
     changes = dict(TRIALS.get(name, {}))
+    if clash := sorted(set(changes) & set(asked)):
+        raise ValueError(f"the trial {name} has a {clash[0]} of its own: leave --{clash[0]} out")
+    experiment = changes.get("experiment", Experiment())
+    needs_layers = {"layers", "stages"} & set(changes) or experiment.hidden or experiment.mean_layers
+    if needs_layers and given["student"] != "3-layer":
+        raise ValueError(f"the trial {name} is one of the 3-layer student: leave --student out")
     both = (*changes.pop("overrides", ()), *overrides)
-    return Settings(**{"method": "st-distill", **given, "overrides": both, **changes})
+    return Settings(**{"method": "st-distill", **given, **asked, "overrides": both, **changes})
 
 
 if __name__ == "__main__":

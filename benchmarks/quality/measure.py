@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -45,7 +44,6 @@ def run_method(shop: Workshop, name: str, settings: Settings, splits: list[str])
     }
     for split in missing:
         vectors, seconds = encode(trained.model, shop.tasks(split))
-        np.savez(folder / f"{split}.npz", **{task: part.numpy().astype(np.float16) for task, part in vectors.items()})
         lines = score(shop, split, vectors, rotation=trained.rotation, in_teacher_space=trained.in_teacher_space)
         append(shop.results, [about | {"split": split, "encode_seconds": seconds} | line for line in lines])
         print(f"{run}: {split}, training {trained.seconds:.0f} s, embedding {seconds:.0f} s")

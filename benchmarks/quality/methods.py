@@ -21,10 +21,12 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -226,6 +228,26 @@ def recipe(settings: Settings, shop: Workshop, folder: Path) -> dict[str, Any]:
             for name, share in parts
         ],
     }
+
+
+def check_overrides(settings: Settings, teacher: str) -> None:
+    """Look whether a recipe takes the overrides, before any work.
+
+    Raises:
+        ValueError: it does not; a `RecipeError` with each mistake.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        nowhere = SimpleNamespace(
+            teacher_name=teacher,
+            out=Path(folder),
+            pairs_file=lambda form: "texts.parquet",
+            lexical_teacher=lambda: teacher,
+        )
+        # A static student would have to be made first; what may be said of it is the same.
+        spec = recipe(replace(settings, student="3-layer"), nowhere, Path(folder))  # type: ignore[arg-type]
+        file = Path(folder, "recipe.yaml")
+        file.write_text(json.dumps(spec), encoding="utf-8")
+        load_recipe(str(file), settings.overrides)
 
 
 def _with_recipe(settings: Settings, shop: Workshop, folder: Path) -> Trained:

@@ -107,18 +107,24 @@ def _against_dimension(lines: list[Line], split: str, student: str, path: Path) 
 
 
 def _against_time(lines: list[Line], path: Path) -> None:
-    """The runs of the three-layer student, and the teacher as a level to be reached.
+    """The runs of the three-layer student, of several seeds the mean, and the teacher on each of its axes as a level.
 
-    The time is that of the processors, which other work on the machine does not lengthen.
+    The time is that of the processors. Other work on the machine lengthens it too, by its use of the caches.
     """
     figure, axes = _figure(f"Quality against time of training, {_DIM} dimensions", "training, minutes of one processor")
     timed = [line for line in lines if line["student"] == "3-layer" and "cpu_seconds" in line]
     if not timed:  # runs of before it was noted
         return
-    for name, points in _by_name(_runs(timed), "cpu_seconds").items():
-        _line(axes, name, sorted((seconds / 60, score) for seconds, score in points), "-")
-    for name, points in _by_name(_runs([line for line in lines if line["name"] == "teacher"]), "seconds").items():
-        axes.axhline(points[0][1], color=COLOURS["muted"][0], linestyle="--", label=LABELS[name])
+    by_steps: dict[str, dict[int, Points]] = defaultdict(lambda: defaultdict(list))
+    for of_run in _runs(timed):
+        score = statistics.fmean(map(main_score, of_run))
+        by_steps[of_run[0]["name"]][of_run[0]["settings"]["steps"]].append((of_run[0]["cpu_seconds"] / 60, score))
+    for name, runs in by_steps.items():
+        means = [tuple(map(statistics.fmean, zip(*points))) for points in runs.values()]
+        _line(axes, name, sorted(means), "-")
+    teachers = [line for line in lines if line["name"] in _TEACHERS]
+    for style, (name, points) in zip(("--", ":", "-."), _by_name(_runs(teachers), "seconds").items()):
+        axes.axhline(points[0][1], color=COLOURS["muted"][0], linestyle=style, label=LABELS[name])
     axes.set_xlim(left=0)
     _save(figure, axes, path)
 

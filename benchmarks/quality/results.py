@@ -25,11 +25,21 @@ def run_name(name: str, settings: Settings) -> str:
 
 
 def read(path: Path) -> list[Line]:
-    """All lines; of equal run, split, task and dimension the last."""
+    """All lines; of equal run, split, task and dimension the last.
+
+    Raises:
+        ValueError: a line is no result; the sentence names it.
+    """
     if not path.exists():
         return []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return list({(line["run"], line["split"], line["task"], line["dim"]): line for line in lines}.values())
+    found: dict[tuple[Any, ...], Line] = {}
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            found[tuple(line[key] for key in ("run", "split", "task", "dim"))] = line
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}, is no result of this benchmark: remove it") from error
+    return list(found.values())
 
 
 def append(path: Path, lines: Iterable[Line]) -> None:
@@ -43,20 +53,14 @@ def main_score(line: Line) -> float:
     return 100 * line["scores"][TASKS.get(line["task"], "ndcg@10")]
 
 
-def groups(lines: list[Line], split: str, student: str | None = None) -> dict[str, dict[int, dict[str, list[float]]]]:
+def groups(lines: list[Line], split: str, student: str) -> dict[str, dict[int, dict[str, list[float]]]]:
     """Scores by name, dimension and task (a value for each seed); 'mean' is that of the tasks, for each run."""
-    wanted = [
-        line
-        for line in lines
-        if line["split"] == split and (student is None or line["student"] in (student, "teacher"))
-    ]
+    wanted = [line for line in lines if line["split"] == split and line["student"] in (student, "teacher")]
     table: dict[str, dict[int, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     means: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     names = labels(wanted)
     for line in wanted:
         name = names[line["run"]]
-        if student is None and line["student"] != "teacher":
-            name = f"{name}, {line['student']}"
         table[name][line["dim"]][line["task"]].append(main_score(line))
         if line["task"] in TASKS:
             means[name, line["run"], line["dim"]].append(main_score(line))
@@ -105,8 +109,12 @@ def print_table(lines: list[Line], split: str, student: str) -> None:
     whole = table["teacher"][DIMS[0]]
     of_split = [line for line in lines if line["split"] == split and line["student"] in (student, "teacher")]
     names = labels(of_split)
-    seconds = {names[line["run"]]: line.get("cpu_seconds", 0.0) for line in of_split}
-    speeds = {names[line["run"]]: line["texts_per_second"] for line in of_split}
+    seconds: dict[str, dict[str, float]] = defaultdict(dict)
+    speeds: dict[str, dict[str, float]] = defaultdict(dict)
+    for line in of_split:
+        speeds[names[line["run"]]][line["run"]] = line["texts_per_second"]
+        if line["seconds"] and "cpu_seconds" in line:  # runs of before it was noted have none
+            seconds[names[line["run"]]][line["run"]] = line["cpu_seconds"]
     columns = [*TASKS, "mean"]
     print(f"## {student}, {split}\n")
     print("| method | dim |", " | ".join(columns), "| kept % | without fidelity | seeds | training, CPU s | texts/s |")
@@ -128,7 +136,7 @@ def print_table(lines: list[Line], split: str, student: str) -> None:
             print(
                 f"| {name} | {dim} |",
                 " | ".join(cells),
-                f"| {share} | {count} | {seconds.get(name, 0.0):.0f} | {speeds.get(name, 0.0):.0f} |",
+                f"| {share} | {count} | {_mean(seconds[name])} | {_mean(speeds[name])} |",
             )
     _print_details(of_split, names)
 
@@ -140,18 +148,22 @@ def _print_details(lines: list[Line], names: dict[str, str]) -> None:
         "Fidelity to the teacher": "fidelity",
     }
     for title, task in sections.items():
-        chosen: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
+        rows: dict[tuple[str, int], list[dict[str, float]]] = defaultdict(list)
         for line in lines:
             if line["task"] == task:
-                chosen[names[line["run"]], line["dim"]].append(line["scores"])
-        if not chosen:
+                rows[names[line["run"]], line["dim"]].append(line["scores"])
+        if not rows:
             continue
-        figures = list(next(iter(chosen.values()))[0])
+        figures = list(next(iter(rows.values()))[0])
         print(f"\n### {title}\n\n| method | dim |", " | ".join(figures), "|")
         print("|---" * (len(figures) + 2) + "|")
-        for (name, dim), scores in chosen.items():
+        for (name, dim), scores in rows.items():
             cells = [_cell([100 * score[key] for score in scores]) for key in figures]
             print(f"| {name} | {dim} |", " | ".join(cells), "|")
+
+
+def _mean(by_run: dict[str, float]) -> str:
+    return f"{statistics.fmean(by_run.values()):.0f}" if by_run else ""
 
 
 def _cell(scores: list[float]) -> str:

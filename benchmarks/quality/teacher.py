@@ -18,25 +18,36 @@ from examples.quickstart_data import lsa_model
 from st_distill import Teacher, TeacherStore
 from st_distill.files import read_json, write_json
 from st_distill.store import StoreView
+from st_distill.teacher.models import load_model
 
 #: Name of the teacher in its store; the recipes name it so too, and then find its vectors there.
 NAME = "teacher"
+
+
+def require(data: Path, teacher: str) -> None:
+    """Look whether the data and the teacher are there, before anything is written.
+
+    Raises:
+        ValueError: they are not; the sentence says which.
+    """
+    if not (data / "scifact").is_dir():
+        raise ValueError(f"The --data must be a folder as texts.py and tasks.py describe it. Got {data} instead.")
+    load_model(teacher, of="teacher", device="cpu")
 
 
 class Workshop:
     """The output folder: training texts, the teacher's vectors, and where runs and results go.
 
     Raises:
-        ValueError: the data are not there, or the folder's results are of other data, another teacher or more texts.
+        ValueError: the folder's results are of other data, another teacher or more texts.
     """
 
     def __init__(self, out: Path, data: Path, teacher: str, *, rows: int) -> None:
         self.out, self.data, self.teacher_name, self.rows = out, data, teacher, rows
         self._tasks: dict[str, list[Task]] = {}
-        if not (data / "scifact").is_dir():
-            raise ValueError(f"The --data must be a folder as texts.py and tasks.py describe it. Got {data} instead.")
         out.mkdir(parents=True, exist_ok=True)
-        made_of, note = {"data": str(data.resolve()), "teacher": teacher, "rows": rows}, out / "made-of.json"
+        named = str(Path(teacher).resolve()) if Path(teacher).is_dir() else teacher
+        made_of, note = {"data": str(data.resolve()), "teacher": named, "rows": rows}, out / "made-of.json"
         if not note.exists():
             write_json(note, made_of)
         elif (before := read_json(note)) != made_of:

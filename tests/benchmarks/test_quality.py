@@ -137,9 +137,17 @@ def test_time_has_runs_that_differ_in_steps_alone(tmp_path, monkeypatch):
     ("words", "message"),
     [
         (["trial", "plane"], "unknown trial plane: give --set, or one of plain"),
-        (["trial", "mine", "--set", "seed"], "Got 'seed' instead"),
-        (["trial", "plain", "--steps", "0"], "--steps: invalid count value"),
+        (["trial", "mine", "--set", "seed"], "must be of the form field=value"),
+        (["trial", "mine", "--set", "foo.bar=1"], "foo"),
+        (["trial", "mine", "--set", "stages.all.steps=3"], "give --steps instead"),
+        (["trial", "batch-32", "--steps", "500"], "the trial batch-32 has a steps of its own: leave --steps out"),
+        (["trial", "layers-mean", "--student", "static"], "is one of the 3-layer student"),
+        (["trial", "three-stages", "--student", "1-layer"], "is one of the 3-layer student"),
+        (["trial", "plain", "--steps", "0"], "--steps: must be a whole number from 1 on; got 0"),
+        (["trial", "plain", "--seeds", "-1"], "--seeds: must be a whole number from 0 on; got -1"),
+        (["run", "--rate", "nan"], "--rate: must be above 0; got nan"),
         (["run", "--dropout", "x"], "--dropout: invalid dropout value"),
+        (["run", "--dropout", "2"], "--dropout: must be from 0 to below 1"),
         (["run"], "The --data must be a folder as texts.py and tasks.py describe it"),
         (["table"], "holds no test results of that kind"),
     ],
@@ -150,6 +158,35 @@ def test_mistakes_are_told_before_any_work(words, message, tmp_path, monkeypatch
     with pytest.raises(SystemExit):
         command.main()
     assert message in capsys.readouterr().err
+
+
+def test_a_teacher_that_is_not_there_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    (tmp_path / "data" / "scifact").mkdir(parents=True)
+    words = ["--data", str(tmp_path / "data"), "--teacher", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["quality", "run", *words])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert f"The teacher's model '{tmp_path}/none' could not be loaded" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["nothing", "{}", "[]"])
+def test_a_line_that_is_no_result_is_named(text, tmp_path, monkeypatch, capsys):
+    results = tmp_path / "results.jsonl"
+    results.write_text(json.dumps(TEACHER[0]) + f"\n{text}\n")
+    monkeypatch.setattr(sys, "argv", ["quality", "table", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert f"{results}, line 2, is no result of this benchmark" in capsys.readouterr().err
+
+
+def test_a_table_of_runs_that_are_not_there(tmp_path, monkeypatch, capsys):
+    """The teacher and the untrained student, which are of any budget, do not stand for them."""
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in TEACHER))
+    monkeypatch.setattr(sys, "argv", ["quality", "table", "--steps", "77", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "holds no test results of that kind" in capsys.readouterr().err
 
 
 def test_a_folder_of_other_data_is_refused(tmp_path):
