@@ -326,8 +326,10 @@ class _Rules(StageRules, ImageRules):
                     self.error((*path, "rotation"), "heads: none has no map that could turn; set rotation: none")
         if projection.heads == "none":
             self.no_heads(projection, widest)
-        if not self.recipe.teachers and start == "ridge" and self.sound(("teachers",)):
-            self.error((*path, "start"), "'ridge' needs a teacher to learn from")
+        # Where nobody has asked for a ridge start, the stages that distil say already that there is no teacher.
+        asks = projection.start is not None or not distils
+        if not self.recipe.teachers and start == "ridge" and asks and self.sound(("teachers",)):
+            self.error((*path, "start"), "a ridge start needs a teacher to learn from; set start: identity, or random")
         if teacher is None or widest <= teacher:
             return
         # Each with its remedy, because whoever wants such a width needs them all.

@@ -540,6 +540,13 @@ def test_a_loaded_recipe_and_its_file_have_the_same_problems(problems_of):
     assert [problem.message for problem in from_file] == [problem.message for problem in from_object]
 
 
+def test_a_start_that_nobody_asked_for_is_no_further_mistake(recipe):
+    plain = replace(recipe, teachers=[], projection=replace(recipe.projection, start=None))
+    assert "projection.start" not in format_problems(check(plain))
+    asked = replace(recipe, teachers=[], projection=replace(recipe.projection, start="ridge"))
+    assert "projection.start: a ridge start needs a teacher" in format_problems(check(asked))
+
+
 def test_nothing_of_the_users_is_written_over(recipe, folder, tiny_bert):
     Path("mine").mkdir()
     Path("mine/precious.txt").write_text("x")
