@@ -71,7 +71,7 @@ def test_bytes_changed_added_or_taken_away(whole, labels, store, outcome, file, 
 def test_a_description_with_a_number_that_is_none(store, outcome):
     for name in ("store.json", "store.copy.json"):
         (store / name).write_text('{"version": NaN, "sha256": ""}')
-    assert "store.json is damaged" in outcome(lambda: vectors(store))
+    assert "store.json must hold finite numbers" in outcome(lambda: vectors(store))
 
 
 def places(value, path=()):

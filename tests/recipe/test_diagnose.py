@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import logging
 import sys
 
@@ -11,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 from st_distill.cli import main
+from st_distill.files import read_signed
 from st_distill.recipe import Recipe, check, dump_recipe, run
 from st_distill.recipe.diagnose import trained_dims
 from st_distill.recipe.load import load_recipe
@@ -133,7 +133,7 @@ def healthy(make_recipe, folder, fake_wandb):
 
 def test_a_healthy_recipe_has_no_findings(healthy, folder):
     assert healthy.findings == []
-    assert json.loads((folder / "healthy-run" / "findings.json").read_text()) == {"before": [], "after": []}
+    assert read_signed(folder / "healthy-run" / "findings.json") == {"before": [], "after": []}
 
 
 def test_tasks_of_a_recipe_are_measured_at_its_dimensions(healthy, folder):
