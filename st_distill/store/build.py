@@ -104,7 +104,8 @@ class Builder:
         self._leads = not isinstance(process, Member)
         exists = (folder / DESCRIPTION).exists()
         self.description = read_description(folder) if exists else Description()
-        self._changed = False
+        # A build that was killed between the two files has left the first alone.
+        self._changed = self._leads and exists and not files.copy_of(folder / DESCRIPTION).exists()
         if self._leads:
             self._check_age()
         if self._leads and (remove := adopt(folder, self.description, process)) is not None:

@@ -70,11 +70,12 @@ def find_damage(folder: str | os.PathLike[str], zeros: Counter[str] | None = Non
             return [Damage(DESCRIPTION, "there is none yet: the first build is running, or was stopped", _EMBED)]
         return [Damage(DESCRIPTION, _without_remedy(error, path, folder))]
     found = []
-    with contextlib.suppress(FileNotFoundError):  # of a store of before there were copies
-        try:
-            files.read_record(second)
-        except ValueError as error:
-            found.append(Damage(second.name, _without_remedy(error, second, folder)))
+    try:
+        files.read_record(second)
+    except FileNotFoundError:
+        found.append(Damage(second.name, "there is no such file"))
+    except ValueError as error:
+        found.append(Damage(second.name, _without_remedy(error, second, folder)))
     if names := known_to_the_copy_alone(folder, description):
         what = f"it is older than its copy, which names {len(names)} more of the files of vectors, the first {names[0]}"
         found.append(Damage(DESCRIPTION, what))
