@@ -319,8 +319,10 @@ def refuse_links(folder: Path, *, but: Sequence[str] = ()) -> None:
 def put_aside(path: str | os.PathLike[str]) -> Path | None:
     """Where a folder lies that a killed `replacing_folder` has put aside before the new one was in its place."""
     path = Path(path)
+    if path.exists():
+        return None
     old = _beside(path) / "old"
-    return old if path.name and old.is_dir() and not path.exists() else None
+    return old if old.is_dir() else None
 
 
 def _beside(path: Path) -> Path:

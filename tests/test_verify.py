@@ -725,6 +725,13 @@ def test_an_export_that_was_killed_between_two_renames(make_student, tmp_path, c
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_the_folder_that_one_is_in(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command, message in (("verify", "It has none of these"), ("info", "which has no modules.json")):
+        assert main([command, "."]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_readers_own_card_is_no_damage(make_student, tmp_path):
     export(make_student(MatryoshkaProjection(32, [8])), tmp_path / "model")
     (tmp_path / "model" / "README.md").write_text("mine")

@@ -16,9 +16,11 @@ Found = tuple[FieldPath, str]
 
 
 def show_path(path: FieldPath) -> str:
-    """``("stages", 1, "steps")`` as ``stages[1].steps``."""
+    """``("stages", 1, "steps")`` as ``stages[1].steps``; of a name that is none and may hold a token, its beginning alone."""
     shown = ""
     for part in path:
+        if isinstance(part, str) and holds_token(part):
+            part = re.sub(r"(?<=\w)[^\w].*", "…", part, flags=re.DOTALL)
         shown += f"[{part}]" if isinstance(part, int) else f".{part}" if shown else part
     return shown
 

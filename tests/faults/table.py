@@ -74,4 +74,6 @@ if __name__ == "__main__":
     found = [Path(name) for name in sys.argv[1:]]
     if not found:
         sys.exit(__doc__)
+    if absent := [str(path) for path in found if not path.is_file()]:
+        sys.exit(f"There is no {absent[0]}: run make faults or make fuzz first.")
     print(table(found))
