@@ -24,6 +24,9 @@ MAX_VALUES = 20_000
 MAX_DEPTH = 32
 
 
+_PAIR, _HALF = re.compile("[\ud800-\udbff][\udc00-\udfff]"), re.compile("[\ud800-\udfff]")
+
+
 @dataclass(frozen=True)
 class Place:
     """What a value was read from, and its line; None for a line of the command line."""
@@ -189,12 +192,20 @@ class _NodeReader:
             ]
         if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
             try:
-                return _SCALARS[node.tag](node.value)
+                return _SCALARS[node.tag](self._text(node, line, path))
             except ValueError:
                 pass
         message = f"the tag {node.tag} is not allowed here; a recipe has plain texts, numbers, lists and mappings"
         self.problems.append(problem_at(self.place(line), show_path(path), message))
         return None
+
+    def _text(self, node: yaml.ScalarNode, line: int, path: FieldPath) -> str:
+        """A scalar's text: JSON escapes a character beyond U+FFFF as two surrogates, which YAML leaves as they are."""
+        text = _PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), node.value)
+        if half := _HALF.search(text):
+            message = f"holds {half[0]!r}, which is half of a character; write the whole character"
+            self.problems.append(problem_at(self.place(line), show_path(path), message))
+        return text
 
     def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Entry]:
         merged: dict[str, Entry] = {}
@@ -209,7 +220,7 @@ class _NodeReader:
                 self.problems.append(problem_at(self.place(line), show_path(path), "the name of a field must be text"))
                 continue
             # Names are kept as they are written: a column may be called 1 or true.
-            key = key_node.value
+            key = self._text(key_node, line, path)
             if key in values:
                 first = values[key].place.line
                 message = f"is there twice, first in line {first}; remove one"

@@ -222,6 +222,17 @@ def test_names_of_folders_lead_nowhere_else(path, name, read):
     assert "must be of up to 100 letters" in read(json.dumps(changed(path, name)))
 
 
+def test_a_character_may_be_escaped_as_json_does_it(tmp_path):
+    (tmp_path / "r.yaml").write_text(json.dumps({**GOOD, "output": "out/🙂"}), encoding="ascii")
+    assert load_recipe(tmp_path / "r.yaml").output == "out/🙂"
+
+
+@pytest.mark.parametrize("half", ["\ude42", "\ude42\ud83d", "🙂\ude42"])
+def test_half_a_character_is_told_with_its_place(half, read):
+    assert "output: holds '\\ud" in read(json.dumps({**GOOD, "output": half}))
+    assert "is half of a character" in read(json.dumps({**GOOD, half: 1}))
+
+
 @pytest.mark.parametrize("content", ["output: \ud800", 'student: {model: "\\ud800"}', "output: [", "\xff"])
 def test_the_command_says_it_in_a_sentence(content, tmp_path, capfd):
     (tmp_path / "r.yaml").write_bytes(content.encode("utf-8", "surrogatepass"))
