@@ -101,7 +101,7 @@ def _active_hinges(similarity: Tensor, ranking: PairRanking, margin: float) -> t
     student_order = torch.sort(sortable(by_teacher)).indices
     ascending = by_teacher.index_select(0, student_order)
     del by_teacher
-    # A hinge that is exactly at zero counts as active, as in the derivative of torch.clamp(min=0).
+    # A hinge that is exactly at zero counts as active, with every version of torch: its own clamp changed that in 2.14.
     torch.searchsorted(ascending, ascending - margin, out_int32=True, out=calm)
     del ascending
     # The same comparisons seen from the lower pairs, so that each hinge is counted on both sides or on neither.
