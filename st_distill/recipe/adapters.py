@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
@@ -16,7 +17,7 @@ from st_distill.recipe.quantized import dequantized, is_quantized, restore
 from st_distill.recipe.schema import Stage
 from st_distill.recipe.student import encoder_layers
 
-__all__ = ["FIELDS", "add_adapters", "layers_name", "lora_config", "merge_adapters"]
+__all__ = ["FIELDS", "add_adapters", "layers_name", "load_adapters", "lora_config", "merge_adapters"]
 
 #: What a recipe may say of adapters: those of peft.LoraConfig's fields that leave weights which can be merged.
 FIELDS = (
@@ -86,6 +87,20 @@ def add_adapters(model: SentenceTransformer, stage: Stage, base: Path) -> None:
     layers = encoder_layers(next(iter(model.children())))
     parameters = [name for name, _ in model.named_parameters()]
     encoder.add_adapter(lora_config(stage, layers_name(encoder, layers), len(layers), parameters))
+
+
+def load_adapters(model: SentenceTransformer, checkpoint: Path) -> None:
+    """Give the encoder's adapters the weights of a checkpoint; nothing where it has none.
+
+    transformers below 5.4 looks for them under other names than they are saved by, and leaves them as they began.
+    """
+    from peft import set_peft_model_state_dict
+
+    encoder = model.transformers_model
+    if getattr(encoder, "peft_config", None):
+        for file in checkpoint.rglob("adapter_model.safetensors"):
+            stored = {name.removeprefix("base_model.model."): value for name, value in load_file(file).items()}
+            set_peft_model_state_dict(encoder, stored)
 
 
 def merge_adapters(model: SentenceTransformer) -> None:

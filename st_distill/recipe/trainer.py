@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformerTrainer
 from torch.utils.data import BatchSampler
 
 from st_distill.exporting import load_student
+from st_distill.recipe.adapters import load_adapters
 from st_distill.recipe.checkpoints import SealedCheckpoints
 from st_distill.recipe.memory import TellsMemory
 from st_distill.recipe.quantized import is_quantized
@@ -38,6 +40,7 @@ class StageTrainer(SealedCheckpoints, TellsMemory, SentenceTransformerTrainer):
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         if not any(is_quantized(module) for module in self.model.modules()):
             super()._load_from_checkpoint(checkpoint_path)
+            load_adapters(self.model, Path(checkpoint_path))
             return
         # The checkpoint's weights are whole where the model's are in 4 bits, and have not been trained: only the rest counts.
         own = self.model.state_dict()
@@ -48,6 +51,7 @@ class StageTrainer(SealedCheckpoints, TellsMemory, SentenceTransformerTrainer):
             if name in own and ("lora_" in name or not name.startswith("0."))
         }
         self.model.load_state_dict(trained, strict=False)
+        load_adapters(self.model, Path(checkpoint_path))
 
 
 class _Parts(BatchSampler):
