@@ -140,7 +140,7 @@ def forked(
 
 
 def _unlock_progress() -> None:
-    """Give tqdm a lock of this process: its own is shared with every child, and one that is killed with it never gives it back."""
+    """Give tqdm a lock of this process alone: children share the other, and one that is killed with it keeps it for ever."""
     kinds = [tqdm.std.tqdm]
     for kind in kinds:
         kinds += kind.__subclasses__()
