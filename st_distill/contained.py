@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -119,24 +118,30 @@ def load_saved(folder: Path) -> Any:
         LeadsOutError: its description names a file outside the folder.
         ValueError: it cannot be read.
     """
-    from datasets import load_from_disk
+    from datasets import DatasetDict
 
-    for file in _saved_files(folder):
-        require_below(folder, file)
     try:
-        return load_from_disk(str(folder))
+        if not (folder / "dataset_dict.json").is_file():
+            return _load_part(folder, folder)
+        splits = read_json(folder / "dataset_dict.json")["splits"]
+        return DatasetDict({split: _load_part(folder, folder / split) for split in splits})
+    except LeadsOutError:
+        raise
     except Exception as error:  # damaged files lead datasets to errors of every kind
         raise unreadable(folder, error) from error
 
 
-def _saved_files(folder: Path) -> Iterator[Path]:
-    """The files that the description names, as far as it can be read: what is damaged is told by `datasets`."""
-    parts = [folder]
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        parts += [folder / split for split in read_json(folder / "dataset_dict.json")["splits"]]
-    for part in parts:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            yield from [part / file["filename"] for file in read_json(part / "state.json")["_data_files"]]
+def _load_part(folder: Path, part: Path) -> Any:
+    import datasets
+
+    state, info = (require_below(folder, part / name) for name in ("state.json", "dataset_info.json"))
+    names = [file["filename"] for file in read_json(state)["_data_files"]]
+    for name in names:
+        require_below(folder, part / name)
+    if not names:  # one without rows, which datasets cannot read
+        features = datasets.Features.from_dict(read_json(info)["features"])
+        return datasets.Dataset(features.arrow_schema.empty_table())
+    return datasets.load_from_disk(str(part))
 
 
 def load_named(

@@ -13,7 +13,7 @@ from typing import Any
 from st_distill.errors import one_line, sentence
 from st_distill.nearest import suggest_path
 
-__all__ = ["FORMATS", "existing_path", "json_lines", "text_lines", "text_rows", "unreadable"]
+__all__ = ["FORMATS", "existing_path", "is_utf8", "json_lines", "text_lines", "text_rows", "unreadable"]
 
 #: Endings of the files that can be read.
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
@@ -45,6 +45,15 @@ def unreadable(source: str | Path, error: BaseException) -> ValueError:
     is_refused = isinstance(cause, OSError) and cause.errno is not None
     remedy = "" if is_refused else " Write or download it again."
     return ValueError(f"{source} cannot be read: {one_line(cause)}.{remedy}")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold a text, as it cannot an unpaired surrogate: neither tables nor tokenizers take it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def text_rows(path: Path) -> Iterator[dict[str, Any]]:

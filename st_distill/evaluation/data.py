@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from st_distill.contained import Bounds, is_saved, load_named, load_saved, require_below
 from st_distill.errors import LeadsOutError, one_line, sentence
 from st_distill.nearest import suggest_path
-from st_distill.tables import FORMATS, existing_path, text_rows, unreadable
+from st_distill.tables import FORMATS, existing_path, is_utf8, text_rows, unreadable
 
 __all__ = [
     "Part",
@@ -134,9 +134,18 @@ class Table:
             column, lambda value: isinstance(value, str) or (value is None and missing is not None), "a text"
         )
         texts = [missing if text is None else text for text in texts]
+        self._require_utf8(column, ([text] for text in texts))
         if tell:
             self.tell_empty(column, texts)
         return texts
+
+    def _require_utf8(self, column: str, rows: Iterable[Sequence[str]]) -> None:
+        for row, texts in enumerate(rows):
+            if bad := next((text for text in texts if not is_utf8(text)), None):
+                raise ValueError(
+                    f"Row {row} of {self.source} must have text that UTF-8 can hold, without unpaired surrogates, in column "
+                    f"'{column}'. Got {shown(bad)} instead: mend the row or remove it."
+                )
 
     def tell_empty(self, column: str, texts: Sequence[str]) -> None:
         """Log how many of a column's texts are empty, or nothing but spaces; ValueError where all are."""
@@ -185,6 +194,7 @@ class Table:
     def text_lists(self, column: str) -> list[list[str]]:
         """The column's lists of texts; empty texts are told."""
         lists = self._lists(column, lambda value: isinstance(value, str), "a list of texts")
+        self._require_utf8(column, lists)
         self.tell_empty(column, [text for texts in lists for text in texts])
         return lists
 

@@ -23,7 +23,8 @@ from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind, kinds_of_features
 from st_distill.recipe.source_schema import ImageSource, Texts
 from st_distill.recipe.sources import columns_of, name_of, read_rows, rows_of, stream_rows
-from st_distill.tables import existing_path, text_rows
+from st_distill.tables import existing_path, is_utf8, text_rows
+from st_distill.vectors import shorten
 
 __all__ = [
     "LoadedImages",
@@ -121,6 +122,11 @@ def stream_documents(source: Texts) -> Iterator[str]:
             what = "no text" if text is None else f"{text!r}, which is no text,"
             raise ValueError(
                 f"Row {count} of {name_of(source)} has {what} in column '{column}'. Fill it or remove the row."
+            )
+        if not is_utf8(text):
+            raise ValueError(
+                f"Row {count} of {name_of(source)} must hold text that UTF-8 can hold, without unpaired surrogates, in column "
+                f"'{column}'. Got {shorten(text)} instead."
             )
         yield text
     if count < 0:
