@@ -22,8 +22,8 @@ from st_distill.modules.image_loading import load_image
 from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind, kinds_of_features
 from st_distill.recipe.source_schema import ImageSource, Texts
-from st_distill.recipe.sources import columns_of, name_of, read_rows, rows_of, stream_rows
-from st_distill.tables import existing_path, is_utf8, text_rows
+from st_distill.recipe.sources import columns_of, name_of, pictures_by_path, read_rows, rows_of, stream_rows
+from st_distill.tables import existing_path, is_utf8
 from st_distill.vectors import shorten
 
 __all__ = [
@@ -220,16 +220,18 @@ def absent_pictures(source: ImageSource) -> list[tuple[int, str]]:
     """Row and path of the pictures that a table on the disk names and that are not there.
 
     Raises:
-        ValueError: as `read_images`, but for what is in the pictures.
+        ValueError: for a file that cannot be read, and a picture that leads out of the table's folder.
     """
     if source.path is None:
         return []
-    image = _image_column(source, list(columns_of(source) or {}))
-    if (columns_of(source) or {}).get(image) != "text":
-        return []
-    pictures = read_rows(source).with_format("arrow")[:].column(image)
-    paths = _below(Bounds.of_path(Path(source.path)), pictures).to_pylist()
-    return [(row, path) for row, path in enumerate(paths) if path and "://" not in path and not Path(path).is_file()]
+    bounds, absent = Bounds.of_path(Path(source.path)), []
+    for row, stored in pictures_by_path(source, _image_column(source, list(columns_of(source) or {}))):
+        if source.limit is not None and row >= source.limit:
+            break
+        path = bounds.picture(stored, row=row)
+        if path and "://" not in path and not Path(path).is_file():
+            absent.append((row, path))
+    return absent
 
 
 def fingerprint(source: Texts | ImageSource) -> str:
@@ -263,11 +265,10 @@ def fingerprint(source: Texts | ImageSource) -> str:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in files:
             add(file.relative_to(path).as_posix() if path.is_dir() else file.suffix, sha256(file))
-        if isinstance(source, ImageSource) and not path.is_dir() and path.suffix != ".parquet":
-            column = _image_column(source, list(columns_of(source) or {}))
-            for number, row in enumerate(text_rows(path)):
-                picture = Bounds.of_path(path).picture(row.get(column), row=number)
-                add(str(row.get(column)), sha256(picture) if picture and Path(picture).is_file() else None)
+        if isinstance(source, ImageSource) and not path.is_dir():
+            for row, stored in pictures_by_path(source, _image_column(source, list(columns_of(source) or {}))):
+                picture = Bounds.of_path(path).picture(stored, row=row)
+                add(stored, sha256(picture) if picture and Path(picture).is_file() else None)
     return total.hexdigest()
 
 

@@ -20,7 +20,7 @@ from st_distill.recipe.source_schema import ImageSource, Texts
 from st_distill.recipe.words import describe
 from st_distill.tables import FORMATS, existing_path, text_rows, unreadable
 
-__all__ = ["columns_of", "name_of", "read_rows", "rows_of", "stream_rows"]
+__all__ = ["columns_of", "name_of", "pictures_by_path", "read_rows", "rows_of", "stream_rows"]
 
 #: Rows that the columns of a text format are judged by.
 _SAMPLE = 1000
@@ -116,6 +116,57 @@ def rows_of(source: Texts | ImageSource) -> int | None:
         path = existing_path(source.path)
         count = len(_read_path(path, source)) if is_saved(path) else sum(map(_row_count, _files(path, source)))
     return count if source.limit is None else min(count, source.limit)
+
+
+def pictures_by_path(source: ImageSource, column: str) -> Iterator[tuple[int, str]]:
+    """Row and path of each picture that is not in its table itself, of a table on the disk; ``limit`` is not looked at.
+
+    Raises:
+        ValueError: for a file that is absent or cannot be read, once the reading comes to it.
+    """
+    path, rows = existing_path(str(source.path)), itertools.count()
+    if (columns_of(source) or {}).get(column) not in ("text", "image"):
+        return
+    if is_saved(path):
+        tables = load_saved(_saved_split(path, source)).select_columns([column]).with_format("arrow").iter(_SAMPLE)
+        values = itertools.chain.from_iterable(_paths_in(table.column(column)) for table in tables)
+    else:
+        files = _files(path, source)
+        values = itertools.chain.from_iterable(_paths_of_file(file, column) for file in files)
+    yield from ((row, value) for value, row in zip(values, rows) if isinstance(value, str))
+
+
+def _paths_of_file(file: Path, column: str) -> Iterator[Any]:
+    if file.suffix != ".parquet":
+        yield from (row.get(column) for row in text_rows(file))
+        return
+    try:
+        with pq.ParquetFile(file) as parquet:
+            for group in range(parquet.num_row_groups):
+                if _has_all_bytes(parquet.metadata.row_group(group), column):  # which are not read for nothing
+                    yield from itertools.repeat(None, parquet.metadata.row_group(group).num_rows)
+                    continue
+                for batch in parquet.iter_batches(batch_size=_SAMPLE, row_groups=[group], columns=[column]):
+                    yield from _paths_in(batch.column(column))
+    except (OSError, pa.ArrowException, UnicodeDecodeError, KeyError) as error:
+        raise unreadable(file, error) from error
+
+
+def _has_all_bytes(group: pq.RowGroupMetaData, column: str) -> bool:
+    parts = {(part := group.column(place)).path_in_schema: part.statistics for place in range(group.num_columns)}
+    statistics = parts.get(f"{column}.bytes")
+    return statistics is not None and statistics.has_null_count and statistics.null_count == 0
+
+
+def _paths_in(pictures: pa.Array | pa.ChunkedArray) -> Iterator[Any]:
+    """The path of each picture, None of one whose bytes are there."""
+    for chunk in pictures.chunks if isinstance(pictures, pa.ChunkedArray) else [pictures]:
+        if pa.types.is_struct(chunk.type):
+            paths, are_absent = chunk.field("path").to_pylist(), chunk.field("bytes").is_null().to_pylist()
+            yield from (path if is_absent else None for path, is_absent in zip(paths, are_absent))
+        else:
+            is_text = pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type)
+            yield from chunk.to_pylist() if is_text else itertools.repeat(None, len(chunk))
 
 
 def _read_path(path: Path, source: Texts | ImageSource) -> datasets.Dataset:

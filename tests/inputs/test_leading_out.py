@@ -22,7 +22,14 @@ from st_distill.evaluation import TaskSpec, read_task
 from st_distill.evaluation.data import parts_of_hub, parts_of_path
 from st_distill.glue.tasks import find_tasks
 from st_distill.recipe import Images, Texts
-from st_distill.recipe.data import columns_of, load_texts, read_images, stream_documents
+from st_distill.recipe.data import (
+    absent_pictures,
+    columns_of,
+    fingerprint,
+    load_texts,
+    read_images,
+    stream_documents,
+)
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -91,12 +98,57 @@ def test_a_picture_outside_is_told_with_its_row(name, place, folder, tmp_path, o
         assert outcome(lambda: read_task(TaskSpec(source=source["path"], kind="image_retrieval"))) == said
 
 
+def test_it_is_told_before_anything_is_trained(folder, tmp_path, capsys, make_student):
+    """By `check`, and by `run`, which looks first; also where pictures are not there."""
+    make_student().save(str(tmp_path / "student"))
+    (tmp_path / "texts.txt").write_text("a cat sleeps\n" * 8)
+    recipe = {"output": str(tmp_path / "out"), "student": {"model": str(tmp_path / "student"), "max_seq_length": 16}}
+    recipe |= {
+        "teachers": [str(tmp_path / "student")],
+        "texts": str(tmp_path / "texts.txt"),
+        "projection": {"dims": [8]},
+    }
+    vision = {"model_type": "siglip_vision_model", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"intermediate_size": 32, "image_size": 32, "patch_size": 16}
+    recipe["stages"] = [
+        {"train": part, "steps": 1, "batch": 2, "arguments": {"use_cpu": True}} for part in ("projection", "vision")
+    ]
+    for name, told in (
+        ("../secret.png", "must lie in"),
+        ("none.png", "pictures that are not there: 1, the first in row 0"),
+    ):
+        for source in (sources(folder, name)[0], sources(folder, name)[2]):
+            recipe["images"] = source | {"vision": vision}
+            (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+            for command in ("check", "run"):
+                assert main([command, str(tmp_path / "recipe.yaml")]) == 2
+                said = "".join(capsys.readouterr())
+                assert told in said
+                assert name in said
+                assert "--debug" not in said
+            assert not (tmp_path / "out-run").exists()
+
+
+@pytest.mark.parametrize("place", [0, 2], ids=["parquet", "saved"])
+def test_what_lies_beside_a_table_of_paths_is_part_of_its_content(place, folder, tmp_path):
+    own = folder / "saved" / "own.png"
+    source = Images(**sources(folder, "own.png")[place])
+    own.write_bytes((folder / "own.png").read_bytes())
+    before = fingerprint(source)
+    assert fingerprint(source) == before
+    for picture in (own, folder / "own.png"):
+        Image.new("RGB", (20, 10), "red").save(picture)
+    assert fingerprint(source) != before
+
+
 def test_the_row_is_counted_over_all_pieces_of_a_table(folder, outcome):
     with pq.ParquetWriter(folder / "rows.parquet", rows("own.png").schema) as writer:
         for path in ("own.png", "own.png", "../secret.png"):
             writer.write_table(rows(path))
-    said = outcome(lambda: read_images(Images(path=str(folder / "rows.parquet"))))
-    assert "The picture '../secret.png' of row 2 must lie in " in said
+    for read in (read_images, absent_pictures, fingerprint):
+        said = outcome(lambda read=read: read(Images(path=str(folder / "rows.parquet"))))
+        assert "The picture '../secret.png' of row 2 must lie in " in said
+    assert absent_pictures(Images(path=str(folder / "rows.parquet"), limit=2)) == []
 
 
 def test_a_picture_of_a_data_sets_own_is_read(folder):
