@@ -2,7 +2,8 @@
 
 ```
 ValueError
-└── RecipeError         every mistake of a recipe, each with its place
+├── RecipeError         every mistake of a recipe, each with its place
+└── LeadsOutError       data that name a file outside their own folder
 ImportError
 └── MissingExtraError   an optional dependency, with the line that installs it
 RuntimeError
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "LeadsOutError",
     "MissingExtraError",
     "OtherProcessError",
     "Problem",
@@ -58,6 +60,10 @@ class RecipeError(ValueError):
 
     def __reduce__(self) -> tuple[type[RecipeError], tuple[list[Problem]]]:
         return type(self), (self.problems,)
+
+
+class LeadsOutError(ValueError):
+    """Data name a file outside their own folder, by its path or a link; they may come from somebody else."""
 
 
 class MissingExtraError(ImportError):

@@ -6,15 +6,14 @@ import contextlib
 import csv
 import io
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from st_distill.errors import one_line, sentence
 from st_distill.nearest import suggest_path
 
-__all__ = ["FORMATS", "existing_path", "json_lines", "picture_below", "text_lines", "text_rows", "unreadable"]
+__all__ = ["FORMATS", "existing_path", "is_utf8", "json_lines", "text_lines", "text_rows", "unreadable"]
 
 #: Endings of the files that can be read.
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
@@ -48,32 +47,13 @@ def unreadable(source: str | Path, error: BaseException) -> ValueError:
     return ValueError(f"{source} cannot be read: {one_line(cause)}.{remedy}")
 
 
-def picture_below(folder: Path, stored: Any) -> Any:
-    """A picture as a table in ``folder`` has it; the path of one that is not in the table itself begins with the folder.
-
-    ``stored`` is a path, an http(s) address, the bytes of a file, or a mapping of ``bytes`` and ``path``, of which the path is
-    but a name where there are bytes.
-
-    Raises:
-        ValueError: for a path that leads out of the folder, by links too. The table may come from somebody else than who reads
-            it.
-    """
-    if isinstance(stored, Mapping):
-        is_inside = stored.get("bytes") is not None
-        return stored if is_inside else {**stored, "path": picture_below(folder, stored.get("path"))}
-    if not isinstance(stored, str) or not stored or stored.startswith(("http://", "https://")):
-        return stored
-    picture = folder / stored
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold a text, as it cannot an unpaired surrogate: neither tables nor tokenizers take it."""
     try:
-        leads_out = not Path(os.path.realpath(picture)).is_relative_to(os.path.realpath(folder))
-    except ValueError:  # a name that no file can have
-        leads_out = False
-    if leads_out:
-        raise ValueError(
-            f"The picture '{stored}' must lie in {folder}, the folder of the table that names it, and leads out of it. Move it "
-            "there, or the table above it."
-        )
-    return str(picture)
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def text_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from st_distill.contained import is_saved, load_saved, require_below
 from st_distill.errors import one_line
 from st_distill.tables import json_lines, text_lines, unreadable
 
@@ -182,18 +183,15 @@ def _open_vectors(vectors: Any) -> Any:
     if isinstance(vectors, Path):
         if vectors.is_dir():
             if found := sorted(vectors.rglob("*.parquet")):
-                return _ParquetFiles(found)
-            from datasets import DatasetDict, load_from_disk
-
-            try:
-                dataset = load_from_disk(str(vectors))
-            except Exception as error:  # damaged files lead datasets to errors of every kind
-                if any((vectors / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-                    raise unreadable(vectors, error) from error
+                return _ParquetFiles([require_below(vectors, file) for file in found])
+            if not is_saved(vectors):
                 raise ValueError(
                     f"The 'vectors' of Teacher.from_vectors must be an npy or parquet file, a folder of parquet files, or "
                     f"of Dataset.save_to_disk. Got '{vectors}' instead."
-                ) from error
+                )
+            from datasets import DatasetDict
+
+            dataset = load_saved(vectors)
             if isinstance(dataset, DatasetDict):
                 raise ValueError(
                     f"The 'vectors' of Teacher.from_vectors must be one split of the dataset in '{vectors}'. It has "

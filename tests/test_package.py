@@ -24,6 +24,7 @@ LAYERS = [
     "files",
     "stopping",
     "tables",
+    "contained",
     "progress",
     "timing",
     "figures",

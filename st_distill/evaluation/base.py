@@ -16,6 +16,7 @@ from sentence_transformers.sentence_transformer.evaluation import BaseEvaluator
 from torch.nn.functional import normalize
 
 from st_distill.options import check_whole_number
+from st_distill.tables import is_utf8
 
 
 def checked_dims(dims: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -72,6 +73,11 @@ def checked_texts(name: str, texts: Sequence[str]) -> list[str]:
             raise TypeError(
                 f"The '{name}' parameter must hold texts alone. Got {type(text).__name__} at row {row} instead: "
                 "drop the row or turn it into a text."
+            )
+        if not is_utf8(text):
+            raise ValueError(
+                f"The '{name}' parameter must hold texts that UTF-8 can hold, without unpaired surrogates. Got "
+                f"{textwrap.shorten(text, 60, placeholder=' ...')!r} at row {row} instead: mend the row or drop it."
             )
     return texts
 

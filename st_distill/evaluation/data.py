@@ -14,9 +14,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from st_distill.errors import one_line, sentence
+from st_distill.contained import Bounds, is_saved, load_named, load_saved, require_below
+from st_distill.errors import LeadsOutError, one_line, sentence
 from st_distill.nearest import suggest_path
-from st_distill.tables import FORMATS, existing_path, picture_below, text_rows, unreadable
+from st_distill.tables import FORMATS, existing_path, is_utf8, text_rows, unreadable
 
 __all__ = [
     "Part",
@@ -52,7 +53,7 @@ class Part:
     Args:
         source: what messages call it.
         read: gives its rows.
-        folder: that paths in it are relative to.
+        bounds: where the pictures lie that it names.
         files: that it is read from.
     """
 
@@ -60,12 +61,12 @@ class Part:
         self,
         source: str,
         read: Callable[[], Iterable[dict[str, Any]]],
-        folder: Path | None = None,
+        bounds: Bounds | None = None,
         *,
         files: Sequence[Path] = (),
     ) -> None:
         self.source = source
-        self.folder = folder
+        self.bounds = bounds
         self.files = files
         self._read = read
 
@@ -82,16 +83,16 @@ class Part:
             raise unreadable(self.source, error) from error
         if not rows:
             raise ValueError(f"{self.source} has no rows: fill it, or name another file or part.")
-        return Table(self.source, rows, self.folder)
+        return Table(self.source, rows, self.bounds)
 
 
 class Table:
     """Rows, a mapping from column to value each."""
 
-    def __init__(self, source: str, rows: list[dict[str, Any]], folder: Path | None = None) -> None:
+    def __init__(self, source: str, rows: list[dict[str, Any]], bounds: Bounds | None = None) -> None:
         self.source = source
         self.rows = rows
-        self.folder = folder
+        self.bounds = bounds
         self.columns = list(dict.fromkeys(name for row in rows[:_SAMPLE] for name in row))
 
     def __len__(self) -> int:
@@ -99,7 +100,7 @@ class Table:
 
     def first(self, limit: int | None) -> Table:
         """The table of its first ``limit`` rows; None: of all."""
-        return self if limit is None else Table(self.source, self.rows[:limit], self.folder)
+        return self if limit is None else Table(self.source, self.rows[:limit], self.bounds)
 
     def holds(self, column: str, what: Holds) -> bool:
         """Whether the column's first values are of that kind, most of them: who reads a bad one names its row."""
@@ -133,9 +134,18 @@ class Table:
             column, lambda value: isinstance(value, str) or (value is None and missing is not None), "a text"
         )
         texts = [missing if text is None else text for text in texts]
+        self._require_utf8(column, ([text] for text in texts))
         if tell:
             self.tell_empty(column, texts)
         return texts
+
+    def _require_utf8(self, column: str, rows: Iterable[Sequence[str]]) -> None:
+        for row, texts in enumerate(rows):
+            if bad := next((text for text in texts if not is_utf8(text)), None):
+                raise ValueError(
+                    f"Row {row} of {self.source} must have text that UTF-8 can hold, without unpaired surrogates, in column "
+                    f"'{column}'. Got {shown(bad)} instead: mend the row or remove it."
+                )
 
     def tell_empty(self, column: str, texts: Sequence[str]) -> None:
         """Log how many of a column's texts are empty, or nothing but spaces; ValueError where all are."""
@@ -184,6 +194,7 @@ class Table:
     def text_lists(self, column: str) -> list[list[str]]:
         """The column's lists of texts; empty texts are told."""
         lists = self._lists(column, lambda value: isinstance(value, str), "a list of texts")
+        self._require_utf8(column, lists)
         self.tell_empty(column, [text for texts in lists for text in texts])
         return lists
 
@@ -197,11 +208,12 @@ class Table:
         """The column's pictures as ``load_image`` takes them; paths are relative to the file that names them.
 
         Raises:
-            ValueError: for what is no picture, and a path that leads out of the file's folder.
+            ValueError: for what is no picture, and a path that leads out of the table's folder, or data set.
         """
         values = self._column(column, lambda value: _is_image(value) or isinstance(value, str), "a picture or its path")
-        folder = self.folder
-        return values if folder is None else [picture_below(folder, value) for value in values]
+        if self.bounds is None:
+            return values
+        return [self.bounds.picture(value, row=row) for row, value in enumerate(values)]
 
 
 def local_path(source: str) -> Path | None:
@@ -224,8 +236,8 @@ def parts_of_path(path: Path) -> dict[str, Part]:
     Raises:
         ValueError: for a file of no format that is known, or a folder without any.
     """
-    if path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
-        return _parts(datasets.load_from_disk(str(path)), str(path), path)
+    if is_saved(path):
+        return _parts(load_saved(path), str(path), Bounds.of_path(path))
     if path.is_file():
         if path.suffix not in FORMATS:
             raise ValueError(f"{path} must be one of {', '.join(FORMATS)}. Got '{path.suffix}' instead.")
@@ -235,7 +247,7 @@ def parts_of_path(path: Path) -> dict[str, Part]:
         if folder.is_dir():
             for file in sorted(folder.iterdir()):
                 if file.suffix in FORMATS and file.suffix != ".txt" and not file.name.startswith("."):
-                    files.setdefault(start + _SHARD.sub("", file.stem), []).append(file)
+                    files.setdefault(start + _SHARD.sub("", file.stem), []).append(require_below(path, file))
     if not files:
         raise ValueError(f"{path} must hold files of data ({', '.join(FORMATS)}). Found none of them.")
     return {name: _part_of_files(some) for name, some in files.items()}
@@ -247,18 +259,21 @@ def parts_of_hub(name: str, config: str | None, revision: str | None) -> dict[st
     Raises:
         ValueError: where there is no such data set, or the hub cannot be reached.
     """
+    bounds = Bounds.of_dataset(name)
     try:
         if config is None and {"corpus", "queries"} <= set(
             configs := datasets.get_dataset_config_names(name, revision=revision)
         ):
             parts = {}
             for part in ("corpus", "queries"):
-                loaded = datasets.load_dataset(name, part, revision=revision)
-                parts[part] = next(iter(_parts(loaded, f"{name}, {part}").values()))
+                loaded = load_named(name, part, revision=revision)
+                parts[part] = next(iter(_parts(loaded, f"{name}, {part}", bounds).values()))
             judged = next(iter([known for known in ("default", "qrels") if known in configs]), None)
-            loaded = datasets.load_dataset(name, judged, revision=revision)
-            return parts | {f"qrels-{split}": part for split, part in _parts(loaded, f"{name}, qrels").items()}
-        return _parts(datasets.load_dataset(name, config, revision=revision), name)
+            loaded = load_named(name, judged, revision=revision)
+            return parts | {f"qrels-{split}": part for split, part in _parts(loaded, f"{name}, qrels", bounds).items()}
+        return _parts(load_named(name, config, revision=revision), name, bounds)
+    except LeadsOutError:
+        raise
     except (OSError, ValueError) as error:
         told = (
             f"There is no file or folder '{name}', and no data set of that name could be had from the hub "
@@ -267,20 +282,17 @@ def parts_of_hub(name: str, config: str | None, revision: str | None) -> dict[st
         raise ValueError(sentence(told)) from error
 
 
-def _parts(loaded: Any, source: str, folder: Path | None = None) -> dict[str, Part]:
+def _parts(loaded: Any, source: str, bounds: Bounds) -> dict[str, Part]:
     several = loaded if isinstance(loaded, Mapping) else {"test": loaded}
-    return {str(split): _part_of_dataset(f"{source}, {split}", dataset, folder) for split, dataset in several.items()}
+    return {str(split): _part_of_dataset(f"{source}, {split}", dataset, bounds) for split, dataset in several.items()}
 
 
-def _part_of_dataset(source: str, dataset: datasets.Dataset, folder: Path | None) -> Part:
+def _part_of_dataset(source: str, dataset: datasets.Dataset, bounds: Bounds) -> Part:
     def read() -> Iterable[dict[str, Any]]:
-        stored = dataset.with_format(None)
-        for name, feature in stored.features.items():
-            if isinstance(feature, datasets.Image):
-                stored = stored.cast_column(name, datasets.Image(decode=False))
-        return iter(stored)
+        for table in dataset.with_format("arrow").iter(_SAMPLE):  # which opens no picture or sound that a row names
+            yield from table.to_pylist()
 
-    return Part(source, read, folder, files=[Path(file["filename"]) for file in dataset.cache_files])
+    return Part(source, read, bounds, files=[Path(file["filename"]) for file in dataset.cache_files])
 
 
 def _part_of_files(files: list[Path]) -> Part:
@@ -292,7 +304,7 @@ def _part_of_files(files: list[Path]) -> Part:
             else:
                 yield from text_rows(file)
 
-    return Part(str(files[0]), read, files[0].parent, files=files)
+    return Part(str(files[0]), read, Bounds.of_path(files[0]), files=files)
 
 
 def shown(value: Any) -> str:

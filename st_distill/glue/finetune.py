@@ -106,6 +106,8 @@ class Settings:
             ("seed", self.seed, 0),
         ):
             check_whole_number(f"'{name}'", value, least=lowest)
+        if self.seed >= 2**32:
+            raise ValueError(f"The 'seed' must be at most {2**32 - 1}. Got {self.seed} instead.")
         for name, number in (("steps", self.steps), ("limit", self.limit)):
             check_whole_number(f"'{name}'", number, optional=True)
         if not self.epochs > 0:

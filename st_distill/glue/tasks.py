@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from st_distill.contained import require_below
 from st_distill.errors import one_line
 from st_distill.evaluation.data import Part, Table, parts_of_hub, parts_of_path
 from st_distill.files import describe
@@ -211,7 +212,8 @@ def _parts_of_folder(task: GlueTask, folder: Path) -> dict[str, Part]:
     parts = parts_of_path(folder)
     for file in sorted(folder.glob("*.tsv")):
         names = _COLA_COLUMNS if task.name == "cola" else None
-        parts[file.stem] = Part(str(file), _Lines(file, names, task.broken_lines), folder, files=[file])
+        lines = _Lines(require_below(folder, file), names, task.broken_lines)
+        parts[file.stem] = Part(str(file), lines, files=[file])
     return parts
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from st_distill.nearest import suggest
 from st_distill.recipe.conversion import Part
 from st_distill.recipe.load import Kind
-from st_distill.recipe.rules import about, above, at_least, not_empty, numbers_list
+from st_distill.recipe.rules import about, above, at_least, is_seed, not_empty, numbers_list
 from st_distill.recipe.schema import Texts
 from st_distill.recipe.words import Found
 
@@ -131,7 +131,7 @@ class Pretraining(Part):
         default=None,
         metadata=about("folder of the tokenised corpus, checkpoints and state; <output>-run by default", not_empty),
     )
-    seed: int = field(default=42, metadata=about("of everything random", at_least(0)))
+    seed: int = field(default=42, metadata=about("of everything random", is_seed))
     encoder: Encoder = field(metadata=about("the model that is trained"))
     tokenizer: TokenizerSpec = field(metadata=about("where its tokenizer is from"))
     texts: list[Texts] = field(metadata=about("the documents it learns on; one column of each source", not_empty))

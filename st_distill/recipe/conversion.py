@@ -60,6 +60,7 @@ class _Invalid:
 
 
 _INVALID = _Invalid()
+_MOST = 2**63 - 1  # beyond which Python and torch count no rows
 _WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -133,6 +134,8 @@ def _convert_scalar(value: Any, hint: Any, path: FieldPath, found: list[Found]) 
     if is_number and hint is float:
         return float(value)
     if is_number and value == int(value):
+        if abs(value) > _MOST:
+            return _reject(path, found, f"expected {_WORDS[hint]}, got a number beyond all measure")
         return int(value)
     quoted = "; write it without quotes" if isinstance(value, str) and _is_number(value) else ""
     return _reject(path, found, f"expected {_WORDS[hint]}, got {describe(value)}{quoted}")

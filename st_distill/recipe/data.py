@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -14,14 +15,16 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from st_distill.contained import Bounds
 from st_distill.errors import sentence
 from st_distill.files import sha256
 from st_distill.modules.image_loading import load_image
 from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind, kinds_of_features
 from st_distill.recipe.source_schema import ImageSource, Texts
-from st_distill.recipe.sources import columns_of, name_of, read_rows, rows_of, stream_rows
-from st_distill.tables import existing_path, picture_below, text_rows
+from st_distill.recipe.sources import columns_of, name_of, pictures_by_path, read_rows, rows_of, stream_rows
+from st_distill.tables import existing_path, is_utf8
+from st_distill.vectors import shorten
 
 __all__ = [
     "LoadedImages",
@@ -120,6 +123,11 @@ def stream_documents(source: Texts) -> Iterator[str]:
             raise ValueError(
                 f"Row {count} of {name_of(source)} has {what} in column '{column}'. Fill it or remove the row."
             )
+        if not is_utf8(text):
+            raise ValueError(
+                f"Row {count} of {name_of(source)} must hold text that UTF-8 can hold, without unpaired surrogates, in column "
+                f"'{column}'. Got {shorten(text)} instead."
+            )
         yield text
     if count < 0:
         raise ValueError(f"{name_of(source)} has no rows.")
@@ -180,9 +188,9 @@ def read_images(source: ImageSource) -> LoadedImages:
     dataset = dataset.select_columns([image, source.caption])
     if image != source.image:
         dataset = dataset.rename_column(image, source.image)
-    if source.path is not None:
+    if (bounds := _bounds(source)) is not None:
         table = dataset.with_format("arrow")[:]
-        pictures = _below(_folder_of(source.path), table.column(source.image))
+        pictures = _below(bounds, table.column(source.image))
         dataset = datasets.Dataset(pa.table({source.image: pictures, source.caption: table.column(source.caption)}))
     dataset = _checked(dataset, source, [source.caption])
     dataset = dataset.cast_column(source.image, datasets.Image(decode=False))
@@ -212,16 +220,18 @@ def absent_pictures(source: ImageSource) -> list[tuple[int, str]]:
     """Row and path of the pictures that a table on the disk names and that are not there.
 
     Raises:
-        ValueError: as `read_images`, but for what is in the pictures.
+        ValueError: for a file that cannot be read, and a picture that leads out of the table's folder.
     """
     if source.path is None:
         return []
-    image = _image_column(source, list(columns_of(source) or {}))
-    if (columns_of(source) or {}).get(image) != "text":
-        return []
-    pictures = read_rows(source).with_format("arrow")[:].column(image)
-    paths = _below(_folder_of(source.path), pictures).to_pylist()
-    return [(row, path) for row, path in enumerate(paths) if path and "://" not in path and not Path(path).is_file()]
+    bounds, absent = Bounds.of_path(Path(source.path)), []
+    for row, stored in pictures_by_path(source, _image_column(source, list(columns_of(source) or {}))):
+        if source.limit is not None and row >= source.limit:
+            break
+        path = bounds.picture(stored, row=row)
+        if path and "://" not in path and not Path(path).is_file():
+            absent.append((row, path))
+    return absent
 
 
 def fingerprint(source: Texts | ImageSource) -> str:
@@ -255,11 +265,10 @@ def fingerprint(source: Texts | ImageSource) -> str:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in files:
             add(file.relative_to(path).as_posix() if path.is_dir() else file.suffix, sha256(file))
-        if isinstance(source, ImageSource) and not path.is_dir() and path.suffix != ".parquet":
-            column = _image_column(source, list(columns_of(source) or {}))
-            for row in text_rows(path):
-                picture = picture_below(path.parent, row.get(column))
-                add(str(row.get(column)), sha256(picture) if picture and Path(picture).is_file() else None)
+        if isinstance(source, ImageSource) and not path.is_dir():
+            for row, stored in pictures_by_path(source, _image_column(source, list(columns_of(source) or {}))):
+                picture = Bounds.of_path(path).picture(stored, row=row)
+                add(stored, sha256(picture) if picture and Path(picture).is_file() else None)
     return total.hexdigest()
 
 
@@ -329,24 +338,27 @@ def _batches(dataset: datasets.Dataset) -> Iterator[pa.Table]:
     yield from dataset.with_format("arrow").iter(10_000)
 
 
-def _folder_of(name: str) -> Path:
-    path = Path(name)
-    return path if path.is_dir() else path.parent
+def _bounds(source: ImageSource) -> Bounds | None:
+    """Where the source's pictures lie; None for data given in Python, whose paths are the user's own."""
+    if source.path is not None:
+        return Bounds.of_path(Path(source.path))
+    return None if source.dataset is None else Bounds.of_dataset(source.dataset)
 
 
-def _below(folder: Path, pictures: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of pictures with the paths that `picture_below` gives them; bytes stay where they are."""
-    chunks = []
+def _below(bounds: Bounds, pictures: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of pictures with the paths that the bounds give them; bytes stay where they are."""
+    chunks, rows = [], itertools.count()
     for chunk in pictures.chunks:
         if pa.types.is_binary(chunk.type) or pa.types.is_large_binary(chunk.type):
             chunks.append(chunk)
         elif pa.types.is_struct(chunk.type):
             content, paths = chunk.field("bytes"), chunk.field("path").to_pylist()
             found = [
-                picture_below(folder, path) if is_absent else path
-                for path, is_absent in zip(paths, content.is_null().to_pylist())
+                bounds.picture(path, row=row) if is_absent else path
+                for path, is_absent, row in zip(paths, content.is_null().to_pylist(), rows)
             ]
             chunks.append(pa.StructArray.from_arrays([content, pa.array(found, pa.string())], ["bytes", "path"]))
         else:
-            chunks.append(pa.array([picture_below(folder, path) for path in chunk.to_pylist()], pa.string()))
+            found = [bounds.picture(path, row=row) for path, row in zip(chunk.to_pylist(), rows)]
+            chunks.append(pa.array(found, pa.string()))
     return pa.chunked_array(chunks)

@@ -58,7 +58,7 @@ class ImageRules(Findings):
                 self.error((*path, field), f"there is no column '{name}'{suggest(name, kinds, always=True)}")
             elif kinds[name] not in wanted:
                 self.error((*path, field), f"the column '{name}' must hold {what}, and it does not")
-        if kinds.get(image) == "text":
+        if kinds.get(image) in ("text", "image"):
             self.absent(path, source)
 
     def absent(self, path: FieldPath, source: ImageSource) -> None:

@@ -7,7 +7,18 @@ from typing import Any
 
 from st_distill.recipe.words import Found, describe
 
-__all__ = ["Rule", "about", "above", "at_least", "below_one", "names_list", "not_empty", "numbers_list", "python_only"]
+__all__ = [
+    "Rule",
+    "about",
+    "above",
+    "at_least",
+    "below_one",
+    "is_seed",
+    "names_list",
+    "not_empty",
+    "numbers_list",
+    "python_only",
+]
 
 Rule = Callable[[Any], Iterable[Found]]
 
@@ -31,6 +42,12 @@ def above(limit: float) -> Rule:
 def below_one(value: Any) -> Iterator[Found]:
     if value is not None and not 0 <= value < 1:
         yield (), f"must be from 0 to below 1, got {value:g}"
+
+
+def is_seed(value: Any) -> Iterator[Found]:
+    # numpy takes no other
+    if value is not None and not 0 <= value < 2**32:
+        yield (), f"must be from 0 to {2**32 - 1}, got {value}"
 
 
 def numbers_list(lowest: int, *, empty: bool = False, ascending: bool = False) -> Rule:

@@ -42,6 +42,11 @@ class RunRules(Findings):
         if not self.recipe.output or not self.sound(("output",), ("work",)):
             return
         where: FieldPath = ("work",) if self.recipe.work is not None else ("output",)
+        homes = [name for name in ("output", "work") if str(getattr(self.recipe, name) or "").startswith("~")]
+        for name in homes:  # a folder of that name would be made, and who removes it may remove his home
+            self.error((name,), "begins with '~', which is no home folder here; write the whole path")
+        if homes:
+            return
         try:
             output, work = Path(self.recipe.output).resolve(), self.recipe.work_folder.resolve()
             files = [name for name, path in (("output", output), ("work", work)) if path.exists() and not path.is_dir()]

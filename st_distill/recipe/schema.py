@@ -21,6 +21,7 @@ from st_distill.recipe.rules import (
     above,
     at_least,
     below_one,
+    is_seed,
     names_list,
     not_empty,
     numbers_list,
@@ -468,7 +469,7 @@ class Recipe(Part):
         default=None,
         metadata=about("folder of the teachers' vectors, checkpoints and state; <output>-run by default", not_empty),
     )
-    seed: int = field(default=42, metadata=about("of everything random", at_least(0)))
+    seed: int = field(default=42, metadata=about("of everything random", is_seed))
     student: Student = field(metadata=about("the model that is trained"))
     teachers: list[TeacherSpec] = field(default_factory=list, metadata=about("the models it learns from"))
     texts: list[Texts] = field(

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from st_distill.recipe.conversion import Part
 from st_distill.recipe.rules import about, above, at_least, names_list, not_empty, python_only
 from st_distill.recipe.words import Found, describe
+from st_distill.tables import is_utf8
 
 __all__ = ["ImageSource", "Images", "Texts"]
 
@@ -22,6 +23,8 @@ def _data_rule(value: Any) -> Iterator[Found]:
     for index, text in enumerate(value):
         if not isinstance(text, str):
             yield (index,), f"expected text, got {describe(text)}"
+        elif not is_utf8(text):
+            yield (index,), f"expected text that UTF-8 can hold, without unpaired surrogates, got {describe(text)}"
 
 
 @dataclass(kw_only=True)

@@ -11,6 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from st_distill.contained import is_saved, load_named, load_saved, require_below
 from st_distill.errors import sentence
 from st_distill.files import read_json, writing
 from st_distill.nearest import suggest
@@ -19,7 +20,7 @@ from st_distill.recipe.source_schema import ImageSource, Texts
 from st_distill.recipe.words import describe
 from st_distill.tables import FORMATS, existing_path, text_rows, unreadable
 
-__all__ = ["columns_of", "name_of", "read_rows", "rows_of", "stream_rows"]
+__all__ = ["columns_of", "name_of", "pictures_by_path", "read_rows", "rows_of", "stream_rows"]
 
 #: Rows that the columns of a text format are judged by.
 _SAMPLE = 1000
@@ -33,9 +34,7 @@ def read_rows(source: Texts | ImageSource) -> datasets.Dataset:
     elif source.path is not None:
         dataset = _read_path(existing_path(source.path), source)
     else:
-        dataset = datasets.load_dataset(
-            source.dataset, source.config, split=source.split or "train", revision=source.revision
-        )
+        dataset = _named(source)
     if source.limit is not None and source.limit < len(dataset):
         dataset = dataset.select(range(source.limit))
     if len(dataset) == 0:
@@ -59,15 +58,16 @@ def _stream(source: Texts, columns: list[str]) -> Iterator[tuple[Any, ...]]:
     if source.path is None:
         rows = source.data
         if rows is None:
-            rows = datasets.load_dataset(
-                source.dataset, source.config, split=source.split or "train", revision=source.revision, streaming=True
-            )
+            rows = _named(source, streaming=True)
+            # What the other columns name is not to be opened.
+            rows = rows.select_columns([name for name in columns if rows.features is None or name in rows.features])
         yield from (tuple(row.get(column) for column in columns) for row in rows)
         return
     path = existing_path(source.path)
-    if _is_saved(path):
-        saved = _reading(path, lambda: datasets.load_from_disk(str(_saved_split(path, source))))
-        yield from (tuple(row[column] for column in columns) for row in saved.select_columns(columns))
+    if is_saved(path):
+        saved = load_saved(_saved_split(path, source)).select_columns(columns).with_format("arrow")
+        for table in saved.iter(_SAMPLE):
+            yield from zip(*(table.column(column).to_pylist() for column in columns))
         return
     for file in _files(path, source):
         if file.suffix != ".parquet":
@@ -92,7 +92,7 @@ def columns_of(source: Texts | ImageSource) -> dict[str, Kind] | None:
     if source.path is None:
         return None
     path = existing_path(source.path)
-    if _is_saved(path):
+    if is_saved(path):
         info = _saved_split(path, source) / "dataset_info.json"
         return kinds_of_features(_reading(info, lambda: datasets.Features.from_dict(read_json(info)["features"])))
     first = _files(path, source)[0]
@@ -114,13 +114,64 @@ def rows_of(source: Texts | ImageSource) -> int | None:
         return None
     else:
         path = existing_path(source.path)
-        count = len(_read_path(path, source)) if _is_saved(path) else sum(map(_row_count, _files(path, source)))
+        count = len(_read_path(path, source)) if is_saved(path) else sum(map(_row_count, _files(path, source)))
     return count if source.limit is None else min(count, source.limit)
 
 
+def pictures_by_path(source: ImageSource, column: str) -> Iterator[tuple[int, str]]:
+    """Row and path of each picture that is not in its table itself, of a table on the disk; ``limit`` is not looked at.
+
+    Raises:
+        ValueError: for a file that is absent or cannot be read, once the reading comes to it.
+    """
+    path, rows = existing_path(str(source.path)), itertools.count()
+    if (columns_of(source) or {}).get(column) not in ("text", "image"):
+        return
+    if is_saved(path):
+        tables = load_saved(_saved_split(path, source)).select_columns([column]).with_format("arrow").iter(_SAMPLE)
+        values = itertools.chain.from_iterable(_paths_in(table.column(column)) for table in tables)
+    else:
+        files = _files(path, source)
+        values = itertools.chain.from_iterable(_paths_of_file(file, column) for file in files)
+    yield from ((row, value) for value, row in zip(values, rows) if isinstance(value, str))
+
+
+def _paths_of_file(file: Path, column: str) -> Iterator[Any]:
+    if file.suffix != ".parquet":
+        yield from (row.get(column) for row in text_rows(file))
+        return
+    try:
+        with pq.ParquetFile(file) as parquet:
+            for group in range(parquet.num_row_groups):
+                if _has_all_bytes(parquet.metadata.row_group(group), column):  # which are not read for nothing
+                    yield from itertools.repeat(None, parquet.metadata.row_group(group).num_rows)
+                    continue
+                for batch in parquet.iter_batches(batch_size=_SAMPLE, row_groups=[group], columns=[column]):
+                    yield from _paths_in(batch.column(column))
+    except (OSError, pa.ArrowException, UnicodeDecodeError, KeyError) as error:
+        raise unreadable(file, error) from error
+
+
+def _has_all_bytes(group: pq.RowGroupMetaData, column: str) -> bool:
+    parts = {(part := group.column(place)).path_in_schema: part.statistics for place in range(group.num_columns)}
+    statistics = parts.get(f"{column}.bytes")
+    return statistics is not None and statistics.has_null_count and statistics.null_count == 0
+
+
+def _paths_in(pictures: pa.Array | pa.ChunkedArray) -> Iterator[Any]:
+    """The path of each picture, None of one whose bytes are there."""
+    for chunk in pictures.chunks if isinstance(pictures, pa.ChunkedArray) else [pictures]:
+        if pa.types.is_struct(chunk.type):
+            paths, are_absent = chunk.field("path").to_pylist(), chunk.field("bytes").is_null().to_pylist()
+            yield from (path if is_absent else None for path, is_absent in zip(paths, are_absent))
+        else:
+            is_text = pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type)
+            yield from chunk.to_pylist() if is_text else itertools.repeat(None, len(chunk))
+
+
 def _read_path(path: Path, source: Texts | ImageSource) -> datasets.Dataset:
-    if _is_saved(path):
-        return _reading(path, lambda: datasets.load_from_disk(str(_saved_split(path, source))))
+    if is_saved(path):
+        return load_saved(_saved_split(path, source))
     files = _files(path, source)
     if files[0].suffix == ".parquet":
         if not _reading(path, lambda: sum(pq.read_metadata(file).num_rows for file in files)):
@@ -160,10 +211,6 @@ def _row_count(file: Path) -> int:
     return sum(1 for _ in text_rows(file))
 
 
-def _is_saved(path: Path) -> bool:
-    return path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
-
-
 def _saved_split(path: Path, source: Texts | ImageSource) -> Path:
     if not (path / "dataset_dict.json").is_file():
         return path
@@ -172,13 +219,13 @@ def _saved_split(path: Path, source: Texts | ImageSource) -> Path:
     split = source.split or "train"
     if split not in splits:
         raise ValueError(sentence(f"{path} has no split '{split}'{suggest(split, splits, always=True)}"))
-    return path / split
+    return require_below(path, path / split)
 
 
 def _files(path: Path, source: Texts | ImageSource) -> list[Path]:
     """The files of one format that a path stands for."""
     if isinstance(source, ImageSource) and path.is_dir():
-        metadata = [path / name for name in _METADATA if (path / name).is_file()]
+        metadata = [require_below(path, path / name) for name in _METADATA if (path / name).is_file()]
         if metadata:
             return metadata[:1]
     elif path.is_file():
@@ -204,7 +251,13 @@ def _files(path: Path, source: Texts | ImageSource) -> list[Path]:
         raise ValueError(
             f"{path} must hold files of one format ({', '.join(FORMATS)}). {found}. Name one file, or a pure folder."
         )
-    return files
+    return [require_below(path, file) for file in files]
+
+
+def _named(source: Texts | ImageSource, *, streaming: bool = False) -> Any:
+    return load_named(
+        str(source.dataset), source.config, split=source.split or "train", revision=source.revision, streaming=streaming
+    )
 
 
 def _reading(path: Path, read: Callable[[], Any]) -> Any:

@@ -3,9 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from datasets import Dataset, Features, Image, Value
-from fault_helpers import RECIPE, SEEING_STAGES, STAGES, Project, forked
+from fault_helpers import RECIPE, SEEING_STAGES, STAGES, Project, Undisturbed, forked
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
@@ -59,12 +58,9 @@ def seeing_project(make_project, tmp_path) -> Project:
     return make_project(tmp_path, seeing=True)
 
 
-Undisturbed = tuple[dict[str, torch.Tensor], int]
-
-
 @pytest.fixture(scope="session")
 def undisturbed(make_project, tmp_path_factory) -> Undisturbed:
-    """The results of such a run when nothing happens, and how many changes it makes."""
+    """Such a run when nothing happens."""
     return _undisturbed(make_project(tmp_path_factory.mktemp("undisturbed")))
 
 
@@ -77,4 +73,4 @@ def _undisturbed(project: Project) -> Undisturbed:
     ended = forked(project.run, project.folder)
     assert ended.code == 0, ended.said
     assert verify(project.work).findings == []
-    return project.results(), ended.changes
+    return Undisturbed(project.results(), ended.changes, ended.seconds)

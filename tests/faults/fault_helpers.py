@@ -1,40 +1,48 @@
 """A small run in a process of its own, in which something happens at a chosen moment.
 
 A moment is a change of the disk: the n-th file that is opened for writing, renamed or removed under the run's folder. So it
-is the same on a fast machine and on a slow one, and every write is reached. ``FAULTS=all`` (``make faults``) tries the whole
-matrix, the suite a sample of it.
+is the same on a fast machine and on a slow one, and every write is reached. What lies between two changes is reached by the
+clock: a time after the run's first sign of life, a share of what an undisturbed one takes. ``FAULTS=all`` (``make faults``)
+tries the whole matrix, the suite a sample of it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
+import random
 import resource
+import select
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import tqdm.std
 from safetensors.torch import load_file
 
 from st_distill.cli import main
 
 ALL = os.environ.get("FAULTS") == "all"
 _SECONDS = 300  # after which a child is taken to hang
+_BEGUN = b"begun\n"
 _CHANGES = "changes: "
 
 
 @dataclass
 class Ended:
-    """How a child ended: its exit code (negative for a signal), what it printed, and the changes that it made."""
+    """How a child ended: its exit code (negative for a signal), what it printed, the changes that it made, and its time."""
 
     code: int
     said: str
     changes: int
+    seconds: float
 
 
 def assert_told(said: str) -> None:
@@ -80,6 +88,7 @@ def forked(
     moment: int | None = None,
     happens: Happens | None = None,
     size: int | None = None,
+    seconds: float | None = None,
 ) -> Ended:
     """Call a function, which returns an exit code, in a child process.
 
@@ -89,6 +98,7 @@ def forked(
         moment: the change before which something happens, from 1.
         happens: what does.
         size: limit of files, in bytes, beyond which writing fails as on a full disk.
+        seconds: after which the child is killed, wherever it is.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -102,10 +112,12 @@ def forked(
             signal.alarm(_SECONDS)
             # The threads of the parent are not here: what waits for them hangs.
             torch.set_num_threads(1)
+            _unlock_progress()
             changes = _watch(folder, moment, happens)
             if size is not None:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            os.write(1, _BEGUN)
             code = function()
             sys.stderr.flush()
             print(f"{_CHANGES}{changes()}", flush=True)
@@ -114,10 +126,58 @@ def forked(
         finally:
             os._exit(code)
     os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        said, _, changes = pipe.read().decode("utf-8", "replace").partition(_CHANGES)
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        said = pipe.read(len(_BEGUN))
+        begun = time.monotonic()
+        if seconds is not None:
+            said += _read_for(reading, seconds)
+            os.kill(child, signal.SIGKILL)
+        said += pipe.read()
     _, status = os.waitpid(child, 0)
-    return Ended(os.waitstatus_to_exitcode(status), said, int(changes.split()[0]) if changes else 0)
+    taken = time.monotonic() - begun
+    words, _, changes = said.removeprefix(_BEGUN).decode("utf-8", "replace").partition(_CHANGES)
+    return Ended(os.waitstatus_to_exitcode(status), words, int(changes.split()[0]) if changes else 0, taken)
+
+
+def _unlock_progress() -> None:
+    """Give tqdm a lock of this process alone: children share the other, and one that is killed with it keeps it for ever."""
+    kinds = [tqdm.std.tqdm]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        if kind is tqdm.std.tqdm or "_lock" in vars(kind):
+            kind.set_lock(tqdm.std.TRLock())
+
+
+def _read_for(pipe: int, seconds: float) -> bytes:
+    """What comes out of a pipe until that time is over, or the pipe closes."""
+    end, content = time.monotonic() + seconds, b""
+    while select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0] and (piece := os.read(pipe, 2**16)):
+        content += piece
+    return content
+
+
+def times(count: int, *, seed: int) -> list[tuple[float, ...]]:
+    """For each of some cases the times of one to four legs, in shares of an undisturbed run's: at the end of each it is killed.
+
+    The legs of a case lie between random points of an undisturbed run, so that hardly one gets to its end.
+    """
+    draw = random.Random(seed)
+    points = [sorted(draw.random() for _ in range(1 + case % 4)) for case in range(count)]
+    return [tuple(round(end - begin, 3) for begin, end in itertools.pairwise([0.0, *case])) for case in points]
+
+
+def killed_at_times(function: Callable[[], int], folder: Path, legs: tuple[float, ...], seconds: float) -> int:
+    """Call a function in one child after the other, each killed after its share of the seconds; the number of kills."""
+    kills = 0
+    for share in legs:
+        ended = forked(function, folder, seconds=share * seconds)
+        assert ended.code in (0, -signal.SIGKILL), (
+            f"killed after {share * seconds:.3f} s of {seconds:.3f}",
+            ended.said,
+        )
+        assert_told(ended.said)
+        kills += ended.code != 0
+    return kills
 
 
 def kill() -> None:
@@ -191,6 +251,14 @@ class Project:
                 for name, tensor in load_file(file).items():
                     found[f"{file.relative_to(self.folder)}:{name}"] = tensor
         return found
+
+
+class Undisturbed(NamedTuple):
+    """What a run comes to when nothing happens: its weights, the changes that it makes on the disk, and its time."""
+
+    results: dict[str, torch.Tensor]
+    changes: int
+    seconds: float
 
 
 def same_results(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from fault_helpers import ALL, assert_told, fill_the_disk, forked, kill
+from fault_helpers import ALL, assert_told, fill_the_disk, forked, kill, killed_at_times, times
 
 from st_distill.cli import main
 from st_distill.files import TEMPORARY
@@ -72,7 +72,7 @@ class Tried:
         assert ended.code == 0, ended.said
         # Until the next change of a store, what was taken out of its description may lie there, and in the second copy of it.
         self.is_repair = name == "repair"
-        self.changes, self.written = ended.changes, self.content()
+        self.changes, self.seconds, self.written = ended.changes, ended.seconds, self.content()
 
     def ends(self, **options):
         return forked(self.command, self.folder, **options)
@@ -84,6 +84,22 @@ class Tried:
             for path in paths
             if path.is_file() and "aside" not in path.parts  # what a killed build could not enter any more
         }
+
+    def is_right(self, moment) -> None:
+        """The command ends with the same files as an undisturbed one, and leaves nothing unfinished where it holds the lock."""
+        again = self.ends()
+        assert again.code == 0, (moment, again.said)
+        found = self.content()
+        if self.is_repair:
+            found = {name: found.get(name) for name in self.written}
+            assert verify(self.folder / "out-run").findings == [], moment
+        assert found == self.written, moment
+        # Where somebody else may be writing, an unfinished file stays.
+        unlocked = {self.folder, self.folder / "out-run/report", self.folder / "out-run/report/pictures"}
+        left = [path for path in self.folder.rglob("*") if path.name.endswith((TEMPORARY, ".partial", ".st-distill"))]
+        assert all(path.name.endswith(TEMPORARY) and path.parent in unlocked for path in left), (moment, left)
+        if (self.folder / "out").is_dir():
+            assert verify(self.folder / "out").findings == [], moment
 
     def put_back(self) -> None:
         shutil.rmtree(self.folder)
@@ -100,9 +116,6 @@ def tried(request, ran, tmp_path_factory):
 @pytest.mark.parametrize("tried", COMMANDS if ALL else ["export"], indirect=True)
 @pytest.mark.parametrize("happens", [kill, fill_the_disk])
 def test_a_command_that_was_broken_off_is_started_again(tried, happens, record_property):
-    """It ends with the same files as an undisturbed one, and leaves nothing unfinished where it holds the lock."""
-    # Where somebody else may be writing, an unfinished file stays.
-    unlocked = {tried.folder, tried.folder / "out-run/report", tried.folder / "out-run/report/pictures"}
     moments = random.Random(0).sample(range(1, tried.changes + 1), min(10 if ALL else 2, tried.changes))
     broken = 0
     for moment in moments:
@@ -113,16 +126,18 @@ def test_a_command_that_was_broken_off_is_started_again(tried, happens, record_p
         if ended.code == 0:  # nothing was left to write
             continue
         broken += 1
-        again = tried.ends()
-        assert again.code == 0, (moment, again.said)
-        found = tried.content()
-        if tried.is_repair:
-            found = {name: found.get(name) for name in tried.written}
-            assert verify(tried.folder / "out-run").findings == []
-        assert found == tried.written
-        left = [path for path in tried.folder.rglob("*") if path.name.endswith((TEMPORARY, ".partial", ".st-distill"))]
-        assert all(path.name.endswith(TEMPORARY) and path.parent in unlocked for path in left), (moment, left)
-    if (tried.folder / "out").is_dir():
-        assert verify(tried.folder / "out").findings == []
+        tried.is_right(moment)
     record_property("cases", len(moments))
     record_property("kills" if happens is kill else "full disks", broken)
+
+
+@pytest.mark.parametrize("tried", COMMANDS if ALL else ["export"], indirect=True)
+def test_a_command_killed_at_any_time_is_started_again(tried, record_property):
+    """By the clock, up to four times in a row."""
+    cases, kills = times(8 if ALL else 2, seed=4), 0
+    for legs in cases:
+        tried.put_back()
+        kills += killed_at_times(tried.command, tried.folder, legs, tried.seconds)
+        tried.is_right(legs)
+    record_property("cases", len(cases))
+    record_property("kills", kills)

@@ -64,7 +64,7 @@ def finished(make_project, tmp_path_factory, undisturbed) -> Kept:
 @pytest.fixture(scope="module")
 def stopped(make_project, tmp_path_factory, undisturbed) -> Kept:
     """A run that was killed behind a checkpoint of its second stage."""
-    project, moment = make_project(tmp_path_factory.mktemp("stopped")), undisturbed[1]
+    project, moment = make_project(tmp_path_factory.mktemp("stopped")), undisturbed.changes
     while not list(project.work.glob(CHECKPOINT)):
         moment = moment * 9 // 10
         shutil.rmtree(project.work, ignore_errors=True)
@@ -101,7 +101,7 @@ def test_damage_to_a_file_of_a_stopped_run(harm, stopped, undisturbed, record_pr
         project = stopped.put_back()
         HARMS[harm](project.folder / file)
         said += bool(go_on(project, file))
-        same_results(project.results(), undisturbed[0])
+        same_results(project.results(), undisturbed.results)
     record_property("cases", len(stopped.files()))
     record_property("went on by themselves", len(stopped.files()) - said)
     record_property("said what mends it, and were mended by that", said)
@@ -144,7 +144,7 @@ def test_damage_to_a_file_of_a_finished_run_is_mended_by_what_it_says(harm, fini
                 verify(project.work, repair=True, show_progress=False)
             go_on(project, file, *(again.group().split() if again else ["--resume"]))
         assert look(project) == []
-        same_results(project.results(), undisturbed[0])
+        same_results(project.results(), undisturbed.results)
     record_property("cases", len(files))
 
 
@@ -157,4 +157,4 @@ def test_the_users_recipe_is_lost_and_the_runs_own_copy_serves(stopped, undistur
         assert_told(ended.said)
     shutil.copy(project.work / "recipe.yaml", project.folder / "recipe.yaml")
     assert go_on(project, Path("recipe.yaml")) == 0
-    same_results(project.results(), undisturbed[0])
+    same_results(project.results(), undisturbed.results)

@@ -21,7 +21,9 @@ from fault_helpers import (
     forked,
     kill,
     kill_inside_a_file,
+    killed_at_times,
     same_results,
+    times,
     without_rights,
 )
 
@@ -33,10 +35,10 @@ from st_distill.verify import verify
 
 @pytest.fixture
 def subject(kind, request):
-    """A project of the kind that the test is parametrized by, its results when nothing happens, and its changes."""
+    """A project of the kind that the test is parametrized by, and what it comes to when nothing happens."""
     names = {"texts": ("project", "undisturbed"), "pictures": ("seeing_project", "undisturbed_seeing")}[kind]
     project, undisturbed = (request.getfixturevalue(name) for name in names)
-    return project, *undisturbed
+    return project, undisturbed
 
 
 def finish(project) -> None:
@@ -54,7 +56,7 @@ KILLED = [("texts", n) for n in range(35)] + [("pictures", n) for n in range(10)
 @pytest.mark.parametrize(("kind", "seed"), KILLED if ALL else [KILLED[0], KILLED[-1]])
 def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(kind, seed, subject, record_property):
     """Up to four kills each; the moments are spread over teachers, start, stages, checkpoints, export and evaluation."""
-    project, results, changes = subject
+    project, (results, changes, _) = subject
     moments, kills = random.Random(seed), 0
     for _ in range(4 if ALL else 2):
         # Later legs are shorter, so that some of them get to their end without being killed.
@@ -68,9 +70,23 @@ def test_a_run_killed_again_and_again_ends_as_an_undisturbed_one(kind, seed, sub
     same_results(project.results(), results)
 
 
+#: The recipe, and the shares of an undisturbed run's time after which it is killed.
+TIMED = [("texts", legs) for legs in times(28, seed=1)] + [("pictures", legs) for legs in times(12, seed=2)]
+
+
+@pytest.mark.parametrize(("kind", "legs"), TIMED if ALL else [TIMED[1]], ids=str)
+def test_a_run_killed_at_any_time_ends_as_an_undisturbed_one(kind, legs, subject, record_property):
+    """By the clock: in the middle of a step, of a file, of what a library does."""
+    project, (results, _, seconds) = subject
+    kills = killed_at_times(lambda: project.run("--resume"), project.folder, legs, seconds)
+    record_property("kills", kills)
+    finish(project)
+    same_results(project.results(), results)
+
+
 def test_the_same_recipe_gives_the_same_weights_bit_for_bit(project, undisturbed):
     assert forked(project.run, project.folder).code == 0
-    found, expected = project.results(), undisturbed[0]
+    found, expected = project.results(), undisturbed.results
     assert found.keys() == expected.keys()
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
@@ -78,7 +94,7 @@ def test_the_same_recipe_gives_the_same_weights_bit_for_bit(project, undisturbed
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT] if ALL else [signal.SIGTERM])
 @pytest.mark.parametrize("share", [n / 10 for n in range(10)] if ALL else [0.6])
 def test_a_signal_stops_a_run_in_order(number, share, project, undisturbed):
-    results, changes = undisturbed
+    results, changes, _ = undisturbed
 
     def ask() -> None:
         os.kill(os.getpid(), number)
@@ -114,12 +130,12 @@ def test_a_signal_in_a_step_leaves_a_checkpoint_of_that_step(signals, project, u
     assert last.name == {1: "checkpoint-3", 2: "checkpoint-2"}[signals]
     assert what_is_wrong(last) is None
     finish(project)
-    same_results(project.results(), undisturbed[0])
+    same_results(project.results(), undisturbed.results)
 
 
 @pytest.mark.parametrize("share", [n / 25 for n in range(25)] if ALL else [0.6])
 def test_a_run_killed_inside_a_file_goes_on(share, project, undisturbed, record_property):
-    results, changes = undisturbed
+    results, changes, _ = undisturbed
     moment = max(1, int(share * changes))
     ended = forked(project.run, project.folder, moment=moment, happens=kill_inside_a_file)
     assert ended.code == -signal.SIGXFSZ, ended.said
@@ -132,7 +148,7 @@ def test_a_run_killed_inside_a_file_goes_on(share, project, undisturbed, record_
 def test_a_disk_without_room_for_a_file_is_said_and_the_run_goes_on(size, project, undisturbed):
     stopped_by_the_disk(forked(project.run, project.folder, size=size), project)
     finish(project)
-    same_results(project.results(), undisturbed[0])
+    same_results(project.results(), undisturbed.results)
 
 
 def stopped_by_the_disk(ended, project) -> None:
@@ -148,7 +164,7 @@ FULL = [("texts", n / 40) for n in range(40)] + [("pictures", n / 20) for n in r
 
 @pytest.mark.parametrize(("kind", "share"), FULL if ALL else [FULL[32]])
 def test_the_disk_is_full_from_some_change_on(kind, share, subject):
-    project, results, changes = subject
+    project, (results, changes, _) = subject
     moment = max(1, int(share * changes))
     stopped_by_the_disk(forked(project.run, project.folder, moment=moment, happens=fill_the_disk), project)
     finish(project)
@@ -158,7 +174,7 @@ def test_the_disk_is_full_from_some_change_on(kind, share, subject):
 @pytest.mark.parametrize("share", [n / 10 for n in range(1, 10)] if ALL else [0.7])
 def test_the_clock_goes_back(share, project, undisturbed):
     """Before the run goes on, so that every file is of the future; and, in the run, at every look at it."""
-    results, changes = undisturbed
+    results, changes, _ = undisturbed
 
     def run() -> int:
         ticks = itertools.count()
@@ -226,7 +242,7 @@ def test_a_second_run_in_one_folder_is_refused_until_the_first_has_died(project)
 
 
 def test_no_pickle_is_run_and_no_token_is_written(project, undisturbed, monkeypatch):
-    _, changes = undisturbed
+    changes = undisturbed.changes
     token = "hf_" + "secretsecret" * 3
     monkeypatch.setenv("HF_TOKEN", token)
 

@@ -6,10 +6,11 @@ import os
 import random
 import shutil
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
-from fault_helpers import ALL, assert_told, fill_the_disk, forked, kill, without_rights
+from fault_helpers import ALL, assert_told, fill_the_disk, forked, kill, killed_at_times, times, without_rights
 
 from st_distill import Teacher, TeacherStore
 from st_distill.cli import main
@@ -51,8 +52,8 @@ def is_right(folder) -> None:
     np.testing.assert_allclose(store.gather(store.ids(TEXTS)).numpy(), expected, atol=1e-6)
 
 
-def built_by_a_child(folder) -> int:
-    build(folder)
+def built_by_a_child(folder, **options) -> int:
+    build(folder, **options)
     return 0
 
 
@@ -67,6 +68,17 @@ def test_a_build_that_is_killed_goes_on(seed, tmp_path, record_property):
         kills += ended.code != 0
     record_property("kills", kills)
     build(tmp_path / "s")
+    is_right(tmp_path / "s")
+    assert not list((tmp_path / "s").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("legs", times(48, seed=3) if ALL else times(2, seed=3)[1:], ids=str)
+def test_a_build_killed_at_any_time_goes_on(legs, tmp_path, record_property):
+    """By the clock; a row in each shard, so that more of the time goes by in writing."""
+    whole = forked(lambda: built_by_a_child(tmp_path / "whole", shard_rows=1), tmp_path)
+    killed = partial(built_by_a_child, tmp_path / "s", shard_rows=1)
+    record_property("kills", killed_at_times(killed, tmp_path, legs, whole.seconds))
+    build(tmp_path / "s", shard_rows=1)
     is_right(tmp_path / "s")
     assert not list((tmp_path / "s").rglob("*.tmp"))
 

@@ -229,6 +229,7 @@ def test_models_that_cannot_serve_are_refused_before_work(tiny_bert, encoder, gl
     [
         ({"batch": 0}, "'batch' must be a whole number from 1. Got 0"),
         ({"steps": 0}, "'steps' must be a whole number from 1"),
+        ({"seed": 2**32}, "'seed' must be at most 4294967295. Got 4294967296"),
         ({"epochs": 0}, "'epochs' must be above 0"),
         ({"learning_rates": []}, "'learning_rates' must be numbers above 0"),
         ({"arguments": {"weight_dekay": 1}}, "Got 'weight_dekay'; did you mean 'weight_decay'"),

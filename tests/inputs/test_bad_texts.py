@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 
@@ -9,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, Features, Value
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from st_distill import Teacher, TeacherStore
+from st_distill.evaluation import TeacherFidelityEvaluator, read_task
 from st_distill.evaluation.data import parts_of_path
 from st_distill.recipe import Texts
 from st_distill.recipe.data import columns_of, fingerprint, load_scored_pairs, load_texts, rows_of, stream_documents
@@ -48,6 +50,57 @@ def stored(path, texts):
 @pytest.mark.parametrize("kind", ODD)
 def test_a_store_takes_any_text(kind, tmp_path):
     stored(tmp_path / "s", [ODD[kind], "plain"])
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_model_reads_any_text(kind, make_student, tmp_path):
+    """As a teacher, whose store is whole; as a student too, but for what its tokenizer cannot take, which is told before."""
+    store = TeacherStore.create(
+        tmp_path / "s", [ODD[kind], "plain"], Teacher(make_student(), name="first"), show_progress=False
+    )
+    assert np.isfinite(store.gather(store.ids([ODD[kind]])).numpy()).all()
+    if kind != "surrogate":
+        assert np.isfinite(make_student().encode([ODD[kind]])).all()
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet", "saved"])
+@pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "surrogate"])
+def test_a_file_gives_any_text_as_it_is(kind, ending, tmp_path):
+    path, texts = tmp_path / f"texts.{ending}", [ODD[kind], "plain"]
+    if ending == "saved":
+        Dataset.from_dict({"text": texts}).save_to_disk(path)
+    elif ending == "parquet":
+        pq.write_table(pa.table({"text": texts}), path)
+    elif ending in ("csv", "tsv"):
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, delimiter="," if ending == "csv" else "\t").writerows(
+                [["text", "n"], *([t, 1] for t in texts)]
+            )
+    else:
+        rows = [json.dumps({"text": text}) for text in texts]
+        path.write_text("\n".join(rows) if ending == "jsonl" else f"[{', '.join(rows)}]")
+    source = Texts(path=str(path), columns=["text"])
+    assert load_texts(source)["text"][:] == list(stream_documents(source)) == texts
+
+
+def test_a_surrogate_is_told_with_its_place(tmp_path, outcome):
+    """No tokenizer takes it; a run or an evaluation would end with an error of one, after hours."""
+    texts = ["plain", ODD["surrogate"]]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text, "label": place}) for place, text in enumerate(texts)))
+    source = Texts(path=str(path), columns=["text"])
+    for read in (
+        lambda: load_texts(source),
+        lambda: list(stream_documents(source)),
+        lambda: parts_of_path(path)["texts"].load().texts("text"),
+    ):
+        said = outcome(read)
+        assert f"Row 1 of {path} must h" in said
+        assert "text that UTF-8 can hold, without unpaired surrogates, in column 'text'" in said
+    assert "data[1]: expected text that UTF-8 can hold" in outcome(lambda: Texts(data=texts))
+    assert "The 'texts' parameter must hold texts that UTF-8 can hold" in outcome(
+        lambda: TeacherFidelityEvaluator(texts, np.eye(2))
+    )
 
 
 @given(st.lists(st.text(alphabet=st.characters(), max_size=20), min_size=1, max_size=5))
@@ -126,6 +179,40 @@ def test_a_dataset_with_a_mistake(table, options, message, tmp_path):
     pq.write_table(pa.table(table), tmp_path / "texts.parquet")
     with pytest.raises(ValueError, match=message):
         load_texts(Texts(path=str(tmp_path / "texts.parquet"), **options))
+
+
+EMPTY = {
+    "parquet": None,
+    "jsonl": "",
+    "json": "[]",
+    "csv": "text,score\n",
+    "tsv": "text\tscore\n",
+    "txt": "",
+    "saved": None,
+}
+
+
+@pytest.mark.parametrize("ending", [*EMPTY, "split"])
+def test_data_without_rows(ending, tmp_path, outcome):
+    path = tmp_path / f"texts.{ending}"
+    schema = Features({"text": Value("string"), "score": Value("float32")})
+    empty = Dataset.from_dict({"text": [], "score": []}, features=schema)
+    if ending == "split":
+        DatasetDict({"train": empty, "test": Dataset.from_dict({"text": ["a"], "score": [1.0]})}).save_to_disk(path)
+        assert load_texts(Texts(path=str(path), split="test", columns=["text"]))["text"][:] == ["a"]
+        assert len(parts_of_path(path)["test"].load()) == 1
+    elif ending == "saved":
+        empty.save_to_disk(path)
+    elif ending == "parquet":
+        pq.write_table(empty.data.table, path)
+    else:
+        path.write_text(EMPTY[ending])
+    for read in (load_texts, load_scored_pairs):
+        assert f"{path} has no rows" in outcome(lambda read=read: read(Texts(path=str(path))))
+    assert f"{path} has no rows" in outcome(lambda: list(stream_documents(Texts(path=str(path), columns=["text"]))))
+    assert rows_of(Texts(path=str(path))) == 0
+    if ending != "split":
+        assert "has no rows" in outcome(lambda: read_task(path))
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "state.json", "dataset_dict.json"])

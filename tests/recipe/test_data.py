@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
@@ -124,16 +125,25 @@ def test_data_in_python():
 def test_a_hub_dataset_is_loaded_by_its_name(monkeypatch):
     asked = []
 
-    def load_dataset(*args, **kwargs):
-        asked.append((args, kwargs))
-        return Dataset.from_dict({"text": ["a", "b"]})
+    class Builder:
+        config = SimpleNamespace(data_files={"train": ["hf://datasets/some/data@abc/train.parquet"]})
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        def __init__(self, *args, **kwargs):
+            asked.append((args, kwargs))
+
+        def download_and_prepare(self):
+            asked.append("prepared")
+
+        def as_dataset(self, split):
+            asked.append(split)
+            return Dataset.from_dict({"text": ["a", "b"]})
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", Builder)
     source = Texts(dataset="some/data", config="en", revision="abc", limit=1)
     assert columns_of(source) is None
     assert rows_of(source) is None
     assert load_texts(source)["text"][:] == ["a"]
-    assert asked == [(("some/data", "en"), {"split": "train", "revision": "abc"})]
+    assert asked == [(("some/data", "en"), {"revision": "abc"}), "prepared", "train"]
 
 
 def test_labels_of_further_losses():
