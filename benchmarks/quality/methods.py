@@ -51,6 +51,13 @@ from st_distill.sampler import LengthGroupedBatchSampler
 DIMS = [384, 256, 128, 64, 32]
 #: Peak learning rate of a student's encoder.
 RATES = {"3-layer": 6e-4, "1-layer": 6e-4, "static": 1e-2}
+#: The loss of the published recipe (arXiv 2412.19048, section 3), whatever the package's own defaults are.
+PUBLISHED: dict[str, Any] = {
+    "weights": {"cosine": 10.0, "similarity": 200.0, "triplet": 20.0},
+    "margin": 0.015,
+    "cosine_dims": None,
+    "bits": False,
+}
 
 
 @dataclass(frozen=True)
@@ -169,15 +176,15 @@ def _embed_distill_matryoshka(model: SentenceTransformer, store: TeacherRows) ->
 
 
 def _published(model: SentenceTransformer, store: TeacherRows) -> nn.Module:
-    head = MatryoshkaProjection(model.get_embedding_dimension(), DIMS)
+    head = MatryoshkaProjection(model.get_embedding_dimension(), DIMS, heads="nested")
     head.start_identity()
     model.append(head)
-    return losses.JasperDistill(model, teacher=store, dims=DIMS)
+    return losses.JasperDistill(model, teacher=store, dims=DIMS, **PUBLISHED)
 
 
 def _published_random(model: SentenceTransformer, store: TeacherRows) -> nn.Module:
-    model.append(MatryoshkaProjection(model.get_embedding_dimension(), DIMS))
-    return losses.JasperDistill(model, teacher=store, dims=DIMS)
+    model.append(MatryoshkaProjection(model.get_embedding_dimension(), DIMS, heads="nested"))
+    return losses.JasperDistill(model, teacher=store, dims=DIMS, **PUBLISHED)
 
 
 LOSSES: dict[str, Callable[[SentenceTransformer, TeacherRows], nn.Module]] = {
