@@ -7,7 +7,8 @@
 
 DATA holds parquet files, see texts.py and tasks.py; MINILM is the name or folder of all-MiniLM-L6-v2. Whatever is done is
 kept in the output folder, and not done again: the teacher's vectors, the trained students, and results.jsonl. ``run`` is the
-final table (test), ``trial`` a variant of the default recipe on the dev tasks.
+final table (test), ``trial`` a variant of the default recipe on the dev tasks. Both refuse a run that is
+there already, but was trained by other defaults of the recipe (plan.py).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.experiments import Experiment
-from benchmarks.quality.measure import run_method, run_teachers
-from benchmarks.quality.methods import METHODS, RATES, Settings, check_overrides
+from benchmarks.quality.measure import checked_plan, run_method, run_teachers
+from benchmarks.quality.methods import METHODS, RATES, Settings, plan
 from benchmarks.quality.results import chosen, print_table, read
 from benchmarks.quality.teacher import Workshop, require
 from benchmarks.quality.trials import TRIALS
@@ -146,9 +147,11 @@ def work(options: argparse.Namespace) -> None:
             for name in (TRIALS if options.names == ["all"] else options.names)
         ]
     for _, settings in runs:
-        check_overrides(settings, options.teacher)
+        plan(settings, options.teacher)  # refuses overrides that fit no recipe
     require(options.data, options.teacher)
     shop = Workshop(options.out, options.data, options.teacher, rows=options.rows)
+    for name, settings in runs:
+        checked_plan(shop, name, settings)
     for split in options.splits:
         run_teachers(shop, split)
     for name, settings in runs:

@@ -10,25 +10,54 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from benchmarks.quality.methods import DIMS, TEACHERS, Settings, Trained, teacher_axes, train
+from benchmarks.quality.methods import DIMS, TEACHERS, Settings, Trained, plan, teacher_axes, train
 from benchmarks.quality.results import Line, append, read, run_name
 from benchmarks.quality.students import encode
 from benchmarks.quality.tasks import Search
 from benchmarks.quality.teacher import Workshop
 from st_distill.evaluation import model_size, throughput
+from st_distill.files import read_json
+
+#: In the folder of a run whose student is finished: what is known of its training.
+_NOTE = "trained.json"
+
+
+def checked_plan(shop: Workshop, name: str, settings: Settings) -> str | None:
+    """The `plan` that a run is trained by now, where what there is of the run is of that plan.
+
+    Raises:
+        ValueError: it is of another one, or of none that is noted.
+    """
+    run, now = run_name(name, settings), plan(settings, shop.teacher_name)
+    noted = [(shop.results, line) for line in read(shop.results) if line["run"] == run]
+    note = _folder(shop, run) / _NOTE
+    if not noted and note.exists():
+        noted = [(note, read_json(note))]
+    for file, about in noted:
+        if (before := about.get("plan")) != now:
+            was = "without a plan" if before is None else f"by the plan {before}"
+            raise ValueError(
+                f"{file} has the run {run} {was}, and the recipe's defaults would train it by {now} now: name another --out, "
+                f"or remove its lines and the folder {_folder(shop, run)}."
+            )
+    return now
 
 
 def run_method(shop: Workshop, name: str, settings: Settings, splits: list[str]) -> None:
-    """Train and measure, unless the results have it already; a trained student is kept and measured on other splits later."""
-    run = run_name(name, settings)
+    """Train and measure, unless the results have it already; a trained student is kept and measured on other splits later.
+
+    Raises:
+        ValueError: what there is of the run is of another plan.
+    """
+    run, now = run_name(name, settings), checked_plan(shop, name, settings)
     done = {line["split"] for line in read(shop.results) if line["run"] == run}
     missing = [split for split in splits if split not in done]
     if not missing:
         print(f"{run}: done already")
         return
-    folder = shop.out / "runs" / run
+    folder = _folder(shop, run)
     folder.mkdir(parents=True, exist_ok=True)
-    trained = _load(folder) or _kept(train(settings, shop, folder), folder)
+    trained = _load(folder) or _kept(train(settings, shop, folder), folder, now)
     pairs = shop.tasks("dev")[0].texts[:512]
     speed = throughput(trained.model, pairs)
     about = {
@@ -36,6 +65,7 @@ def run_method(shop: Workshop, name: str, settings: Settings, splits: list[str])
         "name": name,
         "student": settings.student,
         "seed": settings.seed,
+        "plan": now,
         "seconds": trained.seconds,
         "cpu_seconds": trained.cpu_seconds,
         **model_size(trained.model),
@@ -86,21 +116,26 @@ def score(
     return lines
 
 
-def _kept(trained: Trained, folder: Path) -> Trained:
-    """Write the student where `_load` finds it; what else the training left there goes."""
+def _folder(shop: Workshop, run: str) -> Path:
+    return shop.out / "runs" / run
+
+
+def _kept(trained: Trained, folder: Path, now: str | None) -> Trained:
+    """Write the student where `_load` finds it, with its plan; what else the training left there goes."""
     about = {name: getattr(trained, name) for name in ("seconds", "cpu_seconds", "in_teacher_space")}
     shutil.rmtree(folder / "work" / "teachers", ignore_errors=True)
     trained.model.save(str(folder / "student"))
     if trained.rotation is not None:
         save_file({"rotation": trained.rotation.contiguous()}, folder / "rotation.safetensors")
-    (folder / "trained.json").write_text(json.dumps(about), encoding="utf-8")
+    (folder / _NOTE).write_text(json.dumps(about | {"plan": now}), encoding="utf-8")
     return trained
 
 
 def _load(folder: Path) -> Trained | None:
-    if not (folder / "trained.json").exists():
+    if not (folder / _NOTE).exists():
         return None
     model = SentenceTransformer(str(folder / "student"), device="cpu")
-    about = json.loads((folder / "trained.json").read_text(encoding="utf-8"))
+    about = read_json(folder / _NOTE)
+    about.pop("plan", None)
     turned = folder / "rotation.safetensors"
     return Trained(model, **about, rotation=load_file(turned)["rotation"] if turned.exists() else None)

@@ -24,7 +24,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from benchmarks.quality.experiments import Experiment, applied
-from benchmarks.quality.students import start
+from benchmarks.quality.plan import plan_of
+from benchmarks.quality.students import make_static, start
 from benchmarks.quality.teacher import NAME, Workshop
 from st_distill import losses, run
 from st_distill.exporting import load_student
@@ -45,12 +46,20 @@ from st_distill.modules import MatryoshkaProjection
 from st_distill.modules.matryoshka import find_projection
 from st_distill.modules.rotation import learned_rotation, principal_rotation, random_rotation
 from st_distill.recipe.load import load_recipe
+from st_distill.recipe.schema import Recipe
 from st_distill.recipe.student import build_student, dropout_of
 from st_distill.sampler import LengthGroupedBatchSampler
 
 DIMS = [384, 256, 128, 64, 32]
 #: Peak learning rate of a student's encoder.
 RATES = {"3-layer": 6e-4, "1-layer": 6e-4, "static": 1e-2}
+#: The loss of the published recipe (arXiv 2412.19048, section 3), whatever the package's own defaults are.
+PUBLISHED: dict[str, Any] = {
+    "weights": {"cosine": 10.0, "similarity": 200.0, "triplet": 20.0},
+    "margin": 0.015,
+    "cosine_dims": None,
+    "bits": False,
+}
 
 
 @dataclass(frozen=True)
@@ -115,10 +124,11 @@ class FromStore(nn.Module):
 
 def train(settings: Settings, shop: Workshop, folder: Path) -> Trained:
     """Train the student of ``settings``; ``folder`` is for what the run writes."""
+    if settings.student == "static":
+        make_static(shop.teacher_name, shop.out)
     if settings.method == "st-distill":
         return _with_recipe(settings, shop, folder)
-    student = _start(settings, shop)
-    model = build_student(student, device="cpu")
+    model = build_student(_start(settings, shop), device="cpu")
     if settings.method == "untrained":
         return Trained(model, 0.0, 0.0, in_teacher_space=False)
     set_seed(settings.seed)
@@ -169,15 +179,15 @@ def _embed_distill_matryoshka(model: SentenceTransformer, store: TeacherRows) ->
 
 
 def _published(model: SentenceTransformer, store: TeacherRows) -> nn.Module:
-    head = MatryoshkaProjection(model.get_embedding_dimension(), DIMS)
+    head = MatryoshkaProjection(model.get_embedding_dimension(), DIMS, heads="nested")
     head.start_identity()
     model.append(head)
-    return losses.JasperDistill(model, teacher=store, dims=DIMS)
+    return losses.JasperDistill(model, teacher=store, dims=DIMS, **PUBLISHED)
 
 
 def _published_random(model: SentenceTransformer, store: TeacherRows) -> nn.Module:
-    model.append(MatryoshkaProjection(model.get_embedding_dimension(), DIMS))
-    return losses.JasperDistill(model, teacher=store, dims=DIMS)
+    model.append(MatryoshkaProjection(model.get_embedding_dimension(), DIMS, heads="nested"))
+    return losses.JasperDistill(model, teacher=store, dims=DIMS, **PUBLISHED)
 
 
 LOSSES: dict[str, Callable[[SentenceTransformer, TeacherRows], nn.Module]] = {
@@ -230,33 +240,41 @@ def recipe(settings: Settings, shop: Workshop, folder: Path) -> dict[str, Any]:
     }
 
 
-def check_overrides(settings: Settings, teacher: str) -> None:
-    """Look whether a recipe takes the overrides, before any work.
+def draft(settings: Settings, teacher: str) -> Recipe:
+    """The recipe of a run, before there are its texts or its student.
 
     Raises:
-        ValueError: it does not; a `RecipeError` with each mistake.
+        ValueError: it does not take the overrides; a `RecipeError` with each mistake.
     """
     with tempfile.TemporaryDirectory() as folder:
         nowhere = SimpleNamespace(
             teacher_name=teacher,
             out=Path(folder),
             pairs_file=lambda form: "texts.parquet",
-            lexical_teacher=lambda: teacher,
+            lexical_teacher=lambda: "lexical",
         )
-        # A static student would have to be made first; what may be said of it is the same.
-        spec = recipe(replace(settings, student="3-layer"), nowhere, Path(folder))  # type: ignore[arg-type]
-        file = Path(folder, "recipe.yaml")
-        file.write_text(json.dumps(spec), encoding="utf-8")
-        load_recipe(str(file), settings.overrides)
+        return _load(settings, nowhere, Path(folder))  # type: ignore[arg-type]
+
+
+def plan(settings: Settings, teacher: str) -> str | None:
+    """What a run of these settings is trained by now (`benchmarks.quality.plan`); None for a method without a recipe."""
+    if settings.method != "st-distill":
+        return None
+    return plan_of(draft(settings, teacher), is_static=settings.student == "static")
+
+
+def _load(settings: Settings, shop: Workshop, folder: Path) -> Recipe:
+    """Write the recipe of a run into its folder, and read it with the overrides."""
+    file = folder / "recipe.yaml"
+    # JSON is YAML, too.
+    file.write_text(json.dumps(recipe(settings, shop, folder), indent=1), encoding="utf-8")
+    return load_recipe(str(file), settings.overrides)
 
 
 def _with_recipe(settings: Settings, shop: Workshop, folder: Path) -> Trained:
-    file = folder / "recipe.yaml"
     shutil.rmtree(folder / "work", ignore_errors=True)
     shop.copy_store(folder / "work")
-    # JSON is YAML, too.
-    file.write_text(json.dumps(recipe(settings, shop, folder), indent=1), encoding="utf-8")
-    spec = load_recipe(str(file), settings.overrides)
+    spec = _load(settings, shop, folder)
     started = _now()
     with applied(settings.experiment, shop.teacher_name, spec.student.layers):
         run(spec, show_progress=False)

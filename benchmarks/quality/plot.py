@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.quality.methods import DIMS
-from benchmarks.quality.results import TASKS, Line, chosen, groups, main_score
+from benchmarks.quality.results import TASKS, Line, chosen, groups, made_with, main_score
 from st_distill.report.pictures import COLOURS
 
 #: The methods of the pictures and what the legend calls them; the table has all.
@@ -80,8 +80,7 @@ def _one_setting(lines: list[Line]) -> list[Line]:
     """Of each method and student the runs that are equal but for their seeds: where there are several kinds, the last."""
     kinds: dict[tuple[str, str], dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
-        settings = {key: value for key, value in line["settings"].items() if key != "seed"}
-        kinds[line["name"], line["student"]][json.dumps(settings, sort_keys=True)].append(line)
+        kinds[line["name"], line["student"]][json.dumps(made_with(line), sort_keys=True)].append(line)
     return [line for by_settings in kinds.values() for line in list(by_settings.values())[-1]]
 
 
@@ -89,8 +88,7 @@ def _of_like_runs(lines: list[Line], alike: list[Line]) -> list[Line]:
     """Those of the lines whose runs differ from one of ``alike`` in steps and seeds alone."""
 
     def kind(line: Line) -> tuple[str, str, str]:
-        settings = {key: value for key, value in line["settings"].items() if key not in ("seed", "steps")}
-        return line["name"], line["student"], json.dumps(settings, sort_keys=True)
+        return line["name"], line["student"], json.dumps(made_with(line, "steps"), sort_keys=True)
 
     kinds = set(map(kind, alike))
     return [line for line in lines if kind(line) in kinds]

@@ -80,23 +80,38 @@ def chosen(lines: list[Line], *, steps: int | None = None, batch: int | None = N
     ]
 
 
+def made_with(line: Line, *but: str) -> dict[str, str]:
+    """A run's settings, all but the seed and these, and its plan, each as JSON."""
+    made = dict(line["settings"])
+    if line.get("plan") is not None:
+        made["plan"] = line["plan"]
+    return {key: json.dumps(value, sort_keys=True) for key, value in made.items() if key not in ("seed", *but)}
+
+
 def labels(lines: list[Line]) -> dict[str, str]:
     """What each run is called: its name, and the settings in which runs of that name differ, but for the seed.
 
-    Only runs that are equal but for their seeds may share a name, and with it a mean.
+    Only runs that are equal but for their seeds may share a name, and with it a mean. Their plan is told where it alone
+    differs.
     """
     about: dict[tuple[str, str], dict[str, dict[str, str]]] = defaultdict(dict)
     for line in lines:
-        settings = {key: json.dumps(value, sort_keys=True) for key, value in line["settings"].items() if key != "seed"}
-        about[line["name"], line["student"]][line["run"]] = settings
+        about[line["name"], line["student"]][line["run"]] = made_with(line)
     named = {}
     for (name, _), runs in about.items():
         keys = sorted({key for settings in runs.values() for key in settings})
-        differ = [key for key in keys if len({settings.get(key) for settings in runs.values()}) > 1]
+        differ = [key for key in keys if key != "plan" and _kinds(runs.values(), key) > 1]
+        # Other settings make another plan anyway.
+        if _kinds(runs.values(), *differ, "plan") > _kinds(runs.values(), *differ):
+            differ.append("plan")
         for run, settings in runs.items():
             more = ", ".join(f"{key} {settings.get(key, 'as it was')}" for key in differ)
             named[run] = f"{name} ({more})" if more else name
     return named
+
+
+def _kinds(runs: Iterable[dict[str, str]], *keys: str) -> int:
+    return len({tuple(settings.get(key) for key in keys) for settings in runs})
 
 
 def print_table(lines: list[Line], split: str, student: str) -> None:

@@ -20,7 +20,7 @@ LAYERS = {"3-layer": [0, 2, 5], "1-layer": [5], "static": None}
 
 
 def start(name: str, teacher: str, out: Path, *, layers: list[int] | None = None) -> Student:
-    """The student of that name as a recipe describes it; a static one is written to ``out`` the first time.
+    """The student of that name as a recipe describes it; a static one has to be made (`make_static`) before it is built.
 
     Args:
         name: of `LAYERS`.
@@ -31,10 +31,17 @@ def start(name: str, teacher: str, out: Path, *, layers: list[int] | None = None
     layers = layers or LAYERS[name]
     if layers is not None:
         return Student(model=teacher, layers=layers, max_seq_length=TOKENS)
-    folder = out / "students" / name
-    if not (folder / "modules.json").exists():
-        static_student(SentenceTransformer(teacher, device="cpu")).save(str(folder))
-    return Student(model=str(folder))
+    return Student(model=str(_static_folder(out)))
+
+
+def make_static(teacher: str, out: Path) -> None:
+    """Write the static student of a teacher into ``out``, unless it is there."""
+    if not (_static_folder(out) / "modules.json").exists():
+        static_student(SentenceTransformer(teacher, device="cpu")).save(str(_static_folder(out)))
+
+
+def _static_folder(out: Path) -> Path:
+    return out / "students" / "static"
 
 
 def static_student(teacher: SentenceTransformer) -> SentenceTransformer:

@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from st_distill.modules import MatryoshkaProjection
 from st_distill.modules.lengths import tell_too_long
-from st_distill.modules.matryoshka import fold_into_table
+from st_distill.modules.matryoshka import Heads, fold_into_table
 from st_distill.modules.rotation import learned_rotation, principal_rotation, random_rotation
 from st_distill.recipe.data import prompted_columns
 from st_distill.recipe.frozen import PooledVectors, pooled_vectors, reads_pooled_vectors
 from st_distill.recipe.models import UnknownModel, read_model
-from st_distill.recipe.schema import Projection, Recipe, Student, TeacherSpec, Texts
+from st_distill.recipe.schema import Projection, Recipe, Stage, Student, TeacherSpec, Texts
 from st_distill.recipe.student import build_student
 from st_distill.store import StoreView
 
@@ -64,6 +64,21 @@ def chosen_start(
     return "identity" if student.layers is None or student.layers[-1] == facts.depth - 1 else "ridge"
 
 
+def chosen_heads(spec: Projection, stages: Sequence[Stage], start: str, *, is_static: bool) -> Heads:
+    """The projection's heads: as the recipe says, or by the student, its start, and what the stages train.
+
+    Args:
+        spec: the projection.
+        stages: the recipe's.
+        start: `chosen_start`'s.
+        is_static: whether the student is a static embedding alone.
+    """
+    if spec.heads is not None:
+        return spec.heads
+    trained_whole = all(stage.train == "all" for stage in stages)
+    return "none" if is_static and start == "ridge" and trained_whole and not spec.teacher_head else "nested"
+
+
 def start_student(
     recipe: Recipe,
     labelled: list[tuple[Dataset, Texts]],
@@ -91,11 +106,22 @@ def start_student(
         teacher_head = teacher.dimension if spec.teacher_head else None
         rotation = _rotation(spec, recipe.seed, labelled, teacher, student.device)
     start = chosen_start(spec, recipe.student, recipe.teachers)
-    table = _table_to_fold_into(recipe, student) if start == "ridge" else None
-    heads = "nested" if table is not None else spec.heads or "nested"
-    projection = MatryoshkaProjection(width, spec.dims, heads=heads, rotation=rotation, teacher_head=teacher_head).to(
-        student.device
-    )
+    modules = list(student.children())
+    is_static = len(modules) == 1 and isinstance(modules[0], StaticEmbedding)
+    heads = chosen_heads(spec, recipe.stages, start, is_static=is_static)
+    folds = heads == "none" and start == "ridge"
+    if folds and not is_static:
+        raise ValueError(
+            "The projection's heads: none with a ridge start needs a static embedding as the student. Got "
+            f"{type(modules[0]).__name__} instead: leave heads out."
+        )
+    projection = MatryoshkaProjection(
+        width,
+        spec.dims,
+        heads="nested" if folds else heads,  # the map is solved before the table takes it
+        rotation=rotation,
+        teacher_head=teacher_head,
+    ).to(student.device)
     if start == "identity":
         logger.info("Projection: the rotation alone, as if the pooled vectors were the teacher's.")
         projection.start_identity()
@@ -107,30 +133,10 @@ def start_student(
         if reads_pooled_vectors(recipe.stages[0], rows, processes=processes):
             pooled = pooled_vectors(recipe.work_folder, student, labelled, show_progress=show_progress)
         projection.start_ridge(_ridge_batches(student, labelled, teacher, recipe.seed, pooled))
-    if table is not None:
-        projection = fold_into_table(projection, table)
+    if folds:
+        projection = fold_into_table(projection, modules[0])
     student.append(projection)
     return student
-
-
-def _table_to_fold_into(recipe: Recipe, student: SentenceTransformer) -> StaticEmbedding | None:
-    """The static embedding that takes a ridge start into its table, or None where the student keeps a projection.
-
-    Raises:
-        ValueError: where the recipe wants no heads, and the student is no static embedding.
-    """
-    spec, modules = recipe.projection, list(student.children())
-    if spec is None or spec.heads not in (None, "none"):
-        return None
-    if len(modules) == 1 and isinstance(modules[0], StaticEmbedding):
-        wanted = not spec.teacher_head and all(stage.train == "all" for stage in recipe.stages)
-        return modules[0] if wanted or spec.heads == "none" else None
-    if spec.heads == "none":
-        raise ValueError(
-            "The projection's heads: none with a ridge start needs a static embedding as the student. Got "
-            f"{type(modules[0]).__name__} instead: leave heads out."
-        )
-    return None
 
 
 def _rotation(

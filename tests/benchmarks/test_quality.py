@@ -133,6 +133,20 @@ def test_time_has_runs_that_differ_in_steps_alone(tmp_path, monkeypatch):
     assert drawn == [("st-distill", 5), ("teacher", 5), of_time, ("st-distill", 1), ("teacher", 1)]
 
 
+def test_pictures_have_runs_of_one_plan(tmp_path, monkeypatch):
+    from benchmarks.quality import plot
+
+    drawn = []
+    monkeypatch.setattr(plot, "_line", lambda axes, name, points, style: drawn.append(points))
+    monkeypatch.setattr(plot, "_save", lambda *arguments: None)
+    before = lines_of("st-distill", dict.fromkeys(DIMS, 0.2), seed=0) + lines_of("st-distill", {128: 0.1}, steps=100)
+    lines = [line | {"plan": "aaaaaaaa"} for line in before]
+    lines += [line | {"plan": "bbbbbbbb"} for line in lines_of("st-distill", dict.fromkeys(DIMS, 0.7), seed=1)]
+    draw(TEACHER + lines, "test", tmp_path, steps=600)
+    scores = {score for points in drawn for _, score in points}
+    assert sorted(scores) == pytest.approx([70.0, 80.0])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

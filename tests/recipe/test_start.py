@@ -6,8 +6,8 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, StaticEmbedding
 
-from st_distill.recipe.schema import Projection, Student, TeacherSpec
-from st_distill.recipe.start import chosen_start
+from st_distill.recipe.schema import Projection, Stage, Student, TeacherSpec
+from st_distill.recipe.start import chosen_heads, chosen_start
 
 
 @pytest.fixture
@@ -77,3 +77,14 @@ def test_any_other_student_starts_by_regression(models, student, teachers, proje
     teachers = [TeacherSpec(**placed(teacher)) for teacher in teachers]
     spec = Projection(**{"dims": [32, 8], **projection})
     assert chosen_start(spec, Student(**placed({"model": "pooled", **student})), teachers) == "ridge"
+
+
+def test_a_table_that_ridge_starts_and_every_stage_trains_has_no_heads():
+    whole, parts = [Stage(train="all")], [Stage(train="projection"), Stage(train="all")]
+    spec = Projection(dims=[8])
+    assert chosen_heads(spec, whole, "ridge", is_static=True) == "none"
+    assert chosen_heads(spec, whole, "ridge", is_static=False) == "nested"
+    assert chosen_heads(spec, whole, "random", is_static=True) == "nested"
+    assert chosen_heads(spec, parts, "ridge", is_static=True) == "nested"
+    assert chosen_heads(Projection(dims=[8], teacher_head=True), whole, "ridge", is_static=True) == "nested"
+    assert chosen_heads(Projection(dims=[8], heads="independent"), whole, "ridge", is_static=True) == "independent"
