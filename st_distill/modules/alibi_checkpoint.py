@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from st_distill.modules.alibi_config import AlibiBertConfig, explain_other_model
+from st_distill.modules.alibi_config import AlibiBertConfig, explain_other_model, explain_published
 from st_distill.modules.alibi_model import AlibiBertModel, AlibiBertPreTrainedModel
 
 #: How the names of tensors begin that an encoder has no place for.
@@ -57,6 +58,23 @@ def load_published(path: str | os.PathLike[str], *, attn_implementation: str | N
 def is_published_alibi(fields: Mapping[str, Any]) -> bool:
     """Whether a ``config.json`` is of the published layout: an ALiBi encoder under the ``model_type`` of another."""
     return fields.get("position_embedding_type") == "alibi" and fields.get("model_type") != AlibiBertConfig.model_type
+
+
+def refuse_published(model: nn.Module, place: Any) -> None:
+    """Nothing, unless ``model`` is, or holds, what plain loaders build from the published layout.
+
+    Args:
+        model: a model as it was loaded, from a folder or the hub, whole or a module of another one.
+        place: its folder or name, for the error.
+
+    Raises:
+        ValueError: where a class of transformers' own, which has position embeddings, has been built from the configuration
+            of an ALiBi encoder. Code of the checkpoint's own (``trust_remote_code``) is another class.
+    """
+    for part in model.modules():
+        own = isinstance(part, PreTrainedModel) and type(part).__module__.startswith("transformers.")
+        if own and is_published_alibi(part.config.to_dict()):
+            raise ValueError(explain_published(place))
 
 
 def published_config(fields: Mapping[str, Any], *, place: Any = "The configuration") -> AlibiBertConfig:

@@ -183,8 +183,8 @@ def explain_published(place: Any) -> str:
     """Why a folder in the published layout is not loaded as what it says it is."""
     return (
         f"{place} holds an ALiBi BERT in the published layout, whose configuration calls itself 'bert', so that plain "
-        "loaders silently build an ordinary BERT with random position embeddings from it. Load it with "
-        "st_distill.modules.load_published."
+        "loaders silently build an ordinary BERT with random position embeddings from it. Write it anew by "
+        "st_distill.modules.load_published(folder).save_pretrained(other), with its tokenizer, and name that."
     )
 
 
