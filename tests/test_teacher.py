@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -222,6 +224,12 @@ def test_a_device_that_the_machine_has_not(model_folder):
 def test_a_model_that_cannot_be_loaded(tmp_path):
     with pytest.raises(ValueError, match="could not be loaded"):
         Teacher(tmp_path, name="empty").encode(["a"])
+
+
+def test_an_alibi_encoder_in_a_process_that_has_not_imported_it(tiny_alibi):
+    code = "import sys; from st_distill import Teacher; print(Teacher(sys.argv[1], device='cpu').encode(['a cat']).shape)"
+    done = subprocess.run([sys.executable, "-c", code, tiny_alibi], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "(1, 24)\n"), done.stderr
 
 
 @pytest.mark.parametrize("has_modules", [True, False])
