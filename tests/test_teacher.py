@@ -227,7 +227,7 @@ def test_a_model_that_cannot_be_loaded(tmp_path):
 
 
 def test_an_alibi_encoder_in_a_process_that_has_not_imported_it(tiny_alibi):
-    code = "import sys; from st_distill import Teacher; print(Teacher(sys.argv[1], device='cpu').encode(['a cat']).shape)"
+    code = "import sys, st_distill; print(st_distill.Teacher(sys.argv[1], device='cpu').encode(['a cat']).shape)"
     done = subprocess.run([sys.executable, "-c", code, tiny_alibi], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "(1, 24)\n"), done.stderr
 
