@@ -250,6 +250,8 @@ class AlibiBertModel(AlibiBertPreTrainedModel):
         slopes = alibi_slopes(self.config.num_attention_heads)
         if torch.compiler.is_exporting():
             kind = "eager"  # the other kinds have steps, or operators, that an exported graph cannot have
+        elif kind in ("blockwise", "flex_attention") and not states.numel():
+            kind = "eager"  # no texts, or none with a token: there is nothing to cut into blocks
         elif kind == "blockwise":
             return _blockwise_plan(slopes, mask, states)
         elif not torch.compiler.is_compiling() and mask is not None and bool(mask.all()):

@@ -321,6 +321,16 @@ def test_rows_of_padding_alone(kind, model, batch):
     assert not nothing.any()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(0, 7), (3, 0), (0, 0)])
+@pytest.mark.parametrize("kind", [*KINDS, "flex_attention"])
+def test_batches_of_nothing(kind, shape, masked, model):
+    model.set_attn_implementation(kind)
+    with torch.no_grad():
+        ids = torch.zeros(shape, dtype=torch.long)
+        assert model(ids, torch.ones_like(ids) if masked else None).last_hidden_state.shape == (*shape, 24)
+
+
 @pytest.mark.parametrize("kind", ["blockwise", "sdpa"])
 def test_memory_that_does_not_suffice(kind, model, batch, monkeypatch):
     def attend(*args):
