@@ -19,6 +19,7 @@ from st_distill.card import tell_usage
 from st_distill.errors import one_line, sentence
 from st_distill.files import differences, manifest, put_aside, read_json, replacing_folder, write_json, write_text
 from st_distill.modules import MatryoshkaProjection, Transformer
+from st_distill.modules.alibi_checkpoint import refuse_published
 from st_distill.nearest import suggest_path
 from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
 from st_distill.teacher.models import OF_FILES
@@ -244,7 +245,8 @@ def load_student(
         model_kwargs: further arguments for transformers' ``from_pretrained``, such as a ``quantization_config``.
 
     Raises:
-        ValueError: for a folder that is no model's, or whose files are damaged.
+        ValueError: for a folder that is no model's, or whose files are damaged, or that holds an ALiBi encoder in the
+            published layout.
     """
     path = Path(path)
     _check_folder(path)
@@ -261,6 +263,7 @@ def load_student(
         raise ValueError(
             f"The model {path} cannot be loaded: {reason}. To look at every file: st-distill verify {shlex.quote(str(path))}"
         ) from error
+    refuse_published(model, path)
     return align_weights(model)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -193,6 +195,27 @@ def tiny_alibi(tmp_path_factory) -> str:
         vocab_size=len(tokenizer), hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=32
     )
     return _save_text_model(tmp_path_factory.mktemp("tiny-alibi"), tokenizer, AlibiBertModel(config))
+
+
+@pytest.fixture
+def published(tiny_alibi, tmp_path) -> Path:
+    """Folder of an ALiBi encoder in the published layout, with its tokenizer and a modules.json."""
+    from st_distill.modules import AlibiBertModel
+    from st_distill.modules.alibi_checkpoint import save_published
+
+    folder = tmp_path / "published"
+    save_published(AlibiBertModel.from_pretrained(tiny_alibi), folder)
+    for file in Path(tiny_alibi).glob("*token*"):
+        shutil.copy(file, folder)
+    kind = "sentence_transformers.sentence_transformer.modules"
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"embedding_dimension": 24, "pooling_mode": "mean"}')
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": f"{kind}.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{kind}.Pooling"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -225,6 +225,15 @@ def test_a_damaged_model_is_told_with_its_file(student, tmp_path):
             info(tmp_path / "model")
 
 
+def test_a_published_alibi_encoder_is_neither_described_nor_exported(published, tmp_path):
+    told = "published holds an ALiBi BERT in the published layout.*load_published"
+    with pytest.raises(ValueError, match=told):
+        info(published)
+    with pytest.raises(ValueError, match=told):
+        export(published, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_an_older_model_is_replaced_whole(student, tmp_path, sentences):
     export(student, tmp_path / "model", dim=8)
     export(student, tmp_path / "model")

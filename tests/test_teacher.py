@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from st_distill import Teacher
+from st_distill import Teacher, TeacherStore
 from st_distill.teacher import Variant
 
 
@@ -222,6 +224,28 @@ def test_a_device_that_the_machine_has_not(model_folder):
 def test_a_model_that_cannot_be_loaded(tmp_path):
     with pytest.raises(ValueError, match="could not be loaded"):
         Teacher(tmp_path, name="empty").encode(["a"])
+
+
+def test_an_alibi_encoder_in_a_process_that_has_not_imported_it(tiny_alibi):
+    code = "import sys, st_distill; print(st_distill.Teacher(sys.argv[1], device='cpu').encode(['a cat']).shape)"
+    done = subprocess.run([sys.executable, "-c", code, tiny_alibi], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "(1, 24)\n"), done.stderr
+
+
+@pytest.mark.parametrize("has_modules", [True, False])
+def test_a_published_alibi_encoder_is_no_bert(has_modules, published, sentences, tmp_path):
+    """Plain loaders build an ordinary BERT from it, with random weights in the place of its own."""
+    from sentence_transformers import SentenceTransformer
+
+    if not has_modules:
+        (published / "modules.json").unlink()
+    told = "published holds an ALiBi BERT in the published layout.*load_published"
+    with pytest.raises(ValueError, match=told):
+        TeacherStore.create(tmp_path / "store", sentences, Teacher(published, device="cpu"))
+    plain = SentenceTransformer(str(published), device="cpu")
+    assert np.isfinite(plain.encode("a cat")).all()
+    with pytest.raises(ValueError, match=told):
+        Teacher(plain)
 
 
 def test_revision_of_a_folder_is_its_content(model_folder, tmp_path):

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-from st_distill.modules.alibi_checkpoint import load_published, published_state_dict
+from st_distill.modules.alibi_checkpoint import (
+    load_published,
+    load_published_state_dict,
+    published_state_dict,
+    save_published,
+)
 from st_distill.modules.alibi_config import AlibiBertConfig
 from st_distill.modules.alibi_model import AlibiBertForMaskedLM, AlibiBertForSequenceClassification, AlibiBertModel
 from st_distill.modules.image import Transformer
@@ -22,7 +27,9 @@ __all__ = [
     "MatryoshkaProjection",
     "Transformer",
     "load_published",
+    "load_published_state_dict",
     "published_state_dict",
+    "save_published",
 ]
 
 AutoConfig.register(AlibiBertConfig.model_type, AlibiBertConfig)

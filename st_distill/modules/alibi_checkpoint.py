@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from st_distill.modules.alibi_config import AlibiBertConfig, explain_other_model
+from st_distill.errors import one_line
+from st_distill.modules.alibi_config import AlibiBertConfig, explain_other_model, explain_published
 from st_distill.modules.alibi_model import AlibiBertModel, AlibiBertPreTrainedModel
 
 #: How the names of tensors begin that an encoder has no place for.
@@ -36,22 +39,74 @@ def load_published(path: str | os.PathLike[str], *, attn_implementation: str | N
         attn_implementation: as in transformers.
 
     Raises:
-        ValueError: for a folder without these files, a plain BERT, or weights that are missing, surplus or misshaped.
+        ValueError: for what is no folder, one without these files, or with damaged ones, a plain BERT, or weights that are
+            missing, surplus or misshaped.
     """
     path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"The 'path' must be a folder. Got {path} instead, which is none here{_download(path)}.")
     file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if file is None or not (path / "config.json").is_file():
         raise ValueError(
             f"The 'path' must be a folder with a config.json and a {' or '.join(WEIGHTS)}. Got {path} instead, which has not "
             "both."
         )
-    config = published_config(json.loads((path / "config.json").read_text(encoding="utf-8")), place=path)
-    state = (
-        load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-    )
+    config = published_config(_read_fields(path / "config.json"), place=path / "config.json")
+    state = _read_weights(file)
     model = AlibiBertModel._from_config(config, attn_implementation=attn_implementation)
-    load_published_state_dict(model, state)
+    try:
+        load_published_state_dict(model, state)
+    except ValueError as error:
+        raise ValueError(f"The weights of {file} cannot be taken. {error}") from error
     return model.eval()
+
+
+def _download(path: Path) -> str:
+    """What to do about a name of the hub in the place of a folder."""
+    if path.exists() or path.is_absolute() or not 1 <= len(path.parts) <= 2 or ".." in path.parts:
+        return ""
+    owner = path.parent.name or "OWNER"
+    return f"; a model of the hub is fetched first: hf download {owner}/{path.name} --local-dir {path.name}"
+
+
+def _read_fields(file: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"The file {file} is not JSON ({one_line(error)}): download it again.") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"The file {file} must hold a JSON object. Got {_kind(fields)} instead: download it again.")
+    return fields
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        state = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
+    except pickle.UnpicklingError as error:  # torch's own words are on how to run the file's code
+        raise ValueError(f"The file {file} must hold tensors and nothing else. It does not, or is damaged.") from error
+    except Exception as error:  # both libraries have an exception for each kind of damage
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"The file {file} cannot be read as weights ({reason}): if it is damaged, download it again."
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"The file {file} must hold tensors by their names. Got {_kind(state)} instead.")
+    other = next(
+        (name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)), None
+    )
+    if other is not None:
+        raise ValueError(
+            f"The file {file} must hold tensors by their names. Got {_kind(state[other])} at {other!r} instead."
+        )
+    return state
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}"
 
 
 def is_published_alibi(fields: Mapping[str, Any]) -> bool:
@@ -59,11 +114,29 @@ def is_published_alibi(fields: Mapping[str, Any]) -> bool:
     return fields.get("position_embedding_type") == "alibi" and fields.get("model_type") != AlibiBertConfig.model_type
 
 
+def refuse_published(model: nn.Module, place: Any) -> None:
+    """Nothing, unless ``model`` is, or holds, what plain loaders build from the published layout.
+
+    Args:
+        model: a model as it was loaded, from a folder or the hub, whole or a module of another one.
+        place: its folder or name, for the error.
+
+    Raises:
+        ValueError: where a class of transformers' own, which has position embeddings, has been built from the configuration
+            of an ALiBi encoder. Code of the checkpoint's own (``trust_remote_code``) is another class.
+    """
+    for part in model.modules():
+        own = isinstance(part, PreTrainedModel) and type(part).__module__.startswith("transformers.")
+        if own and is_published_alibi(part.config.to_dict()):
+            raise ValueError(explain_published(place))
+
+
 def published_config(fields: Mapping[str, Any], *, place: Any = "The configuration") -> AlibiBertConfig:
     """The configuration that a published ``config.json`` means.
 
     Raises:
-        ValueError: where it is a plain BERT's: no "alibi" as its ``position_embedding_type``.
+        ValueError: where it is a plain BERT's: no "alibi" as its ``position_embedding_type``; for a field that
+            `AlibiBertConfig` refuses.
     """
     if fields.get("position_embedding_type") != "alibi" and fields.get("model_type") != AlibiBertConfig.model_type:
         raise ValueError(explain_other_model(dict(fields), place))
@@ -76,7 +149,10 @@ def published_config(fields: Mapping[str, Any], *, place: Any = "The configurati
     }
     kept = {name: value for name, value in fields.items() if name in known}
     kept["feed_forward"] = fields.get("feed_forward_type", fields.get("feed_forward", "geglu"))
-    return AlibiBertConfig(**kept)
+    try:
+        return AlibiBertConfig(**kept)
+    except Exception as error:  # transformers' own fields have exceptions of their own
+        raise ValueError(f"{place} is not valid: {one_line(error)}.") from error
 
 
 def load_published_state_dict(model: AlibiBertPreTrainedModel, state: Mapping[str, Tensor]) -> list[str]:

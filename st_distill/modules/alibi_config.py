@@ -6,6 +6,8 @@ there is.
 
 from __future__ import annotations
 
+import math
+import numbers
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -51,22 +53,23 @@ class AlibiBertConfig(PreTrainedConfig):
         num_attention_heads: any number from 1; ALiBi's slopes are interpolated where it is no power of two.
         intermediate_size: width between the two maps of the feed-forward, at least 1.
         feed_forward: ``"geglu"`` or ``"reglu"``: which function the gate passes through.
-        hidden_dropout_prob: after the embeddings, the attention and the feed-forward, 0 to 1.
-        attention_probs_dropout_prob: of the attention's weights, 0 to 1; most attention kinds are faster without it.
-        classifier_dropout: before the classification head, 0 to 1; None for ``hidden_dropout_prob``.
+        hidden_dropout_prob: after the embeddings, the attention and the feed-forward, from 0 to below 1.
+        attention_probs_dropout_prob: of the attention's weights, from 0 to below 1; most attention kinds are faster
+            without it, and flex_attention cannot train with it.
+        classifier_dropout: before the classification head, from 0 to below 1; None for ``hidden_dropout_prob``.
         classifier_pooling: what the classification head sees: the first token's vector (``"cls"``) or their ``"mean"``.
         max_position_embeddings: the most tokens a text may have. There is nothing learned for a position, so the limit
             can be changed at any time.
         type_vocab_size: number of token types, at least 1.
         layer_norm_eps: above 0.
         initializer_range: standard deviation of new weights, at least 0.
-        pad_token_id: the token of padding, whose vector starts as zero; None for none.
+        pad_token_id: the token of padding, from 0 to below ``vocab_size``, whose vector starts as zero; None for none.
         tie_word_embeddings: whether the masked-LM head shares the word embeddings.
         sparse_prediction: whether the masked-LM head, given labels, computes the logits of labelled tokens alone, as
             (labelled tokens, vocab_size): the loss is the same, in a third of the time at 30 % masking.
 
     Raises:
-        ValueError: for a value outside these ranges.
+        ValueError: for a value of another type, or outside these ranges.
     """
 
     model_type = "alibi_bert"
@@ -104,7 +107,7 @@ class AlibiBertConfig(PreTrainedConfig):
             "type_vocab_size": type_vocab_size,
         }
         for name, value in whole.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not _is_number(value, int) or value < 1:
                 raise ValueError(
                     f"The '{name}' of AlibiBertConfig must be a whole number from 1. Got {value!r} instead."
                 )
@@ -119,8 +122,26 @@ class AlibiBertConfig(PreTrainedConfig):
             "classifier_dropout": hidden_dropout_prob if classifier_dropout is None else classifier_dropout,
         }
         for name, share in shares.items():
-            if not 0 <= share < 1:
-                raise ValueError(f"The '{name}' of AlibiBertConfig must be from 0 to below 1. Got {share!r} instead.")
+            if not _is_number(share) or not 0 <= share < 1:
+                raise ValueError(
+                    f"The '{name}' of AlibiBertConfig must be a number from 0 to below 1. Got {share!r} instead."
+                )
+        if not _is_number(layer_norm_eps) or not 0 < layer_norm_eps < math.inf:
+            raise ValueError(
+                f"The 'layer_norm_eps' of AlibiBertConfig must be a number above 0. Got {layer_norm_eps!r} instead."
+            )
+        if not _is_number(initializer_range) or not 0 <= initializer_range < math.inf:
+            raise ValueError(
+                f"The 'initializer_range' of AlibiBertConfig must be a number from 0. Got {initializer_range!r} instead."
+            )
+        if pad_token_id is not None and not (_is_number(pad_token_id, int) and 0 <= pad_token_id < vocab_size):
+            raise ValueError(
+                f"The 'pad_token_id' of AlibiBertConfig must be a token of the vocabulary, 0 to {vocab_size - 1}, or None. "
+                f"Got {pad_token_id!r} instead."
+            )
+        for name, flag in (("tie_word_embeddings", tie_word_embeddings), ("sparse_prediction", sparse_prediction)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"The '{name}' of AlibiBertConfig must be True or False. Got {flag!r} instead.")
         for name, choice, choices in (
             ("feed_forward", feed_forward, FEED_FORWARDS),
             ("classifier_pooling", classifier_pooling, POOLINGS),
@@ -179,12 +200,16 @@ class AlibiBertConfig(PreTrainedConfig):
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
+def _is_number(value: Any, kind: Any = numbers.Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def explain_published(place: Any) -> str:
     """Why a folder in the published layout is not loaded as what it says it is."""
     return (
         f"{place} holds an ALiBi BERT in the published layout, whose configuration calls itself 'bert', so that plain "
-        "loaders silently build an ordinary BERT with random position embeddings from it. Load it with "
-        "st_distill.modules.load_published."
+        "loaders silently build an ordinary BERT with random position embeddings from it. Write it anew by "
+        "st_distill.modules.load_published(folder).save_pretrained(other), with its tokenizer, and name that."
     )
 
 

@@ -224,7 +224,8 @@ class AlibiBertModel(AlibiBertPreTrainedModel):
                 f"The 'attention_mask' must have the shape {(batch, length)}, as the texts. "
                 f"Got {tuple(attention_mask.shape)} instead."
             )
-        with _memory(batch, length, kind):
+        remedy = "" if kind == "blockwise" else "load the model with attn_implementation='blockwise', "
+        with _memory(inputs, f"with attn_implementation={kind!r}", remedy):
             if inputs_embeds is None:
                 inputs_embeds = self.embeddings.word_embeddings(input_ids)
             states = self.embeddings(inputs_embeds, token_type_ids)
@@ -249,6 +250,8 @@ class AlibiBertModel(AlibiBertPreTrainedModel):
         slopes = alibi_slopes(self.config.num_attention_heads)
         if torch.compiler.is_exporting():
             kind = "eager"  # the other kinds have steps, or operators, that an exported graph cannot have
+        elif kind in ("blockwise", "flex_attention") and not states.numel():
+            kind = "eager"  # no texts, or none with a token: there is nothing to cut into blocks
         elif kind == "blockwise":
             return _blockwise_plan(slopes, mask, states)
         elif not torch.compiler.is_compiling() and mask is not None and bool(mask.all()):
@@ -263,19 +266,19 @@ def _blockwise_plan(slopes: list[float], mask: Tensor | None, states: Tensor) ->
 
 
 @contextlib.contextmanager
-def _memory(batch: int, length: int, kind: str) -> Iterator[None]:
-    """Names the batch, and what to do, in the error of an allocation that fails."""
+def _memory(inputs: Tensor, where: str, remedy: str = "") -> Iterator[None]:
+    """Names the batch, (batch, length, ...), and what to do in the error of an allocation that fails."""
     try:
         yield
     except RuntimeError as error:
         out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         if not out_of_memory or torch.compiler.is_compiling():
             raise
-        remedy = "" if kind == "blockwise" else "load the model with attn_implementation='blockwise', "
+        batch, length = inputs.shape[:2]
         raise torch.OutOfMemoryError(
-            f"A batch of {batch} texts, the longest of {length} tokens, does not fit in memory with "
-            f"attn_implementation={kind!r}: {remedy}make the batch smaller, truncate texts at fewer tokens, or, in training, "
-            f"switch on gradient checkpointing. ({str(error).splitlines()[0]})"
+            f"A batch of {batch} texts, the longest of {length} tokens, does not fit in memory {where}: {remedy}make the batch "
+            "smaller, truncate texts at fewer tokens, or, in training, switch on gradient checkpointing. "
+            f"({str(error).splitlines()[0]})"
         ) from error
 
 
@@ -352,6 +355,9 @@ class AlibiBertForMaskedLM(AlibiBertPreTrainedModel):
         Returns:
             ``logits``, (batch, length, vocab_size), or (labelled tokens, vocab_size) for ``sparse_prediction`` with labels,
             and with labels ``loss``, the mean cross-entropy in nats.
+
+        Raises:
+            torch.OutOfMemoryError: as `AlibiBertModel.forward` does; for logits that do not fit, too.
         """
         found = self.bert(
             input_ids,
@@ -362,14 +368,16 @@ class AlibiBertForMaskedLM(AlibiBertPreTrainedModel):
             output_attentions=output_attentions,
             return_dict=True,
         )
-        states = found.last_hidden_state
-        if labels is not None and self.config.sparse_prediction:
-            labelled = labels != -100
-            states, labels = states[labelled], labels[labelled]
-        logits = self.cls(states)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+        states, loss = found.last_hidden_state, None
+        sparse = self.config.sparse_prediction
+        remedy = "" if sparse or labels is None else "set the config's sparse_prediction, for labelled tokens alone, "
+        with _memory(states, f"in the masked-LM head, of {self.config.vocab_size} logits for a token", remedy):
+            if labels is not None and sparse:
+                labelled = labels != -100
+                states, labels = states[labelled], labels[labelled]
+            logits = self.cls(states)
+            if labels is not None:
+                loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         output = MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=found.hidden_states, attentions=found.attentions
         )
@@ -432,6 +440,9 @@ class AlibiBertForSequenceClassification(AlibiBertPreTrainedModel):
 
         Returns:
             ``logits``, (batch, num_labels), and with labels ``loss``.
+
+        Raises:
+            torch.OutOfMemoryError: as `AlibiBertModel.forward` does.
         """
         found = self.bert(
             input_ids,
@@ -442,10 +453,11 @@ class AlibiBertForSequenceClassification(AlibiBertPreTrainedModel):
             output_attentions=output_attentions,
             return_dict=True,
         )
-        logits = self.classifier(self.dropout(self.pooler(found.last_hidden_state, attention_mask)))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+        states, loss = found.last_hidden_state, None
+        with _memory(states, "in the classification head"):
+            logits = self.classifier(self.dropout(self.pooler(states, attention_mask)))
+            if labels is not None:
+                loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
         output = SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=found.hidden_states, attentions=found.attentions
         )

@@ -109,16 +109,21 @@ def load_model(name: str, *, of: str, **options: Any) -> SentenceTransformer:
         of: whose it is, for the error: "teacher", "student".
 
     Raises:
-        ValueError: there is no such model, or its files are damaged; the libraries have an exception for each case.
+        ValueError: there is no such model, or its files are damaged; the libraries have an exception for each case. Or the
+            model is an ALiBi encoder in the published layout, of which they make an ordinary BERT.
     """
     from sentence_transformers import SentenceTransformer
 
+    from st_distill.modules.alibi_checkpoint import refuse_published  # which registers the ALiBi encoder too
+
     try:
-        return SentenceTransformer(name, **options)
+        model = SentenceTransformer(name, **options)
     except OF_FILES as error:
         raise ValueError(
             f"The {of}'s model '{name}' could not be loaded; check its name or folder. The loader says: {error}"
         ) from error
+    refuse_published(model, name)
+    return model
 
 
 def _prompts_as_loaded(prompts: Mapping[str, str | None], default_name: str | None) -> tuple[Mapping[str, str], str]:
@@ -128,9 +133,15 @@ def _prompts_as_loaded(prompts: Mapping[str, str | None], default_name: str | No
 
 
 class LoadedModel(_Model):
-    """A SentenceTransformer that the user made."""
+    """A SentenceTransformer that the user made.
+
+    Raises:
+        ValueError: for an ALiBi encoder in the published layout that has been loaded as an ordinary BERT.
+    """
 
     def __init__(self, model: SentenceTransformer, *, revision: str | None, max_seq_length: int | None) -> None:
+        from st_distill.modules.alibi_checkpoint import refuse_published
+
         self.model = model
         self.max_seq_length = max_seq_length
         self._revision = revision
@@ -140,6 +151,7 @@ class LoadedModel(_Model):
             source = getattr(configuration, "_name_or_path", None)
         self.default_name = os.path.basename(str(source).rstrip("/\\")) if source else None
         self.label = self.default_name or type(model).__name__
+        refuse_published(model, self.label)
 
     def revision(self) -> str:
         # Not kept: the model may be trained between two calls.

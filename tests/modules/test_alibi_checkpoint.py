@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from st_distill.modules import AlibiBertForMaskedLM, AlibiBertModel
-from st_distill.modules.alibi_checkpoint import (
+from st_distill.modules import (
+    AlibiBertForMaskedLM,
+    AlibiBertModel,
     load_published,
     load_published_state_dict,
     published_state_dict,
@@ -126,3 +127,66 @@ def test_folders_that_are_none(tiny_bert, tmp_path):
         load_published(tmp_path)
     with pytest.raises(ValueError, match="Got the type 'bert' instead"):
         load_published(tiny_bert)
+    with pytest.raises(ValueError, match="must be a folder. Got .*config.json instead, which is none here\\.$"):
+        load_published(f"{tiny_bert}/config.json")
+    line = "hf download jinaai/jina-embeddings-v2-base-en --local-dir jina-embeddings-v2-base-en"
+    with pytest.raises(ValueError, match=f"which is none here; a model of the hub is fetched first: {line}"):
+        load_published("jinaai/jina-embeddings-v2-base-en")
+    with pytest.raises(ValueError, match="hf download OWNER/some-model --local-dir some-model"):
+        load_published("some-model")
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.safetensors", cut, "cannot be read as weights \\(.*download it again"),
+        ("model.safetensors", lambda file: file.write_bytes(b""), "cannot be read as weights \\(.*download it again"),
+        ("model.safetensors", lambda file: file.write_bytes(b"<html>" * 9), "cannot be read as weights"),
+        ("config.json", cut, "is not JSON \\(.*: download it again"),
+        ("config.json", lambda file: file.write_bytes(b"\xff\xfe{"), "is not JSON"),
+        ("config.json", lambda file: file.write_text("[1, 2]"), "must hold a JSON object. Got a list instead"),
+        (
+            "config.json",
+            lambda file: change(file, hidden_size="24"),
+            "is not valid: The 'hidden_size' .* Got '24' instead",
+        ),
+        (
+            "config.json",
+            lambda file: change(file, layer_norm_eps=None),
+            "is not valid: The 'layer_norm_eps' .* Got None",
+        ),
+    ],
+)
+def test_a_damaged_file_is_named(name, damage, message, model, tmp_path):
+    save_published(model, tmp_path / "published")
+    damage(tmp_path / "published" / name)
+    with pytest.raises(ValueError, match=f"published.{name} {message}"):
+        load_published(tmp_path / "published")
+
+
+def change(file, **fields):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ([1, 2], "must hold tensors by their names. Got a list instead"),
+        ({"state_dict": {"a": torch.zeros(1)}}, "must hold tensors by their names. Got a dict at 'state_dict' instead"),
+        ({"a": torch.nn.Linear(1, 1)}, "must hold tensors and nothing else. It does not, or is damaged"),
+        ({"a": torch.zeros(1)}, "cannot be taken. The state dictionary must have the encoder's 34 tensors"),
+    ],
+)
+def test_weights_of_something_else(saved, message, model, tmp_path):
+    save_published(model, tmp_path / "published")
+    (tmp_path / "published" / "model.safetensors").unlink()
+    torch.save(saved, tmp_path / "published" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=f"pytorch_model.bin {message}"):
+        load_published(tmp_path / "published")
+    cut(tmp_path / "published" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="pytorch_model.bin cannot be read as weights \\(.*download it again"):
+        load_published(tmp_path / "published")

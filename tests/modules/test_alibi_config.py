@@ -28,7 +28,19 @@ def test_a_preset_can_be_changed():
     [
         ({"hidden_size": 10, "num_attention_heads": 3}, "multiple of 'num_attention_heads', 3. Got 10 instead"),
         ({"num_hidden_layers": 0}, "'num_hidden_layers' of AlibiBertConfig must be a whole number from 1. Got 0"),
-        ({"hidden_dropout_prob": 1.5}, "'hidden_dropout_prob' of AlibiBertConfig must be from 0 to below 1. Got 1.5"),
+        ({"hidden_dropout_prob": 1.5}, "'hidden_dropout_prob' .* must be a number from 0 to below 1. Got 1.5"),
+        ({"hidden_dropout_prob": 1}, "'hidden_dropout_prob' .* must be a number from 0 to below 1. Got 1 instead"),
+        ({"attention_probs_dropout_prob": "0.1"}, "'attention_probs_dropout_prob' .* must be a number.* Got '0.1'"),
+        ({"hidden_dropout_prob": None}, "'hidden_dropout_prob' .* must be a number.* Got None instead"),
+        ({"classifier_dropout": True}, "'classifier_dropout' .* must be a number.* Got True instead"),
+        ({"classifier_dropout": float("nan")}, "'classifier_dropout' .* must be a number.* Got nan instead"),
+        ({"layer_norm_eps": 0}, "'layer_norm_eps' of AlibiBertConfig must be a number above 0. Got 0 instead"),
+        ({"layer_norm_eps": "1e-12"}, "must be a number above 0. Got '1e-12' instead"),
+        ({"initializer_range": -0.02}, "'initializer_range' .* must be a number from 0. Got -0.02 instead"),
+        ({"vocab_size": 9, "pad_token_id": 9}, "'pad_token_id' .* token of the vocabulary, 0 to 8, or None. Got 9"),
+        ({"pad_token_id": -1}, "'pad_token_id' .* token of the vocabulary, 0 to 30527, or None. Got -1 instead"),
+        ({"pad_token_id": "[PAD]"}, "'pad_token_id' .* token of the vocabulary.* Got '\\[PAD\\]' instead"),
+        ({"sparse_prediction": "no"}, "'sparse_prediction' of AlibiBertConfig must be True or False. Got 'no' instead"),
         ({"feed_forward": "swiglu"}, "must be 'geglu' or 'reglu'. Got 'swiglu' instead"),
         ({"classifier_pooling": "max"}, "must be 'cls' or 'mean'. Got 'max' instead"),
     ],
@@ -36,6 +48,12 @@ def test_a_preset_can_be_changed():
 def test_impossible_configurations(fields, message):
     with pytest.raises(ValueError, match=message):
         AlibiBertConfig(**fields)
+
+
+def test_the_ends_of_the_ranges():
+    config = AlibiBertConfig(vocab_size=9, pad_token_id=8, hidden_dropout_prob=0, initializer_range=0)
+    assert (config.pad_token_id, config.hidden_dropout_prob, config.initializer_range) == (8, 0, 0)
+    assert AlibiBertConfig(pad_token_id=None).pad_token_id is None
 
 
 def test_it_is_saved_and_loaded(tmp_path):

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 import venv
 from collections import Counter
 from pathlib import Path
@@ -51,6 +52,26 @@ np.save(f"{folder}/vectors.npy", model.encode(texts))
 model.save(f"{folder}/again")
 masked = AutoModelForMaskedLM.from_pretrained(f"{folder}/masked", trust_remote_code=True)
 assert type(masked).__name__ == "AlibiBertForMaskedLM", type(masked)
+"""
+
+TOO_MANY_LOGITS = """
+import resource, torch
+from st_distill.modules import AlibiBertConfig, AlibiBertForMaskedLM
+sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=200_000)
+model = AlibiBertForMaskedLM(AlibiBertConfig(**sizes)).eval()
+ids = torch.ones(1, 2000, dtype=torch.long)
+labels = torch.where(torch.arange(2000) < 20, 1, -100)[None]
+model.bert(ids)
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**29,) * 2)
+with torch.no_grad():
+    for given in (None, labels):
+        try:
+            model(ids, labels=given)
+        except torch.OutOfMemoryError as error:
+            print(error)
+    model.config.sparse_prediction = True
+    print(list(model(ids, labels=labels).logits.shape))
 """
 
 
@@ -300,6 +321,16 @@ def test_rows_of_padding_alone(kind, model, batch):
     assert not nothing.any()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(0, 7), (3, 0), (0, 0)])
+@pytest.mark.parametrize("kind", [*KINDS, "flex_attention"])
+def test_batches_of_nothing(kind, shape, masked, model):
+    model.set_attn_implementation(kind)
+    with torch.no_grad():
+        ids = torch.zeros(shape, dtype=torch.long)
+        assert model(ids, torch.ones_like(ids) if masked else None).last_hidden_state.shape == (*shape, 24)
+
+
 @pytest.mark.parametrize("kind", ["blockwise", "sdpa"])
 def test_memory_that_does_not_suffice(kind, model, batch, monkeypatch):
     def attend(*args):
@@ -311,6 +342,29 @@ def test_memory_that_does_not_suffice(kind, model, batch, monkeypatch):
         model(**batch)
     assert ("'blockwise', make" in str(error.value)) == (kind == "sdpa")
     assert "CUDA out of memory." in str(error.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux for the memory of a process")
+def test_logits_that_do_not_fit_in_memory():
+    """1.6 GB of them where half a GB is left; those of 20 labelled tokens fit."""
+    done = subprocess.run([sys.executable, "-c", TOO_MANY_LOGITS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    plain, labelled, remedied = done.stdout.splitlines()
+    told = "A batch of 1 texts, the longest of 2000 tokens, does not fit in memory in the masked-LM head, of 200000"
+    assert plain.startswith(f"{told} logits for a token: make the batch smaller")
+    assert labelled.startswith(f"{told} logits for a token: set the config's sparse_prediction, for labelled tokens")
+    assert "can't allocate memory" in labelled
+    assert remedied == "[20, 200000]"
+
+
+def test_a_classification_head_that_does_not_fit_in_memory(config, batch, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    classifier = AlibiBertForSequenceClassification(config)
+    monkeypatch.setattr(classifier.classifier, "forward", fail)
+    with pytest.raises(torch.OutOfMemoryError, match="of 37 tokens, does not fit in memory in the classification head"):
+        classifier(**batch)
 
 
 def test_masked_lm_loss(config, batch):

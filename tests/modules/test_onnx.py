@@ -7,9 +7,15 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from transformers import BertForQuestionAnswering
 
 from st_distill.errors import MissingExtraError
-from st_distill.modules import AlibiBertModel
+from st_distill.modules import (
+    AlibiBertConfig,
+    AlibiBertForMaskedLM,
+    AlibiBertForSequenceClassification,
+    AlibiBertModel,
+)
 from st_distill.modules.onnx import export_onnx
 
 exporter_warnings = pytest.mark.filterwarnings(
@@ -53,6 +59,32 @@ def test_onnxruntime_gives_the_same_vectors_of_texts(tiny_alibi, sentences, make
     features = model.tokenizer(texts, padding=True, return_tensors="np")
     inputs = {name: features[name] for name in ("input_ids", "attention_mask")}
     np.testing.assert_allclose(session.run(None, inputs)[0], model.encode(texts), atol=1e-5)
+
+
+@exporter_warnings
+@pytest.mark.parametrize("head", ["words", "classes of the first token", "classes of the mean"])
+def test_onnxruntime_gives_the_same_logits(head, tiny_alibi, make_session):
+    config = AlibiBertConfig.from_pretrained(tiny_alibi, num_labels=3, initializer_range=0.1)
+    config.classifier_pooling = "mean" if head.endswith("mean") else "cls"
+    model = (AlibiBertForMaskedLM if head == "words" else AlibiBertForSequenceClassification)(config).eval()
+    session = make_session(model)
+    assert [output.name for output in session.get_outputs()] == ["logits"]
+    for lengths in ([16], [300], [16, 9, 5]):
+        ids = torch.arange(len(lengths) * max(lengths)).view(len(lengths), -1) % (model.config.vocab_size - 5) + 5
+        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+        with torch.no_grad():
+            expected = model(ids, mask).logits
+        (found,) = session.run(["logits"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_model_of_other_outputs_is_refused(tiny_bert, tmp_path):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    model = BertForQuestionAnswering.from_pretrained(tiny_bert).train()
+    with pytest.raises(ValueError, match="Got BertForQuestionAnswering instead, which gives start_logits, end_logits"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert model.training
 
 
 def test_a_missing_extra_names_the_line_that_installs_it(tiny_alibi, tmp_path, monkeypatch):
