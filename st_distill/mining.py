@@ -81,7 +81,8 @@ def mine_negatives(
     wanted = len(pairs_given)
     # A query that is itself among the texts is the nearest of all to itself, and no wrong answer.
     own = [text for text in dict.fromkeys(dataset[query]) if text in texts and (text, text) not in pairs_given]
-    added = dataset if not own else concatenate_datasets([dataset, Dataset.from_dict({query: own, answer: own})])
+    more = Dataset.from_dict({query: own, answer: own}, features=dataset.features)
+    added = concatenate_datasets([dataset, more]) if own else dataset
     mined = mine_hard_negatives(
         added,
         model,

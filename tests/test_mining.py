@@ -35,11 +35,14 @@ def test_negatives_are_the_nearest_of_the_wrong_answers(model, pairs, tmp_path, 
         assert [row[f"negative_{place}"] for place in (1, 2, 3)] == [sentences[index] for index in wanted[:3]]
 
 
-def test_a_query_is_no_negative_of_its_own(model, tmp_path, sentences):
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
+def test_a_query_is_no_negative_of_its_own(ending, model, tmp_path, sentences):
     """Pairs that are given in both directions: the nearest text of all to a query is the query."""
     forth, back = sentences[:6], sentences[6:12]
-    Dataset.from_dict({"query": forth + back, "document": back + forth}).to_parquet(tmp_path / "pairs.parquet")
-    assert mine_negatives(model, tmp_path / "pairs.parquet", tmp_path / "hard.parquet", negatives=10) == 12
+    both = Dataset.from_dict({"query": forth + back, "document": back + forth})
+    write = {"parquet": both.to_parquet, "jsonl": both.to_json, "csv": both.to_csv}[ending]
+    write(tmp_path / f"pairs.{ending}")
+    assert mine_negatives(model, tmp_path / f"pairs.{ending}", tmp_path / "hard.parquet", negatives=10) == 12
     for row in pq.read_table(tmp_path / "hard.parquet").to_pylist():
         assert {row[f"negative_{place}"] for place in range(1, 11)} == {*forth, *back} - {row["query"], row["document"]}
 

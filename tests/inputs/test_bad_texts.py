@@ -15,6 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from st_distill import Teacher, TeacherStore
+from st_distill.cli import main
 from st_distill.evaluation import TeacherFidelityEvaluator, read_task
 from st_distill.evaluation.data import parts_of_path
 from st_distill.recipe import Texts
@@ -55,12 +56,46 @@ def test_a_store_takes_any_text(kind, tmp_path):
 @pytest.mark.parametrize("kind", ODD)
 def test_a_model_reads_any_text(kind, make_student, tmp_path):
     """As a teacher, whose store is whole; as a student too, but for what its tokenizer cannot take, which is told before."""
-    store = TeacherStore.create(
-        tmp_path / "s", [ODD[kind], "plain"], Teacher(make_student(), name="first"), show_progress=False
-    )
+    model = make_student()
+    store = TeacherStore.create(tmp_path / "s", [ODD[kind], "plain"], Teacher(model, name="first"), show_progress=False)
     assert np.isfinite(store.gather(store.ids([ODD[kind]])).numpy()).all()
     if kind != "surrogate":
-        assert np.isfinite(make_student().encode([ODD[kind]])).all()
+        assert np.isfinite(model.encode([ODD[kind]])).all()
+
+
+def test_a_run_learns_from_any_text(tiny_bert, tmp_path, sentences, capsys):
+    """Teacher, stages, evaluation, report and negatives; a line of 1 MB takes a tokenizer seconds each time, and is above."""
+    texts = [text for kind, text in ODD.items() if kind not in ("surrogate", "one line of 1 MB")]
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in [*texts, *sentences]))
+    pairs = [
+        {"sentence1": text, "sentence2": other, "score": place}
+        for place, (text, other) in enumerate(zip(texts, reversed(texts)))
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    stage = {"steps": 2, "batch": 8, "arguments": {"use_cpu": True, "disable_tqdm": True}}
+    recipe = {
+        "output": str(tmp_path / "out"),
+        "student": {"model": tiny_bert, "layers": [0, 3], "pooling": "mean", "max_seq_length": 16},
+        "teachers": [tiny_bert],
+        "texts": str(tmp_path / "texts.jsonl"),
+        "projection": {"dims": [16, 8]},
+        "stages": [{"train": "projection"} | stage, {"train": "all"} | stage],
+        "evaluation": {
+            "texts": str(tmp_path / "texts.jsonl"),
+            "similarity": str(tmp_path / "pairs.jsonl"),
+            "retrieval": {"path": str(tmp_path / "pairs.jsonl"), "columns": ["sentence1", "sentence2"]},
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    model, mined = str(tmp_path / "out"), str(tmp_path / "hard.parquet")
+    for command in (
+        ["run", str(tmp_path / "recipe.yaml")],
+        ["verify", str(tmp_path / "out-run")],
+        ["report", str(tmp_path / "out-run"), "--no-speed"],
+        ["eval", model, str(tmp_path / "pairs.jsonl")],
+        ["mine", model, str(tmp_path / "pairs.jsonl"), mined, "--columns", "sentence1,sentence2", "--negatives", "1"],
+    ):
+        assert main(command) == 0, (command, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet", "saved"])
