@@ -34,6 +34,7 @@ LAYERS = [
     "functional",
     "alignment",
     "modules",
+    "limits",
     "vectors",
     "teacher",
     "store",

@@ -245,4 +245,7 @@ def test_the_presets_run_at_toy_size(folder, tiny_alibi):
     result = runner.run(load_recipe(folder / "hard.yaml"), show_progress=False)
     model = SentenceTransformer(str(result.output), device="cpu")
     assert model.get_embedding_dimension() == 24
-    assert model.max_seq_length == 512
+    assert model.max_seq_length == 8192
+    for stages in (folder / "out-run", folder / "hard-run"):
+        (trained,) = stages.glob("stages/*/model")
+        assert load_student(trained, device="cpu").max_seq_length == 512
