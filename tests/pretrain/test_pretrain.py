@@ -13,7 +13,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 
 from st_distill.cli import main
 from st_distill.errors import RecipeError
-from st_distill.pretrain import load_pretraining, pretrain
+from st_distill.modules import AlibiBertConfig, AlibiBertForMaskedLM
+from st_distill.pretrain import evaluate_encoder, load_pretraining, pretrain, runner
 from st_distill.pretrain.check import check_pretraining
 from st_distill.pretrain.evaluation import held_out_documents, masked_accuracy
 from st_distill.pretrain.heads import places_of, predict
@@ -59,9 +60,11 @@ def twin_recipe(recipe, tmp_path, tokenizers):
     return recipe
 
 
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
 def tiny_config(**options):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    return BertConfig(vocab_size=320, **sizes, **options)
+    return BertConfig(vocab_size=320, **SIZES, **options)
 
 
 def weights(folder):
@@ -289,6 +292,41 @@ def test_what_cannot_be_measured_is_told_before(recipe, tmp_path, capsys):
     assert main(["pretrain", str(recipe), "--evaluate", str(tmp_path / "other")]) == 2
     told = f"must be at most the 32 tokens that '{tmp_path / 'other'}' takes. Got 64 instead: give --set"
     assert told in capsys.readouterr().err
+
+
+def test_what_has_no_head_or_is_not_there_is_not_measured(twin_recipe, tmp_path, tokenizers, capsys):
+    """An encoder alone would be measured with a random head, and a folder that is not there is none of the hub's."""
+    words = ["pretrain", str(twin_recipe), "--evaluate"]
+    BertForMaskedLM(tiny_config()).bert.save_pretrained(tmp_path / "encoder")
+    tokenizers["wordpiece"].save_pretrained(tmp_path / "encoder")
+    assert main([*words, str(tmp_path / "encoder")]) == 2
+    told = (
+        f"The weights of '{tmp_path / 'encoder'}' must be those of a masked-language model, BertForMaskedLM. They lack "
+    )
+    error = capsys.readouterr().err
+    assert told in error
+    assert "'cls.predictions." in error
+    assert main([*words, str(tmp_path / "encodr")]) == 2
+    told = f"cannot be loaded: there is no folder '{tmp_path}/encodr'; did you mean '{tmp_path}/encoder'?\n"
+    assert capsys.readouterr().err.endswith(told)
+    assert main([*words, "no/model"]) == 2
+    assert "cannot be loaded: 'no/model' is not in the local cache, and the hub is switched" in capsys.readouterr().err
+
+
+def test_the_kernel_is_that_of_the_recipes_own_model(twin_recipe, tmp_path, tokenizers, monkeypatch):
+    """A BERT knows nothing of the blockwise kernel, and an encoder of the recipe's kind is measured with it."""
+    recipe = load_pretraining(twin_recipe, [ALIBI])
+    BertForMaskedLM(tiny_config()).save_pretrained(tmp_path / "bert")
+    AlibiBertForMaskedLM(AlibiBertConfig(vocab_size=320, **SIZES)).save_pretrained(tmp_path / "alibi")
+    monkeypatch.setattr(runner._Measuring, "at_all_lengths", lambda _, model: model.config._attn_implementation)
+    kernels = {}
+    for name in ("bert", "alibi"):
+        tokenizers["wordpiece"].save_pretrained(tmp_path / name)
+        kernels[name] = evaluate_encoder(tmp_path / name, recipe)
+    assert kernels == {"bert": "sdpa", "alibi": "blockwise"}
+    # One that goes on from a model is of that model's kind.
+    recipe = load_pretraining(twin_recipe, [f"encoder={{model: {tmp_path}/bert, attn_implementation: eager}}"])
+    assert [evaluate_encoder(tmp_path / name, recipe) for name in kernels] == ["eager", "blockwise"]
 
 
 def test_half_precision_of_a_model_at_its_greatest_length(twin_recipe, tmp_path):
