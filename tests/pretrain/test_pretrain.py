@@ -9,11 +9,20 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch.nn import functional
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, TrainerCallback
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    TrainerCallback,
+    TrainingArguments,
+    get_scheduler,
+)
 
 from st_distill.cli import main
 from st_distill.errors import RecipeError
 from st_distill.modules import AlibiBertConfig, AlibiBertForMaskedLM
+from st_distill.modules.alibi_config import SIZES as published_sizes
 from st_distill.pretrain import evaluate_encoder, load_pretraining, pretrain, runner
 from st_distill.pretrain.check import check_pretraining
 from st_distill.pretrain.evaluation import held_out_documents, masked_accuracy
@@ -337,6 +346,20 @@ def test_half_precision_of_a_model_at_its_greatest_length(twin_recipe, tmp_path)
     assert {value.dtype for value in weights(result.output).values()} == {torch.float32}
 
 
+def test_the_rate_falls_to_nothing_in_a_line(tmp_path):
+    """A tenth of the steps up to the peak, and then down, as TrainingArguments and its scheduler understand the preset."""
+    given = load_pretraining("jina-2-base", ["texts={path: x}", "steps=100", "arguments.warmup_steps=10"])
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given.training_arguments() | {"bf16": False})
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(100), args.max_steps)
+    rates = []
+    for _ in range(100):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[::10] == pytest.approx([0, *(6e-4 * ninths / 9 for ninths in range(9, 0, -1))])
+
+
 @pytest.mark.parametrize(
     ("preset", "rate", "layers", "width", "heads"),
     [("small", 1e-3, 4, 512, 8), ("base", 6e-4, 12, 768, 12), ("large", 4e-4, 24, 1024, 16)],
@@ -345,12 +368,17 @@ def test_the_published_schedule(preset, rate, layers, width, heads):
     """REFERENCES: arXiv 2310.19923, section on masked-LM pretraining, and its table of sizes."""
     recipe = load_pretraining(f"jina-2-{preset}", ["texts={path: x}", "device_batch=64"])
     config = recipe.encoder.config
+    assert config.items() >= published_sizes[preset].items()
+    assert (config["hidden_dropout_prob"], config["attention_probs_dropout_prob"]) == (0.1, 0.1)
+    assert recipe.encoder.attn_implementation == "sdpa"  # rows are short, and on a GPU
     assert (config["num_hidden_layers"], config["hidden_size"], config["num_attention_heads"]) == (layers, width, heads)
     arguments = recipe.training_arguments(processes=8)
     assert arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] * 8 == 4096
     assert (arguments["learning_rate"], arguments["max_steps"], arguments["warmup_steps"]) == (rate, 100_000, 10_000)
     betas_and_more = [arguments[name] for name in ("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay")]
     assert betas_and_more == [0.9, 0.98, 1e-6, 0.01]
+    further = [arguments[name] for name in ("optim", "lr_scheduler_type", "bf16")]
+    assert further == ["adamw_torch", "linear", True]
     assert (recipe.max_length, recipe.packing, recipe.masking.share) == (512, False, 0.3)
 
 

@@ -218,7 +218,9 @@ def test_the_presets_have_the_numbers_of_the_paper():
         (stage,) = recipe.stages
         assert not stage.distils
         assert stage.also[0].options == BOTH
-        assert stage.arguments["bf16"]
+        assert (stage.arguments["bf16"], stage.arguments["optim"], stage.dropout) == (True, "adamw_torch", None)
+        assert (recipe.student.max_seq_length, recipe.student.export_max_seq_length) == (512, 8192)
+        assert recipe.student.attn_implementation is None  # texts of unlike length, for which blockwise is there
     assert hard.stages[0].arguments["activation_checkpointing"]
 
 
