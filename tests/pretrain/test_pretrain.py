@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import fields
 
 import pytest
 import torch
@@ -28,6 +29,8 @@ from st_distill.pretrain.check import check_pretraining
 from st_distill.pretrain.evaluation import held_out_documents, masked_accuracy
 from st_distill.pretrain.heads import places_of, predict
 from st_distill.pretrain.masking import IGNORED, WordMasker
+from st_distill.pretrain.schema import PRETRAINING
+from st_distill.recipe.load import DISTILLATION, presets
 from st_distill.recipe.state import RunState
 from st_distill.verify import verify
 
@@ -275,6 +278,44 @@ def test_every_mistake_with_its_line(recipe, tmp_path, capsys):
 def test_contradictions(recipe, tmp_path, change, words):
     problems = check_pretraining(recipe, [change.replace("{folder}", str(tmp_path))])
     assert words in "\n".join(problem.message for problem in problems)
+
+
+OF_PRETRAINING = "is one of pretraining; st-distill pretrain takes it, and looks at it alone with --check"
+OF_DISTILLATION = "is one of distillation or pairs; st-distill run takes it, and st-distill check looks at it alone"
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "said"),
+    [
+        (["check"], "jina-2-small", f"the recipe 'jina-2-small' {OF_PRETRAINING}"),
+        (["run"], "jina-2-large", f"the recipe 'jina-2-large' {OF_PRETRAINING}"),
+        (["check"], "jina-2-smal", "is no file; did you mean 'jina-2-small'?"),
+        (["check"], "recipe.yaml", f"recipe.yaml:2: encoder: the recipe {OF_PRETRAINING}"),
+        (["run"], "preset: jina-2-base\noutput: out\n", f"1: preset: 'jina-2-base' {OF_PRETRAINING}"),
+        (["pretrain"], "jina-2-pairs", f"the recipe 'jina-2-pairs' {OF_DISTILLATION}"),
+        (["pretrain", "--check"], "output: out\nstudent: a\nstages: []\n", f"2: student: the recipe {OF_DISTILLATION}"),
+        (["pretrain"], "output: out\npreset: jasper\n", f"2: preset: 'jasper' {OF_DISTILLATION}"),
+    ],
+)
+def test_a_recipe_of_the_other_kind_is_one_mistake(command, given, said, recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if "\n" in given:
+        recipe.write_text(given)
+        given = "recipe.yaml"
+    assert main([command[0], given, *command[1:]]) == 2
+    told = capsys.readouterr()
+    lines = [line for line in (told.out + told.err).splitlines() if "mistake" not in line]
+    assert len(lines) == 1
+    assert lines[0].endswith(said)
+
+
+def test_each_kind_is_known_by_fields_of_its_own():
+    names = {kind: {field.name for field in fields(kind.recipe)} for kind in (DISTILLATION, PRETRAINING)}
+    assert DISTILLATION.other is PRETRAINING.family
+    assert PRETRAINING.other is DISTILLATION.family
+    assert set(DISTILLATION.family.fields) <= names[DISTILLATION] - names[PRETRAINING]
+    assert set(PRETRAINING.family.fields) <= names[PRETRAINING] - names[DISTILLATION]
+    assert all(presets(kind) for kind in names)
 
 
 def test_a_sound_recipe_and_a_bad_source(recipe, tmp_path):
