@@ -4,6 +4,7 @@
     python benchmarks/alibi.py encode --size small             # a published size, inference, one text
     python benchmarks/alibi.py encode --encoder out/pretraining/alibi_bert --text out/pretraining/held-out.parquet --backward
                                                                # a trained one, on a text of column "text"
+    python benchmarks/alibi.py encode --lengths 512 --batch 8 --shortest 50 --backward   # texts of 50 to 512 tokens, padded
 
 Every figure is read in a process of its own: the time is the fastest of the rounds after one to warm up, the memory is the most
 that the process held beyond what it held before the first call (on a GPU: that the allocator handed out). "naive" is what
@@ -98,15 +99,19 @@ def encode(options: argparse.Namespace) -> Callable[[], None]:
         config = AlibiBertConfig.preset(options.size)
         model = AlibiBertModel._from_config(config, attn_implementation=options.kind)
         ids = torch.randint(1000, config.vocab_size, (options.batch, options.length), device=options.device)
+    mask = None
+    if options.shortest is not None:
+        lengths = torch.linspace(options.shortest, options.length, options.batch, device=options.device)
+        mask = (torch.arange(options.length, device=options.device) < lengths[:, None]).long()
     model = model.eval().to(options.device, getattr(torch, options.dtype))
 
     def run() -> None:
         if not options.backward:
             with torch.no_grad():
-                model(ids)
+                model(ids, attention_mask=mask)
             return
         model.zero_grad(set_to_none=True)
-        states = model(ids)[0]
+        states = model(ids, attention_mask=mask)[0]
         states.backward(torch.randn_like(states))
 
     return run
@@ -119,13 +124,14 @@ def measure(options: argparse.Namespace) -> None:
     run = {"attention": attention, "encode": encode}[options.what](options)
     on_gpu = options.device != "cpu"
     before = torch.cuda.memory_allocated() if on_gpu else held()
+    clock = time.process_time if options.processor else time.perf_counter
     times = []
     for _ in range(options.rounds + 1):
-        start = time.perf_counter()
+        start = clock()
         run()
         if on_gpu:
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     after = torch.cuda.max_memory_allocated() if on_gpu else held()
     print(min(times[1:]), (after - before) / 1e6)
 
@@ -145,10 +151,16 @@ def main() -> None:
     parser.add_argument("--size", choices=["small", "base", "large"], default="small", help="for encode")
     parser.add_argument("--encoder", help="for encode: folder of a trained ALiBi encoder, in place of a size")
     parser.add_argument("--text", help="with --encoder: parquet whose first text it is given")
+    parser.add_argument(
+        "--shortest", type=int, help="for encode: the texts of a batch have from so many tokens up to the length"
+    )
     parser.add_argument("--backward", action="store_true", help="for encode: with the backward pass")
     parser.add_argument("--strength", type=float, default=1.0, help="for attention: what the queries are multiplied by")
     parser.add_argument("--forward", action="store_true", help="for attention: without the backward pass")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--processor", action="store_true", help="seconds of the processor, where other programs run too"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)

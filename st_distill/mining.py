@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from st_distill.files import remove_abandoned, replacing
+from st_distill.limits import reading
 from st_distill.options import check_whole_number, is_number
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.models import load_model
@@ -35,6 +36,7 @@ def mine_negatives(
     negatives: int = 15,
     skip: int = 0,
     margin: float | None = None,
+    max_seq_length: int | None = None,
     batch_size: int = 32,
 ) -> int:
     """Write each pair with the texts that the model takes for its answer most, and that are not.
@@ -52,14 +54,15 @@ def mine_negatives(
         negatives: how many a pair gets, at least 1; 15 in Jina Embeddings 2 (arXiv 2310.19923).
         skip: leave out so many of the nearest ones, which may be right answers that nobody has marked.
         margin: leave out a text whose cosine is above that of the pair less this share of it, from 0 to below 1.
+        max_seq_length: tokens of a text that the model is to read here; None: as many as ever.
         batch_size: texts encoded at a time.
 
     Returns:
         Rows written. A pair with too few negatives is left out, and the log says how many were.
 
     Raises:
-        ValueError: for an option out of range, columns that are not there, a model that is not there, a file that is, and
-            where no pair has so many negatives.
+        ValueError: for an option out of range, columns that are not there, a model that is not there or cannot read so many
+            tokens, a file that is there, and where no pair has so many negatives.
     """
     _check_options(negatives=negatives, skip=skip, margin=margin, batch_size=batch_size)
     target = Path(path)
@@ -76,27 +79,28 @@ def mine_negatives(
         )
     if not isinstance(model, SentenceTransformer):
         model = load_model(os.fspath(model))
-    tell_too_long_texts(model, [_source(source) for source in (pairs, corpus) if source is not None])
     pairs_given = {*zip(dataset[query], dataset[answer])}
     wanted = len(pairs_given)
     # A query that is itself among the texts is the nearest of all to itself, and no wrong answer.
     own = [text for text in dict.fromkeys(dataset[query]) if text in texts and (text, text) not in pairs_given]
     more = Dataset.from_dict({query: own, answer: own}, features=dataset.features)
     added = concatenate_datasets([dataset, more]) if own else dataset
-    mined = mine_hard_negatives(
-        added,
-        model,
-        anchor_column_name=query,
-        positive_column_name=answer,
-        corpus=found or None,
-        range_min=skip,
-        relative_margin=margin,
-        num_negatives=negatives,
-        output_format="n-tuple",
-        batch_size=batch_size,
-        faiss_batch_size=max(1, _SIMILARITIES // len(texts)),
-        verbose=False,
-    )
+    with reading(model, max_seq_length):
+        tell_too_long_texts(model, [_source(source) for source in (pairs, corpus) if source is not None])
+        mined = mine_hard_negatives(
+            added,
+            model,
+            anchor_column_name=query,
+            positive_column_name=answer,
+            corpus=found or None,
+            range_min=skip,
+            relative_margin=margin,
+            num_negatives=negatives,
+            output_format="n-tuple",
+            batch_size=batch_size,
+            faiss_batch_size=max(1, _SIMILARITIES // len(texts)),
+            verbose=False,
+        )
     if own:
         mined = mined.filter(lambda row: (row[query], row[answer]) in pairs_given)
     if len(mined) == 0:

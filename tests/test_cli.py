@@ -100,9 +100,34 @@ def test_eval_on_tasks(tmp_path, make_student, capsys):
     assert main(["eval", *words, "--json", str(files[0]), "--csv", str(files[1]), "--text-prompt", "a "]) == 0
     assert "pairs  sts   spearman_cosine" in capsys.readouterr().out
     results = json.loads(files[0].read_text())
-    assert results["dims"] == [32, 8]
+    assert (results["max_seq_length"], results["dims"]) == (32, [32, 8])
     assert results["tasks"][0]["scores"]["8"]["int8"]["spearman_cosine"] is not None
     assert "pairs,sts,8,int8,spearman_cosine,True," in files[1].read_text()
+
+
+def test_eval_and_mine_at_another_length(recipe, tmp_path, make_student, capsys, caplog):
+    """Texts of 9 tokens, and a model that was saved for 8 of the 64 that its encoder can read."""
+    make_student(max_seq_length=8).save(str(tmp_path / "model"))
+    long = "the quick cat sees a small fish"
+    rows = {"sentence1": [long, "a dog", "a bird"], "sentence2": ["a cat", long, "a fish"], "score": [1, 2, 3]}
+    pairs = str(tmp_path / "pairs.parquet")
+    Dataset.from_dict(rows).to_parquet(pairs)
+    evaluation = f"evaluation={{retrieval: {{path: {pairs}, columns: [sentence1, sentence2]}}, similarity: {pairs}}}"
+    for words in (
+        ["eval", str(tmp_path / "model"), f"sts:{pairs}"],
+        ["eval", str(tmp_path / "model"), str(recipe), "--set", evaluation],
+        ["mine", str(tmp_path / "model"), pairs, str(tmp_path / "hard.parquet"), "--negatives", "1"],
+    ):
+        words += [] if words[0] == "mine" else ["--json", str(tmp_path / "figures.json")]
+        caplog.clear()
+        assert main([*words, "--max-seq-length", "65"]) == 2
+        assert "must be at most the 64 tokens that the model's encoder can read. Got 65" in capsys.readouterr().err
+        assert main(words) == 0
+        assert "have more tokens than the" in caplog.text
+        (tmp_path / "hard.parquet").unlink(missing_ok=True)
+        caplog.clear()
+        assert main([*words, "--max-seq-length", "64"]) == 0
+        assert "more tokens" not in caplog.text
 
 
 @pytest.mark.parametrize("option", ["--json", "--csv"])

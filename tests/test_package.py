@@ -35,6 +35,7 @@ LAYERS = [
     "functional",
     "alignment",
     "modules",
+    "limits",
     "vectors",
     "teacher",
     "store",

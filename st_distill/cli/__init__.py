@@ -193,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         "--margin", type=float, metavar="SHARE", help="leave out what is nearer than the pair less this share of it"
     )
     command.add_argument("--limit", type=int, metavar="N", help="the first so many pairs")
+    _add_max_seq_length(command)
     command.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts encoded at a time")
 
     command = _command(
@@ -259,6 +260,7 @@ def _add_eval(commands) -> None:  # type: ignore[no-untyped-def]
         metavar="N",
         help="the first so many rows of each task's data, or queries of a collection; not with mteb:NAME either",
     )
+    _add_max_seq_length(command)
     command.add_argument("--query-prompt", metavar="TEXT", help="before queries, instead of the model's own prompt")
     command.add_argument("--document-prompt", metavar="TEXT", help="before documents, likewise")
     command.add_argument("--text-prompt", metavar="TEXT", help="before any other text, likewise")
@@ -338,6 +340,15 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FIELD=VALUE",
         help="change a field of the recipe",
+    )
+
+
+def _add_max_seq_length(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--max-seq-length",
+        type=int,
+        metavar="N",
+        help="tokens of a text that the model reads; by default as many as it was saved with",
     )
 
 
@@ -447,6 +458,7 @@ def _mine(options: argparse.Namespace) -> int:
         negatives=options.negatives,
         skip=options.skip,
         margin=options.margin,
+        max_seq_length=options.max_seq_length,
         batch_size=options.batch_size,
     )
     print(f"{rows} pairs with {options.negatives} negatives each are in {options.path}.")

@@ -61,7 +61,7 @@ def _eval_recipe(options: argparse.Namespace, path: str) -> int:
                 "Leave the option out."
             )
     recipe = checked_recipe(path, options.overrides)
-    results = evaluate_model(load_model(options.model), recipe)
+    results = evaluate_model(load_model(options.model, max_seq_length=options.max_seq_length), recipe)
     if options.json != "-":
         print(report(results))
     give_json(options.json, results)
@@ -111,10 +111,11 @@ def _eval_tasks(options: argparse.Namespace) -> int:
     check_whole_number("--batch-size", batch_size)
     found = find_mteb_tasks(names) if names else []
     tasks = [task for spec in specs for task in read_task(spec, batch_size=batch_size)]
-    model = load_model(options.model)
+    model = load_model(options.model, max_seq_length=options.max_seq_length)
     require_modalities(model, tasks, found)
     measured = measure_tasks(model, tasks, found, batch_size=batch_size, folder=options.mteb_results, **how)
-    results = {"model": options.model, **measured}
+    limit = model.max_seq_length
+    results = {"model": options.model, "max_seq_length": limit if isinstance(limit, int) else None, **measured}
     if options.json != "-":
         print(task_report(results))
     give_json(options.json, results)

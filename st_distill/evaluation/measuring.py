@@ -15,6 +15,7 @@ from st_distill.evaluation.results import evaluate_tasks, with_averages
 from st_distill.evaluation.sweep import Precision, checked_precisions
 from st_distill.evaluation.task_list import tasks_of_entries
 from st_distill.evaluation.tasks import Task, default_name, distinct_names, read_task
+from st_distill.evaluation.truncation import tell_truncated, texts_of
 
 __all__ = ["measure_entries", "measure_tasks", "require_modalities"]
 
@@ -49,6 +50,9 @@ def measure_tasks(
 ) -> dict[str, Any]:
     """Measure a model on tasks from data and on those of MTEB; one that fails is told, and the others are measured.
 
+    Texts that the model does not read to their end are told too: of all tasks from data before the first is measured, of a
+    task of MTEB behind it.
+
     Args:
         model: any sentence-transformers model.
         tasks: what `read_task` gave.
@@ -78,6 +82,7 @@ def measure_tasks(
             failed.append(failure(name, error))
 
     names = distinct_names([*(task.name for task in tasks), *(task.metadata.name for task in mteb_tasks)])
+    tell_truncated(model, {name: texts_of(task.evaluator, model, prompts) for name, task in zip(names, tasks)})
     for name, task in zip(names, tasks):
         attempt(name, lambda task=task: _measured(model, task, how))  # type: ignore[misc]
     for name, task in zip(names[len(tasks) :], mteb_tasks):

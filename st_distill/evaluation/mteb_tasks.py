@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from st_distill.errors import MissingExtraError, sentence
 from st_distill.evaluation.base import checked_dims, dims_of, width_of
 from st_distill.evaluation.sweep import EncodedOnce, Precision, checked_precisions
+from st_distill.evaluation.truncation import tell_truncated
 from st_distill.nearest import offer, suggest
 
 __all__ = ["evaluate_mteb", "find_mteb_tasks"]
@@ -115,6 +116,7 @@ def evaluate_mteb(
                     place = Path(folder) / (str(dim) if precision == "float32" else f"{dim}-{precision}")
                     place.mkdir(parents=True, exist_ok=True)
                     result.to_disk(place / f"{task.metadata.name}.json")
+        tell_truncated(model, {task.metadata.name: encoded.texts()})  # MTEB's code alone knows them beforehand
         kind = str(task.metadata.type)
         measured.append(
             {

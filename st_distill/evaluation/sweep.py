@@ -15,11 +15,20 @@ from torch.nn.functional import normalize
 
 from st_distill.evaluation.base import append_row, checked_dims, checked_prompt, checked_vectors, dims_of, width_of
 
-__all__ = ["EncodedOnce", "Precision", "SweepEvaluator", "checked_precisions"]
+__all__ = ["EncodedOnce", "Precision", "SweepEvaluator", "Use", "checked_precisions", "own_prompt"]
 
 Precision = Literal["float32", "int8", "binary"]
+Use = Literal["text", "query", "document"]
 
-_ENCODERS = ("encode", "encode_query", "encode_document")
+_ENCODERS: dict[str, Use] = {"encode": "text", "encode_query": "query", "encode_document": "document"}
+#: Names of a model's prompts for each use, the first one that it has.
+_PROMPTS: dict[Use, tuple[str, ...]] = {"text": (), "query": ("query",), "document": ("document", "passage", "corpus")}
+
+
+def own_prompt(model: SentenceTransformer, use: Use) -> str:
+    """What the model itself puts before a text of such a use; empty where it has no prompt."""
+    name = next((name for name in _PROMPTS[use] if name in model.prompts), model.default_prompt_name)
+    return model.prompts.get(name) or ""
 
 
 class EncodedOnce:
@@ -33,7 +42,7 @@ class EncodedOnce:
 
     def __init__(self, model: SentenceTransformer, *, prompts: Mapping[str, str] | None = None) -> None:
         self.model = model
-        self.prompts = dict(zip(_ENCODERS, ((prompts or {}).get(use) for use in ("text", "query", "document"))))
+        self.prompts = {method: (prompts or {}).get(use) for method, use in _ENCODERS.items()}
         self._vectors: dict[Any, tuple[Sequence[Any], torch.Tensor]] = {}
 
     def at(self, dim: int | None = None, precision: Precision = "float32") -> Any:
@@ -61,6 +70,15 @@ class EncodedOnce:
             vectors = encode(list(inputs), convert_to_tensor=True, **options).float()
             self._vectors[key] = inputs, checked_vectors(vectors, inputs)
         return self._vectors[key][1]
+
+    def texts(self) -> list[str]:
+        """All texts that were encoded, with the prompt before each."""
+        found = []
+        for method, rows, prompt, name in self._vectors:
+            named = own_prompt(self.model, _ENCODERS[method]) if name is None else self.model.prompts[name]
+            before = named if prompt is None else prompt
+            found += [before + row for row in rows if isinstance(row, str)]
+        return found
 
     def ranges(self, dim: int | None) -> np.ndarray:
         """Least and largest number of each dimension of the directions of all that was encoded, (2, dim)."""

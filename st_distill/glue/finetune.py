@@ -29,7 +29,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 import st_distill.modules  # noqa: F401 - registers the ALiBi encoder
-from st_distill.errors import one_line
+from st_distill.errors import sentence
 from st_distill.files import describe, read_json, write_json
 from st_distill.glue.results import average, figures
 from st_distill.glue.tasks import Examples, TaskData, find_tasks
@@ -38,6 +38,7 @@ from st_distill.modules.alibi_config import explain_other_model
 from st_distill.nearest import any_of, suggest
 from st_distill.options import check_whole_number
 from st_distill.recipe.arguments import RESERVED, complaints, hints_of, range_complaint
+from st_distill.recipe.models import why_not
 
 __all__ = ["Settings", "glue"]
 
@@ -197,7 +198,7 @@ class _Model:
             self.config = AutoConfig.from_pretrained(name, **self.how)
             self.tokenizer = AutoTokenizer.from_pretrained(name, **self.how)
         except (OSError, ValueError) as error:
-            raise ValueError(f"The model '{name}' cannot be loaded: {one_line(error)}.") from error
+            raise ValueError(sentence(f"The model cannot be loaded: {why_not(name, error)}")) from error
         if is_published_alibi(found := self.config.to_dict()) and not trust_remote_code:
             raise ValueError(explain_other_model(found, name))
         head = "AutoModelForSequenceClassification"

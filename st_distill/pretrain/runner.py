@@ -27,7 +27,7 @@ from transformers import (
     set_seed,
 )
 
-from st_distill.errors import MissingExtraError, RecipeError
+from st_distill.errors import MissingExtraError, RecipeError, sentence
 from st_distill.exporting import CHECKED
 from st_distill.files import (
     flush_folder,
@@ -47,13 +47,14 @@ from st_distill.pretrain.corpus import MaskedRows, MaskedStream, Padding, rows_o
 from st_distill.pretrain.evaluation import held_out_documents, masked_accuracy
 from st_distill.pretrain.masking import WordMasker
 from st_distill.pretrain.picture import draw_accuracy
-from st_distill.pretrain.schema import Pretraining
+from st_distill.pretrain.schema import Encoder, Pretraining
 from st_distill.pretrain.tokenizer import Tokens, WordTokenizer, train_tokenizer
 from st_distill.pretrain.training import MaskedWordTrainer
 from st_distill.recipe.checkpoints import SEAL, drop_damaged, last_checkpoint, seal, what_is_wrong
 from st_distill.recipe.conversion import as_mapping
 from st_distill.recipe.data import fingerprint, stream_documents
 from st_distill.recipe.load import dump_recipe
+from st_distill.recipe.models import UnknownModel, read_config, why_not
 from st_distill.recipe.processes import Processes, locked
 from st_distill.recipe.schema import Texts
 from st_distill.recipe.state import (
@@ -139,12 +140,14 @@ def evaluate_encoder(model: str | os.PathLike[str], recipe: Pretraining) -> dict
         What `st_distill.pretrain.evaluation.masked_accuracy` returns.
 
     Raises:
-        ValueError: for a recipe without ``evaluation``, a length that the model does not take, and a model in the published
-            ALiBi layout, from which transformers would build another one.
+        ValueError: for a recipe without ``evaluation``, a model that is not there or has no weights for finding masked words,
+            a length that it does not take, and a model in the published ALiBi layout, from which transformers would build
+            another one.
     """
-    config = AutoConfig.from_pretrained(model)
+    name = os.fspath(model)
+    config = _loaded(AutoConfig, name)
     if is_published_alibi(config.to_dict()):
-        raise ValueError(explain_published(model))
+        raise ValueError(explain_published(name))
     positions = getattr(config, "max_position_embeddings", None)
     longest = 0 if recipe.evaluation is None else max(recipe.evaluation.lengths)
     if isinstance(positions, int) and longest > positions:
@@ -152,12 +155,37 @@ def evaluate_encoder(model: str | os.PathLike[str], recipe: Pretraining) -> dict
             f"The lengths of the evaluation must be at most the {positions} tokens that '{model}' takes. Got {longest} "
             f"instead: give --set 'evaluation.lengths=[{positions}]', say."
         )
-    tokenizer = WordTokenizer(AutoTokenizer.from_pretrained(model), whole_words=recipe.masking.whole_words)
-    attention = {"attn_implementation": recipe.encoder.attn_implementation}
-    encoder = AutoModelForMaskedLM.from_pretrained(model, dtype=torch.float32, **attention)
+    tokenizer = WordTokenizer(_loaded(AutoTokenizer, name), whole_words=recipe.masking.whole_words)
+    # Another kind of model may not know the kernel of the recipe's own.
+    kernel = recipe.encoder.attn_implementation if config.model_type == _model_type(recipe.encoder) else None
+    how = {"dtype": torch.float32, "attn_implementation": kernel, "output_loading_info": True}
+    encoder, report = _loaded(AutoModelForMaskedLM, name, **how)
+    if lost := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"The weights of '{name}' must be those of a masked-language model, {type(encoder).__name__}. They lack "
+            f"{len(lost)} of them, '{lost[0]}' for one, and random ones would be measured: name a model with its head."
+        )
     on_cpu = bool(recipe.arguments.get("use_cpu")) or not torch.accelerator.is_available()
     device = torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator()
     return _Measuring(recipe, tokenizer).at_all_lengths(encoder.to(device))
+
+
+def _loaded(kind: Any, name: str, **how: Any) -> Any:
+    """What one of transformers' Auto classes loads by a model's name; ValueError with the reason where it cannot."""
+    try:
+        return kind.from_pretrained(name, **how)
+    except (OSError, ValueError) as error:
+        raise ValueError(sentence(f"The model cannot be loaded: {why_not(name, error)}")) from error
+
+
+def _model_type(spec: Encoder) -> str | None:
+    """The kind of model that a recipe trains; None where that is out of reach."""
+    if spec.config is not None:
+        return spec.config.get("model_type")
+    try:
+        return read_config(str(spec.model), spec.revision).get("model_type")
+    except (UnknownModel, ValueError):
+        return None
 
 
 class _Measuring:

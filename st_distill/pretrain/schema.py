@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from st_distill.nearest import suggest
 from st_distill.recipe.conversion import Part
-from st_distill.recipe.load import Kind
+from st_distill.recipe.load import OF_DISTILLATION, OF_PRETRAINING, Kind
 from st_distill.recipe.rules import about, above, at_least, is_seed, not_empty, numbers_list
 from st_distill.recipe.schema import Texts
 from st_distill.recipe.words import Found
@@ -208,4 +208,4 @@ class Pretraining(Part):
         }
 
 
-PRETRAINING = Kind(Pretraining, Path(__file__).parent / "presets", "output, encoder, tokenizer, texts and steps")
+PRETRAINING = Kind(Pretraining, "output, encoder, tokenizer, texts and steps", OF_PRETRAINING, OF_DISTILLATION)

@@ -144,12 +144,14 @@ class _Rules(StageRules, ImageRules):
                         (*path, "layers", index),
                         f"the student has {model.depth} layers, so a layer is 0 to {model.depth - 1}, got {layer}",
                     )
-        longest = model.positions
-        if longest is not None and student.max_seq_length is not None and student.max_seq_length > longest:
-            self.error(
-                (*path, "max_seq_length"),
-                f"the student takes at most {longest} tokens, got {student.max_seq_length}",
-            )
+        for name in ("max_seq_length", "export_max_seq_length"):
+            tokens, longest = getattr(student, name), model.positions
+            if tokens is None or not self.sound((*path, name)):
+                continue
+            if model.is_static:
+                self.error((*path, name), "a static embedding reads texts of any length; leave it out")
+            elif longest is not None and tokens > longest:
+                self.error((*path, name), f"the student takes at most {longest} tokens, got {tokens}")
 
     def teachers(self) -> None:
         self.teacher_widths = [

@@ -35,22 +35,60 @@ __all__ = [
 
 
 @dataclass(frozen=True)
+class Family:
+    """What recipes of one kind are known by.
+
+    Args:
+        name: of the kind, in words.
+        fields: those that no other kind has and one of which nearly every recipe of this one says.
+        presets: folder of those that come with st-distill.
+        taken: by which command, as the end of a sentence.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    presets: Path
+    taken: str
+
+
+@dataclass(frozen=True)
 class Kind:
     """A kind of recipe: what its YAML is built into.
 
     Args:
         recipe: the dataclass of the whole. A list of parts that a name alone may stand for (`Part.short_for`) may be written
             without the list around a single entry.
-        presets: folder of the recipes of this kind that come with st-distill.
         required: its required fields, in words.
+        family: what it is known by.
+        other: what those are known by that may be given in its place by mistake.
     """
 
     recipe: type[Part]
-    presets: Path
     required: str
+    family: Family
+    other: Family
+
+    @property
+    def presets(self) -> Path:
+        """Folder of the recipes of this kind that come with st-distill."""
+        return self.family.presets
 
 
-DISTILLATION = Kind(Recipe, Path(__file__).parent / "presets", "output, student and stages")
+_PACKAGE = Path(__file__).parents[1]
+#: The two are here together because each is told from the other.
+OF_DISTILLATION = Family(
+    "distillation or pairs",
+    ("student", "teachers", "projection", "stages"),
+    _PACKAGE / "recipe" / "presets",
+    "st-distill run takes it, and st-distill check looks at it alone",
+)
+OF_PRETRAINING = Family(
+    "pretraining",
+    ("encoder", "tokenizer"),
+    _PACKAGE / "pretrain" / "presets",
+    "st-distill pretrain takes it, and looks at it alone with --check",
+)
+DISTILLATION = Kind(Recipe, "output, student and stages", OF_DISTILLATION, OF_PRETRAINING)
 
 
 def load_recipe(path_or_preset: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -107,7 +145,11 @@ def dump_recipe(recipe: Part) -> str:
 
 def presets(kind: Kind = DISTILLATION) -> dict[str, Path]:
     """Names of the recipes that come with st-distill, and their files."""
-    return {path.stem: path for path in sorted(kind.presets.glob("*.yaml"))}
+    return _presets(kind.family)
+
+
+def _presets(family: Family) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(family.presets.glob("*.yaml"))}
 
 
 class Document:
@@ -195,13 +237,20 @@ def _read_root(path_or_preset: str | Path, kind: Kind) -> Entry:
     path, known = Path(path_or_preset), presets(kind)
     if str(path_or_preset) in known and not path.is_file():
         return _read_yaml(known[str(path_or_preset)], f"preset {path_or_preset}", kind)
+    if str(path_or_preset) in _presets(kind.other) and not path.is_file():
+        raise RecipeError([Problem(message=f"the recipe '{path_or_preset}' {_is_of(kind.other)}")])
     if not path.is_file():
         beside = [str(file) for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         what = "is a folder" if path.is_dir() else "is no file"
-        offer = suggest(str(path_or_preset), [*beside, *known])
+        offer = suggest(str(path_or_preset), [*beside, *known, *_presets(kind.other)])
         offer = offer or f"; give a YAML file or the name of a preset ({', '.join(known)})"
         raise RecipeError([Problem(message=f"the recipe '{path_or_preset}' {what}{offer}")])
     return _read_yaml(path, str(path_or_preset), kind)
+
+
+def _is_of(other: Family) -> str:
+    """What is said of a recipe of another kind."""
+    return f"is one of {other.name}; {other.taken}"
 
 
 def _over_preset(root: Entry, kind: Kind) -> Entry:
@@ -209,6 +258,8 @@ def _over_preset(root: Entry, kind: Kind) -> Entry:
     if "preset" not in root.value:
         return root
     chosen, known = root.value.pop("preset"), presets(kind)
+    if isinstance(chosen.value, str) and chosen.value in _presets(kind.other):
+        raise RecipeError([problem_at(chosen.place, "preset", f"'{chosen.value}' {_is_of(kind.other)}")])
     if not isinstance(chosen.value, str) or chosen.value not in known:
         message = f"unknown preset '{chosen.plain()}'{suggest(str(chosen.plain()), known, always=True)}"
         raise RecipeError([problem_at(chosen.place, "preset", message)])
@@ -233,6 +284,11 @@ def _read_yaml(path: Path, source: str, kind: Kind) -> Entry:
         raise RecipeError([problem_at(top, "", f"is empty; a recipe has at least {kind.required}")])
     if not isinstance(root.value, dict):
         raise RecipeError([problem_at(root.place, "", "must be a mapping of fields (output: ..., student: ...)")])
+    if "preset" not in root.value and not any(name in root.value for name in kind.family.fields):
+        strange = next((name for name in kind.other.fields if name in root.value), None)
+        if strange is not None:
+            message = f"the recipe {_is_of(kind.other)}"
+            raise RecipeError([problem_at(root.value[strange].place, strange, message)])
     _unify(root, kind)
     return _over_preset(root, kind)
 

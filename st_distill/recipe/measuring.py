@@ -11,6 +11,8 @@ from torch import Tensor
 
 from st_distill.evaluation import evaluate, measure_entries
 from st_distill.evaluation.failures import failure
+from st_distill.evaluation.sweep import Use
+from st_distill.evaluation.truncation import prompted_texts, tell_truncated
 from st_distill.recipe.data import load_scored_pairs, load_texts
 from st_distill.recipe.schema import Evaluation, ImageSource, Recipe, TeacherSpec, Texts
 from st_distill.recipe.teachers import teacher_model
@@ -33,7 +35,8 @@ def measure(
     """What `st_distill.evaluation.evaluate` returns of all that an evaluation names, with its tasks.
 
     What could not be measured is told, and stands in "failed", a list of their "name" and "error" each: "fidelity",
-    "retrieval", "similarity", "images", "teacher <name>" or "size and speed". Tasks have such a list of their own.
+    "retrieval", "similarity", "images", "teacher <name>" or "size and speed". Tasks have such a list of their own. Texts that a
+    model does not read to their end are told too.
 
     Args:
         model: the model.
@@ -51,6 +54,7 @@ def measure(
     failed = list(failed)
     teachers: dict[str, SentenceTransformer] = {}
     timed: list[str] = []
+    read: dict[str, list[tuple[Use, list[str]]]] = {}
 
     def attempt(name: str, part: Callable[[], Mapping[str, Any]]) -> None:
         try:
@@ -64,16 +68,20 @@ def measure(
 
     def fidelity(source: Texts, store: StoreView) -> dict[str, Any]:
         texts, vectors = texts_and_vectors(source, store)
+        read["texts"] = [("text", texts)]
         timed.extend(texts[:_SPEED_TEXTS] if speed else [])
         return evaluate(model, dims=dims, texts=texts, teacher_vectors=vectors)
 
     def retrieval(source: Texts) -> dict[str, Any]:
         dataset = load_texts(source)
         queries, documents = (list(dataset[column]) for column in dataset.column_names[:2])
+        read["retrieval"] = [("query", queries), ("document", documents)]
         return evaluate(model, teachers=teachers, dims=dims, retrieval=(queries, documents))
 
     def similarity(source: Texts) -> dict[str, Any]:
-        return evaluate(model, teachers=teachers, dims=dims, similarity=load_scored_pairs(source))
+        first, second, scores = load_scored_pairs(source)
+        read["similarity"] = [("text", first), ("text", second)]
+        return evaluate(model, teachers=teachers, dims=dims, similarity=(first, second, scores))
 
     def of_images(source: ImageSource) -> dict[str, Any]:
         if not model.supports("image"):
@@ -97,6 +105,11 @@ def measure(
         attempt("images", lambda: of_images(images))
     if evaluation.tasks:
         attempt("tasks", lambda: {"tasks": measure_entries(model, evaluation.tasks, dims=dims)})
+    for name, reader in {"student": model, **teachers}.items():
+        # The teachers' vectors of "texts" are those of the store.
+        own = {part: columns for part, columns in read.items() if name == "student" or part != "texts"}
+        parts = {part: prompted_texts(reader, columns) for part, columns in own.items()}
+        tell_truncated(reader, parts, name=name if name == "student" else f"teacher {name}")
     attempt("size and speed", lambda: evaluate(model, teachers=teachers, dims=dims, speed=timed or None))
     return results | ({"failed": failed} if failed else {})
 

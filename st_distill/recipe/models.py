@@ -19,6 +19,7 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer, PretrainedCon
 
 from st_distill.errors import one_line, sentence
 from st_distill.exporting import load_student
+from st_distill.limits import set_max_seq_length
 from st_distill.modules.alibi_checkpoint import is_published_alibi
 from st_distill.modules.alibi_config import explain_published
 from st_distill.nearest import suggest_path
@@ -32,6 +33,7 @@ __all__ = [
     "read_model",
     "read_prompts",
     "text_tokenizer",
+    "why_not",
 ]
 
 
@@ -263,11 +265,15 @@ def _joined(folder: str, file: str) -> str:
     return f"{folder}/{file}" if folder else file
 
 
-def load_model(name: str) -> SentenceTransformer:
+def load_model(name: str, *, max_seq_length: int | None = None) -> SentenceTransformer:
     """A sentence-transformers model by its name or folder, a student in training too.
 
+    Args:
+        name: its name or folder.
+        max_seq_length: tokens of a text that it is to read; None: as many as it was saved with.
+
     Raises:
-        ValueError: where it cannot be loaded, with what is in its place.
+        ValueError: where it cannot be loaded, with what is in its place, and for more tokens than its encoder can read.
     """
     try:
         facts = read_model(name, None)
@@ -276,14 +282,21 @@ def load_model(name: str) -> SentenceTransformer:
     if facts is not None and facts.published_alibi:
         raise ValueError(explain_published(name))
     if (Path(name) / "modules.json").is_file():
-        return load_student(name)  # a student in training has modules that only st-distill knows
-    try:
-        return SentenceTransformer(name)
-    except (OSError, ValueError) as error:
-        # The library's message is a paragraph on files of the hub; ours knows what is in the place of the model.
+        model = load_student(name)  # a student in training has modules that only st-distill knows
+    else:
         try:
-            read_model(name, None)
-            reason = one_line(error)
-        except (UnknownModel, ValueError) as found:
-            reason = one_line(found).removesuffix(": not checked")
-        raise ValueError(sentence(f"The model cannot be loaded: {reason}")) from error
+            model = SentenceTransformer(name)
+        except (OSError, ValueError) as error:
+            raise ValueError(sentence(f"The model cannot be loaded: {why_not(name, error)}")) from error
+    if max_seq_length is not None:
+        set_max_seq_length(model, max_seq_length)
+    return model
+
+
+def why_not(name: str, error: Exception) -> str:
+    """Why a model cannot be loaded: the library speaks of files of the hub, where ours knows what is in the model's place."""
+    try:
+        read_model(name, None)
+    except (UnknownModel, ValueError) as found:
+        return one_line(found).removesuffix(": not checked")
+    return one_line(error)

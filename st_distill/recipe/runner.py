@@ -23,6 +23,7 @@ from st_distill.evaluation import TeacherFidelityEvaluator
 from st_distill.evaluation.failures import failure, failures
 from st_distill.exporting import export, export_damage, export_teacher, load_student
 from st_distill.files import differences, manifest, read_json, read_signed, write_json, write_signed, write_text
+from st_distill.limits import set_max_seq_length
 from st_distill.modules.matryoshka import find_projection
 from st_distill.recipe.card import write_run_card
 from st_distill.recipe.check import check
@@ -429,7 +430,9 @@ class _Run:
         wanted: str,
     ) -> None:
         """The main process's part of the end: the exported model, and what is measured of it."""
-        spec = self.recipe.projection
+        spec, length = self.recipe.projection, self.recipe.student.export_max_seq_length
+        if length is not None:
+            set_max_seq_length(model, length)
         exported = export(model, self.output)
         if spec is not None and spec.heads == "independent":
             for dim in spec.dims:

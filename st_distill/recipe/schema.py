@@ -119,7 +119,17 @@ class Student(Part):
         default=None,
         metadata=about("encoder layers to keep, from 0; all by default", numbers_list(0, ascending=True)),
     )
-    max_seq_length: int | None = field(default=None, metadata=about("tokens per text; the model's own", at_least(2)))
+    max_seq_length: int | None = field(
+        default=None, metadata=about("tokens per text in training; the model's own", at_least(2))
+    )
+    export_max_seq_length: int | None = field(
+        default=None,
+        metadata=about(
+            "tokens per text that the finished model reads, and is measured with, such as 8192 of an ALiBi encoder that has "
+            "learned on 512; those of training by default",
+            at_least(2),
+        ),
+    )
     too_long: Literal["truncate", "refuse"] = field(
         default="truncate",
         metadata=about(

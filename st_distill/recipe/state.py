@@ -257,7 +257,7 @@ def stage_fields(recipe: Recipe, index: int, data: dict[str, str], *, processes:
             "student": {
                 key: value
                 for key, value in as_mapping(recipe.student).items()
-                if key not in ("attn_implementation", "too_long")
+                if key not in ("attn_implementation", "export_max_seq_length", "too_long")
             },
             "teachers": teachers,
             "texts": [_source_part(source) for source in recipe.texts],

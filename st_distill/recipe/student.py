@@ -13,6 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Transformer as Te
 from torch import nn
 
 from st_distill.alignment import align_weights
+from st_distill.limits import check_max_seq_length, set_max_seq_length
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.recipe.patterns import matching
 from st_distill.recipe.schema import Student
@@ -47,7 +48,9 @@ def build_student(spec: Student, *, device: str | None = None, whole: bool = Fal
     student.model_card_data = model.model_card_data
     student.model_card_data.register_model(student)
     if spec.max_seq_length is not None:
-        student.max_seq_length = spec.max_seq_length
+        set_max_seq_length(student, spec.max_seq_length)
+    if spec.export_max_seq_length is not None:
+        check_max_seq_length(student, spec.export_max_seq_length)  # and not after hours
     return align_weights(choose_attention(student, spec))
 
 

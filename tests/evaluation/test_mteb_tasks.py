@@ -16,8 +16,9 @@ def test_missing_extra_is_the_line_that_installs_it(monkeypatch):
         find_mteb_tasks(["STSBenchmark"])
 
 
-@pytest.mark.filterwarnings("ignore")  # mteb's own
-def test_a_task_of_mteb_from_local_data(tmp_path):
+@pytest.fixture
+def local_sts():
+    """A task of MTEB with four pairs of its own."""
     mteb = pytest.importorskip("mteb")
     from mteb.abstasks import AbsTaskSTS
 
@@ -31,8 +32,23 @@ def test_a_task_of_mteb_from_local_data(tmp_path):
             self.dataset = DatasetDict(test=Dataset.from_dict(rows))
             self.data_loaded = True
 
+    return LocalSTS
+
+
+@pytest.mark.filterwarnings("ignore")  # mteb's own
+def test_texts_of_mteb_that_are_cut_are_told(local_sts, make_student, caplog):
+    with caplog.at_level("WARNING", "st_distill"):
+        evaluate_mteb(make_student(max_seq_length=4), [local_sts()], prompts={"text": "the dog "}, precisions=["int8"])
+    (told,) = [record.getMessage() for record in caplog.records if record.name.startswith("st_distill")]
+    assert told.startswith(
+        "5 of 5 texts (5 of LocalSTS) have more tokens than the model's 4, up to 5, and are truncated"
+    )
+
+
+@pytest.mark.filterwarnings("ignore")  # mteb's own
+def test_a_task_of_mteb_from_local_data(local_sts, tmp_path):
     model = lookup(on_circle({"a": 0, "b": 10, "c": 50, "d": 60, "f": 180}))
-    (task,) = evaluate_mteb(model, [LocalSTS()], dims=[2, 1], precisions=["float32", "binary"], folder=tmp_path)
+    (task,) = evaluate_mteb(model, [local_sts()], dims=[2, 1], precisions=["float32", "binary"], folder=tmp_path)
     assert (task["name"], task["kind"]) == ("LocalSTS", "sts")
     assert task["scores"]["2"]["float32"]["main_score"] == pytest.approx(0.8)
     assert sorted(set(model[0].seen)) == ["a", "b", "c", "d", "f"]
@@ -41,14 +57,14 @@ def test_a_task_of_mteb_from_local_data(tmp_path):
     stored = json.loads((tmp_path / "2" / "LocalSTS.json").read_text())
     assert stored["scores"]["test"][0]["main_score"] == pytest.approx(0.8)
     assert {"task_name", "mteb_version", "scores"} <= set(stored)
-    (alone,) = evaluate_mteb(model, [LocalSTS()], dims=[2], precisions=["int8"])
-    (beside,) = evaluate_mteb(model, [LocalSTS()], dims=[2], precisions=["float32", "int8"])
+    (alone,) = evaluate_mteb(model, [local_sts()], dims=[2], precisions=["int8"])
+    (beside,) = evaluate_mteb(model, [local_sts()], dims=[2], precisions=["float32", "int8"])
     assert alone["scores"]["2"]["int8"] == beside["scores"]["2"]["int8"]
     model[0].table["c"][0] = float("nan")
     with pytest.raises(
         ValueError, match="vectors of the model hold NaN or infinity, in 1 of 4 texts, the first being 'c'"
     ):
-        evaluate_mteb(model, [LocalSTS()])
+        evaluate_mteb(model, [local_sts()])
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_models_that_cannot_serve_are_refused_before_work(tiny_bert, encoder, gl
             glue(model, glue_folder, tmp_path / "out", settings=SHORT)
         assert not (tmp_path / "out").exists()
 
-    fails(str(tmp_path / "nothing"), "The model '.*nothing' cannot be loaded")
+    fails(str(tmp_path / "nothing"), "^The model cannot be loaded: there is no folder '.*nothing'.$")
     folder = tmp_path / "model"
     shutil.copytree(encoder, folder)
     config = json.loads((folder / "config.json").read_text())

@@ -3,21 +3,34 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import fields
 
 import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch.nn import functional
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, TrainerCallback
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    TrainerCallback,
+    TrainingArguments,
+    get_scheduler,
+)
 
 from st_distill.cli import main
 from st_distill.errors import RecipeError
-from st_distill.pretrain import load_pretraining, pretrain
+from st_distill.modules import AlibiBertConfig, AlibiBertForMaskedLM
+from st_distill.modules.alibi_config import SIZES as published_sizes
+from st_distill.pretrain import evaluate_encoder, load_pretraining, pretrain, runner
 from st_distill.pretrain.check import check_pretraining
 from st_distill.pretrain.evaluation import held_out_documents, masked_accuracy
 from st_distill.pretrain.heads import places_of, predict
 from st_distill.pretrain.masking import IGNORED, WordMasker
+from st_distill.pretrain.schema import PRETRAINING
+from st_distill.recipe.load import DISTILLATION, presets
 from st_distill.recipe.state import RunState
 from st_distill.verify import verify
 
@@ -59,9 +72,11 @@ def twin_recipe(recipe, tmp_path, tokenizers):
     return recipe
 
 
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
 def tiny_config(**options):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    return BertConfig(vocab_size=320, **sizes, **options)
+    return BertConfig(vocab_size=320, **SIZES, **options)
 
 
 def weights(folder):
@@ -265,6 +280,44 @@ def test_contradictions(recipe, tmp_path, change, words):
     assert words in "\n".join(problem.message for problem in problems)
 
 
+OF_PRETRAINING = "is one of pretraining; st-distill pretrain takes it, and looks at it alone with --check"
+OF_DISTILLATION = "is one of distillation or pairs; st-distill run takes it, and st-distill check looks at it alone"
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "said"),
+    [
+        (["check"], "jina-2-small", f"the recipe 'jina-2-small' {OF_PRETRAINING}"),
+        (["run"], "jina-2-large", f"the recipe 'jina-2-large' {OF_PRETRAINING}"),
+        (["check"], "jina-2-smal", "is no file; did you mean 'jina-2-small'?"),
+        (["check"], "recipe.yaml", f"recipe.yaml:2: encoder: the recipe {OF_PRETRAINING}"),
+        (["run"], "preset: jina-2-base\noutput: out\n", f"1: preset: 'jina-2-base' {OF_PRETRAINING}"),
+        (["pretrain"], "jina-2-pairs", f"the recipe 'jina-2-pairs' {OF_DISTILLATION}"),
+        (["pretrain", "--check"], "output: out\nstudent: a\nstages: []\n", f"2: student: the recipe {OF_DISTILLATION}"),
+        (["pretrain"], "output: out\npreset: jasper\n", f"2: preset: 'jasper' {OF_DISTILLATION}"),
+    ],
+)
+def test_a_recipe_of_the_other_kind_is_one_mistake(command, given, said, recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if "\n" in given:
+        recipe.write_text(given)
+        given = "recipe.yaml"
+    assert main([command[0], given, *command[1:]]) == 2
+    told = capsys.readouterr()
+    lines = [line for line in (told.out + told.err).splitlines() if "mistake" not in line]
+    assert len(lines) == 1
+    assert lines[0].endswith(said)
+
+
+def test_each_kind_is_known_by_fields_of_its_own():
+    names = {kind: {field.name for field in fields(kind.recipe)} for kind in (DISTILLATION, PRETRAINING)}
+    assert DISTILLATION.other is PRETRAINING.family
+    assert PRETRAINING.other is DISTILLATION.family
+    assert set(DISTILLATION.family.fields) <= names[DISTILLATION] - names[PRETRAINING]
+    assert set(PRETRAINING.family.fields) <= names[PRETRAINING] - names[DISTILLATION]
+    assert all(presets(kind) for kind in names)
+
+
 def test_a_sound_recipe_and_a_bad_source(recipe, tmp_path):
     assert check_pretraining(recipe) == []
     Dataset.from_dict({"text": ["a"], "title": ["b"]}).to_parquet(tmp_path / "texts.parquet")
@@ -291,12 +344,61 @@ def test_what_cannot_be_measured_is_told_before(recipe, tmp_path, capsys):
     assert told in capsys.readouterr().err
 
 
+def test_what_has_no_head_or_is_not_there_is_not_measured(twin_recipe, tmp_path, tokenizers, capsys):
+    """An encoder alone would be measured with a random head, and a folder that is not there is none of the hub's."""
+    words = ["pretrain", str(twin_recipe), "--evaluate"]
+    BertForMaskedLM(tiny_config()).bert.save_pretrained(tmp_path / "encoder")
+    tokenizers["wordpiece"].save_pretrained(tmp_path / "encoder")
+    assert main([*words, str(tmp_path / "encoder")]) == 2
+    told = (
+        f"The weights of '{tmp_path / 'encoder'}' must be those of a masked-language model, BertForMaskedLM. They lack "
+    )
+    error = capsys.readouterr().err
+    assert told in error
+    assert "'cls.predictions." in error
+    assert main([*words, str(tmp_path / "encodr")]) == 2
+    told = f"cannot be loaded: there is no folder '{tmp_path}/encodr'; did you mean '{tmp_path}/encoder'?\n"
+    assert capsys.readouterr().err.endswith(told)
+    assert main([*words, "no/model"]) == 2
+    assert "cannot be loaded: 'no/model' is not in the local cache, and the hub is switched" in capsys.readouterr().err
+
+
+def test_the_kernel_is_that_of_the_recipes_own_model(twin_recipe, tmp_path, tokenizers, monkeypatch):
+    """A BERT knows nothing of the blockwise kernel, and an encoder of the recipe's kind is measured with it."""
+    recipe = load_pretraining(twin_recipe, [ALIBI])
+    BertForMaskedLM(tiny_config()).save_pretrained(tmp_path / "bert")
+    AlibiBertForMaskedLM(AlibiBertConfig(vocab_size=320, **SIZES)).save_pretrained(tmp_path / "alibi")
+    monkeypatch.setattr(runner._Measuring, "at_all_lengths", lambda _, model: model.config._attn_implementation)
+    kernels = {}
+    for name in ("bert", "alibi"):
+        tokenizers["wordpiece"].save_pretrained(tmp_path / name)
+        kernels[name] = evaluate_encoder(tmp_path / name, recipe)
+    assert kernels == {"bert": "sdpa", "alibi": "blockwise"}
+    # One that goes on from a model is of that model's kind.
+    recipe = load_pretraining(twin_recipe, [f"encoder={{model: {tmp_path}/bert, attn_implementation: eager}}"])
+    assert [evaluate_encoder(tmp_path / name, recipe) for name in kernels] == ["eager", "blockwise"]
+
+
 def test_half_precision_of_a_model_at_its_greatest_length(twin_recipe, tmp_path):
     """Rows are padded to eights for it, not beyond what the encoder takes; a half checkpoint learns in single precision."""
     BertForMaskedLM(tiny_config(max_position_embeddings=20)).to(torch.float16).save_pretrained(tmp_path / "half")
     changes = [f"encoder={{model: {tmp_path}/half}}", "max_length=20", "evaluation=null", "steps=2"]
     result = pretrain(twin_recipe, overrides=[*changes, "arguments.bf16=true"])
     assert {value.dtype for value in weights(result.output).values()} == {torch.float32}
+
+
+def test_the_rate_falls_to_nothing_in_a_line(tmp_path):
+    """A tenth of the steps up to the peak, and then down, as TrainingArguments and its scheduler understand the preset."""
+    given = load_pretraining("jina-2-base", ["texts={path: x}", "steps=100", "arguments.warmup_steps=10"])
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given.training_arguments() | {"bf16": False})
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(100), args.max_steps)
+    rates = []
+    for _ in range(100):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[::10] == pytest.approx([0, *(6e-4 * ninths / 9 for ninths in range(9, 0, -1))])
 
 
 @pytest.mark.parametrize(
@@ -307,12 +409,17 @@ def test_the_published_schedule(preset, rate, layers, width, heads):
     """REFERENCES: arXiv 2310.19923, section on masked-LM pretraining, and its table of sizes."""
     recipe = load_pretraining(f"jina-2-{preset}", ["texts={path: x}", "device_batch=64"])
     config = recipe.encoder.config
+    assert config.items() >= published_sizes[preset].items()
+    assert (config["hidden_dropout_prob"], config["attention_probs_dropout_prob"]) == (0.1, 0.1)
+    assert recipe.encoder.attn_implementation == "sdpa"  # rows are short, and on a GPU
     assert (config["num_hidden_layers"], config["hidden_size"], config["num_attention_heads"]) == (layers, width, heads)
     arguments = recipe.training_arguments(processes=8)
     assert arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] * 8 == 4096
     assert (arguments["learning_rate"], arguments["max_steps"], arguments["warmup_steps"]) == (rate, 100_000, 10_000)
     betas_and_more = [arguments[name] for name in ("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay")]
     assert betas_and_more == [0.9, 0.98, 1e-6, 0.01]
+    further = [arguments[name] for name in ("optim", "lr_scheduler_type", "bf16")]
+    assert further == ["adamw_torch", "linear", True]
     assert (recipe.max_length, recipe.packing, recipe.masking.share) == (512, False, 0.3)
 
 

@@ -162,6 +162,7 @@ MISTAKES = {
     "layer twice": ("[0, 1, 3]", "[0, 0, 3]", 4, "student.layers[1]: is there twice: 0"),
     "layer order": ("[0, 1, 3]", "[0, 3, 1]", 4, "must be in ascending order, got 1 after 3"),
     "too long": ("max_seq_length: 32", "max_seq_length: 65", 5, "student.max_seq_length: the student takes at most 64 tokens, got 65"),
+    "too long for its export": ("max_seq_length: 32", "export_max_seq_length: 65", 5, "student.export_max_seq_length: the student takes at most 64 tokens, got 65"),
     "no model": ("  model: BERT\n  layers", "  model: ./nothing\n  layers", 3, "student.model: there is no folder './nothing'"),
     "teacher twice": ("texts:\n  - path", "  - {name: big, model: BERT}\ntexts:\n  - path", 9, "the name 'big' is there twice"),
     "teacher of nothing": ("    model: BERT\n", "", 7, "teachers[0]: one of model, vectors or teacher must be given"),

@@ -11,6 +11,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from st_distill.cli import main
+from st_distill.exporting import load_student
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "long_documents.yaml"
 
@@ -42,13 +43,16 @@ def test_a_student_of_short_texts_reads_long_ones(words, sentences, tmp_path, ca
     assert main(["check", *words]) == 0
     assert main(["run", *words]) == 0
     model = SentenceTransformer(str(tmp_path / "long"), trust_remote_code=True, device="cpu")
-    assert model.max_seq_length == 32
+    assert model.max_seq_length == 8192
+    assert load_student(tmp_path / "long-run" / "stages" / "2-all" / "model").max_seq_length == 32
     long = " ".join(sentences * 30)
-    cut = model.encode(long)
-    model.max_seq_length = 8192
     short, whole = model.encode([sentences[0], long], convert_to_tensor=True)
     assert len(model.tokenizer(long)["input_ids"]) > 2000
     assert torch.isfinite(whole).all()
-    assert not np.allclose(whole.numpy(), cut, atol=1e-3)  # the rest of the text is read
     np.testing.assert_allclose(model.encode(sentences[0]), short.numpy(), atol=1e-5)  # next to a long text or alone
     assert model.encode(long, truncate_dim=16).shape == (16,)
+    model.max_seq_length = 32
+    assert not np.allclose(whole.numpy(), model.encode(long), atol=1e-3)  # the rest of the text was read
+    # Another length is another export, and no other training.
+    assert main(["run", *words, "--resume", "--set", "student.export_max_seq_length=100"]) == 0
+    assert SentenceTransformer(str(tmp_path / "long"), trust_remote_code=True, device="cpu").max_seq_length == 100

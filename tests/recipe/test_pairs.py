@@ -218,7 +218,9 @@ def test_the_presets_have_the_numbers_of_the_paper():
         (stage,) = recipe.stages
         assert not stage.distils
         assert stage.also[0].options == BOTH
-        assert stage.arguments["bf16"]
+        assert (stage.arguments["bf16"], stage.arguments["optim"], stage.dropout) == (True, "adamw_torch", None)
+        assert (recipe.student.max_seq_length, recipe.student.export_max_seq_length) == (512, 8192)
+        assert recipe.student.attn_implementation is None  # texts of unlike length, for which blockwise is there
     assert hard.stages[0].arguments["activation_checkpointing"]
 
 
@@ -245,4 +247,7 @@ def test_the_presets_run_at_toy_size(folder, tiny_alibi):
     result = runner.run(load_recipe(folder / "hard.yaml"), show_progress=False)
     model = SentenceTransformer(str(result.output), device="cpu")
     assert model.get_embedding_dimension() == 24
-    assert model.max_seq_length == 512
+    assert model.max_seq_length == 8192
+    for stages in (folder / "out-run", folder / "hard-run"):
+        (trained,) = stages.glob("stages/*/model")
+        assert load_student(trained, device="cpu").max_seq_length == 512

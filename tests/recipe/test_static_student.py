@@ -10,7 +10,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 
 from st_distill.exporting import load_student
 from st_distill.modules.matryoshka import find_projection
-from st_distill.recipe import Recipe, run
+from st_distill.recipe import Recipe, check, run
 
 ARGUMENTS = {"disable_tqdm": True, "report_to": "none", "use_cpu": True}
 
@@ -68,3 +68,11 @@ def test_the_start_is_that_of_a_projection(make_recipe, sentences, tmp_path):
 def test_a_stage_of_the_projection_alone_keeps_it(make_recipe, tmp_path):
     run(make_recipe([{"train": "projection"}, {"train": "all"}]), show_progress=False)
     assert kinds(SentenceTransformer(str(tmp_path / "out"), device="cpu")) == [StaticEmbedding, Dense, Normalize]
+
+
+@pytest.mark.parametrize("field", ["max_seq_length", "export_max_seq_length"])
+def test_a_table_reads_texts_of_any_length(field, make_recipe):
+    recipe = make_recipe([{"train": "all"}])
+    setattr(recipe.student, field, 16)
+    (problem,) = check(recipe)
+    assert str(problem) == f"student.{field}: a static embedding reads texts of any length; leave it out"

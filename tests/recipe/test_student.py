@@ -47,6 +47,14 @@ def test_layers_that_are_none(layers, tiny_bert):
         prune_layers(Transformer(tiny_bert), layers)
 
 
+@pytest.mark.parametrize("field", ["max_seq_length", "export_max_seq_length"])
+def test_more_tokens_than_the_encoder_reads(field, tiny_bert):
+    """Found when the student is made, where no configuration told it before."""
+    with pytest.raises(ValueError, match="at most the 64 tokens that the model's encoder can read. Got 65"):
+        build_student(Student(model=tiny_bert, **{field: 65}), device="cpu")
+    assert build_student(Student(model=tiny_bert, export_max_seq_length=32), device="cpu").max_seq_length == 64
+
+
 def test_flex_attention_cannot_train_on_a_cpu(tiny_bert):
     student = build_student(Student(model=tiny_bert, attn_implementation="flex_attention"), device="cpu")
     student.append(MatryoshkaProjection(32, [8]))
