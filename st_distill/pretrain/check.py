@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, TrainingArguments
+from transformers import AutoTokenizer, PretrainedConfig, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from st_distill.errors import Problem, RecipeError, one_line
@@ -16,7 +16,7 @@ from st_distill.recipe.arguments import RESERVED
 from st_distill.recipe.conversion import as_mapping
 from st_distill.recipe.data import document_column
 from st_distill.recipe.load import Document, in_order, read_document
-from st_distill.recipe.run_rules import RunRules
+from st_distill.recipe.run_rules import RunRules, attention_dropout
 from st_distill.recipe.schema import Texts
 from st_distill.recipe.words import FieldPath
 
@@ -50,7 +50,11 @@ def load_pretraining(path_or_preset: str | os.PathLike[str], overrides: Sequence
 
 
 def check_pretraining(
-    recipe: Pretraining | str | os.PathLike[str], overrides: Sequence[str] = (), *, processes: int = 1
+    recipe: Pretraining | str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    processes: int = 1,
+    here: bool = False,
 ) -> list[Problem]:
     """What is wrong with a pretraining recipe, by line; an empty list, or one of warnings alone, can run.
 
@@ -58,6 +62,7 @@ def check_pretraining(
         recipe: a recipe made in Python, a YAML file, or the name of a preset.
         overrides: assignments ``a.b=value`` for a file or preset.
         processes: how many will train together.
+        here: it is this machine that the recipe is to run on; see `st_distill.recipe.check`.
     """
     if isinstance(recipe, Pretraining):
         document = Document(as_mapping(recipe), kind=PRETRAINING)
@@ -67,7 +72,9 @@ def check_pretraining(
         except RecipeError as error:
             return error.problems
     built, problems = document.build()
-    _Rules(document, built, problems).run(processes)
+    rules = _Rules(document, built, problems)
+    rules.here = here
+    rules.run(processes)
     return in_order(problems)
 
 
@@ -90,8 +97,11 @@ class _Rules(RunRules):
             may_be_replaced=may_be_replaced,
             read=[part.model for part in (encoder, tokenizer) if part is not None],
         )
-        positions = self.encoder()
-        self.tokenizer()
+        config = self.encoder()
+        positions = getattr(config, "max_position_embeddings", None)
+        positions = positions if isinstance(positions, int) else None
+        self.attention(config)
+        self.tokenizer(config)
         for index, texts in enumerate(recipe.texts or []):
             self.documents(("texts", index), texts)
         if positions is not None and recipe.max_length > positions and self.sound(("max_length",)):
@@ -101,14 +111,14 @@ class _Rules(RunRules):
         self.batch(processes)
         self.arguments()
 
-    def encoder(self) -> int | None:
-        """Checks the encoder and returns the most tokens that it takes, if that can be known."""
+    def encoder(self) -> PretrainedConfig | None:
+        """Checks the encoder and returns its configuration, if that can be known."""
         encoder, path = self.recipe.encoder, ("encoder",)
         if encoder is None or not self.one_of(path, encoder, ("model", "config")):
             return None
         if encoder.model is not None:
             facts = self.model(path, encoder.model, encoder.revision, encoder.trust_remote_code)
-            return None if facts is None else facts.positions
+            return None if facts is None else facts.config
         self.unused(path, encoder, "a configuration", ("revision", "trust_remote_code"))
         config = self.configuration((*path, "config"), encoder.config or {})
         if config is None:
@@ -116,10 +126,25 @@ class _Rules(RunRules):
         if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
             message = f"transformers has no masked-language model of the type '{config.model_type}'; bert is one"
             self.error((*path, "config", "model_type"), message)
-        positions = getattr(config, "max_position_embeddings", None)
-        return positions if isinstance(positions, int) else None
+        return config
 
-    def tokenizer(self) -> None:
+    def attention(self, config: PretrainedConfig | None) -> None:
+        encoder, path = self.recipe.encoder, ("encoder", "attn_implementation")
+        if encoder is None or encoder.attn_implementation is None or not self.sound(path, ("encoder", "config")):
+            return
+        self.kernel(path, encoder.attn_implementation, config)
+        if encoder.attn_implementation != "flex_attention":
+            return
+        self.flex_backward(path, use_cpu=self.recipe.arguments.get("use_cpu") is True)
+        if share := attention_dropout(config):
+            name = "attention_probs_dropout_prob"
+            if encoder.config is not None and hasattr(config, name):
+                message = f"flex_attention has no dropout, got {share:g}; set {name}: 0"
+                self.error(("encoder", "config", name), message)
+            else:
+                self.error(path, f"flex_attention has no dropout, and the encoder has {share:g}; set sdpa")
+
+    def tokenizer(self, config: PretrainedConfig | None) -> None:
         spec, path = self.recipe.tokenizer, ("tokenizer",)
         if spec is None or not self.one_of(path, spec, ("model", "train")):
             return
@@ -127,11 +152,26 @@ class _Rules(RunRules):
             self.unused(path, spec, "a tokenizer that is trained", ("revision",))
             if spec.train == "bytes":
                 self.unused(path, spec, "a byte-level tokenizer", ("lowercase",))
+            if spec.vocab_size is not None:  # else no more than it turns out to need
+                self.vocabulary((*path, "vocab_size"), spec.vocab_size, config)
             return
         self.unused(path, spec, "a model's tokenizer", ("vocab_size", "lowercase", "documents"))
-        self.given_tokenizer((*path, "model"), spec)
+        self.given_tokenizer((*path, "model"), spec, config)
 
-    def given_tokenizer(self, path: FieldPath, spec: TokenizerSpec) -> None:
+    def vocabulary(self, path: FieldPath, tokens: int, config: PretrainedConfig | None) -> None:
+        """Whether the encoder has a vector for each token of the tokenizer at ``path``; without a size of its own it has."""
+        encoder, where = self.recipe.encoder, ("encoder", "config")
+        known = getattr(config, "vocab_size", None)
+        if encoder is None or not isinstance(known, int) or known >= tokens or not self.sound(path, where):
+            return
+        if encoder.model is not None:
+            message = f"the encoder '{encoder.model}' knows {known} tokens, got {tokens}; take its own tokenizer"
+            self.error(path, message)
+        elif "vocab_size" in (encoder.config or {}):
+            message = f"the tokenizer has up to {tokens} tokens, got {known}; leave it out for as many as that has"
+            self.error((*where, "vocab_size"), message)
+
+    def given_tokenizer(self, path: FieldPath, spec: TokenizerSpec, config: PretrainedConfig | None) -> None:
         masking = self.recipe.masking
         try:
             found = AutoTokenizer.from_pretrained(spec.model, revision=spec.revision)
@@ -145,6 +185,7 @@ class _Rules(RunRules):
             WordTokenizer(found, whole_words=masking is None or masking.whole_words)
         except ValueError as error:
             self.error(path, one_line(error))
+        self.vocabulary(path, len(found), config)
 
     def documents(self, path: FieldPath, texts: Texts) -> None:
         before = len(self.problems)

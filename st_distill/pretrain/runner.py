@@ -40,7 +40,7 @@ from st_distill.files import (
     write_text,
     writing,
 )
-from st_distill.modules.alibi_checkpoint import is_published_alibi
+from st_distill.modules.alibi_checkpoint import is_published_alibi, refuse_published
 from st_distill.modules.alibi_config import explain_published
 from st_distill.pretrain.check import DESCRIPTION, check_pretraining, load_pretraining
 from st_distill.pretrain.corpus import MaskedRows, MaskedStream, Padding, rows_of, write_rows
@@ -122,7 +122,7 @@ def pretrain(
         BlockingIOError: where another process runs in the same work folder.
     """
     with Processes() as processes:
-        problems = check_pretraining(recipe, overrides, processes=processes.count)
+        problems = check_pretraining(recipe, overrides, processes=processes.count, here=True)
         if errors := [problem for problem in problems if problem.level == "error"]:
             raise RecipeError(errors)
         if not isinstance(recipe, Pretraining):
@@ -319,6 +319,7 @@ class _Pretraining:
                 dtype=torch.float32,  # not the checkpoint's, which may be half; bf16 and fp16 are for computing
                 **attention,
             )
+            refuse_published(model, spec.model)
             if len(tokenizer) > model.config.vocab_size:
                 raise ValueError(
                     f"The encoder must know the tokenizer's {len(tokenizer)} tokens. Got '{spec.model}' with "
@@ -329,6 +330,11 @@ class _Pretraining:
         kind = CONFIG_MAPPING[given.pop("model_type")]
         # A multiple of 64 is what matrix units are fastest with, and 30522 tokens become the published 30528 by it.
         size = -(-len(tokenizer) // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+        if given.get("vocab_size", size) < len(tokenizer):
+            raise ValueError(
+                f"The encoder must know the tokenizer's {len(tokenizer)} tokens. Got {given['vocab_size']} as its vocab_size: "
+                "leave it out of encoder.config."
+            )
         known = kind().to_dict()
         special = {
             name: value

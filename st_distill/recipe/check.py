@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from transformers.utils import is_flash_attn_2_available
 
 from st_distill.errors import MissingExtraError, Problem, RecipeError, format_problems, one_line
 from st_distill.evaluation import read_task
@@ -21,12 +20,15 @@ from st_distill.files import read_array_header
 from st_distill.modules.lengths import tell_too_long
 from st_distill.nearest import suggest
 from st_distill.recipe import quantized
+from st_distill.recipe.adapter_rules import parameter_names
 from st_distill.recipe.conversion import as_mapping
 from st_distill.recipe.data import load_scored_pairs, load_texts, prompted_columns, read_images
 from st_distill.recipe.diagnose import diagnose_recipe
 from st_distill.recipe.image_rules import ImageRules
 from st_distill.recipe.load import Document, in_order, read_document
 from st_distill.recipe.models import UnknownModel, text_tokenizer
+from st_distill.recipe.patterns import matching
+from st_distill.recipe.run_rules import attention_dropout
 from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, TeacherSpec
 from st_distill.recipe.sources import rows_of
 from st_distill.recipe.stage_rules import StageRules
@@ -39,7 +41,11 @@ __all__ = ["check", "format_problems"]
 
 
 def check(
-    recipe: Recipe | str | os.PathLike[str], overrides: Sequence[str] = (), *, diagnose: bool = True
+    recipe: Recipe | str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    diagnose: bool = True,
+    here: bool = False,
 ) -> list[Problem]:
     """What is wrong with a recipe, by line; an empty list, or one of warnings alone, can run.
 
@@ -47,6 +53,8 @@ def check(
         recipe: a recipe made in Python, a YAML file, or the name of a preset.
         overrides: assignments ``a.b=value``, as `load_recipe` takes them, for a file or preset.
         diagnose: look at the data and tokenizers of a recipe without mistakes too, and warn of what looks wrong.
+        here: it is this machine that the recipe is to run on: flex_attention without an accelerator, by which a run would
+            end, is a mistake and no warning.
 
     It finds unknown names, with the nearest valid one, wrong types, values out of range, fields that contradict each
     other, files and columns that are not there, model folders without a model, and dimensions and layers that a model's
@@ -62,6 +70,7 @@ def check(
             return error.problems
     built, problems = document.build()
     rules = _Rules(document, built, problems)
+    rules.here = here
     rules.run()
     if diagnose and rules.recipe.diagnosis and not any(problem.level == "error" for problem in problems):
         rules.diagnose()
@@ -82,6 +91,7 @@ class _Rules(StageRules, ImageRules):
         self.projection()
         self.teacher_space()
         self.stages()
+        self.flex()
         self.images()
         self.evaluation()
 
@@ -124,19 +134,8 @@ class _Rules(StageRules, ImageRules):
                 (*path, "pooling"),
                 f"'{student.model}' is a sentence-transformers model with a pooling of its own; leave pooling out",
             )
-        if student.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
-            self.error(
-                (*path, "attn_implementation"),
-                "flash_attention_2 needs a GPU and a package that is not there: pip install flash-attn --no-build-isolation",
-            )
-        kernel = student.attn_implementation
-        if kernel == "blockwise" and model.config is not None and model.config.model_type != "alibi_bert":
-            self.error((*path, "attn_implementation"), "blockwise is the ALiBi encoder's; leave it out, or set sdpa")
-        if kernel == "flex_attention" and not torch.accelerator.is_available():
-            self.warn(
-                (*path, "attn_implementation"),
-                "flex_attention has no backward pass on a CPU, and this machine has no accelerator; set sdpa to train here",
-            )
+        if student.attn_implementation is not None:
+            self.kernel((*path, "attn_implementation"), student.attn_implementation, model.config)
         if model.depth is not None and self.sound((*path, "layers")):
             for index, layer in enumerate(student.layers or []):
                 if layer >= model.depth:
@@ -152,6 +151,35 @@ class _Rules(StageRules, ImageRules):
                 self.error((*path, name), "a static embedding reads texts of any length; leave it out")
             elif longest is not None and tokens > longest:
                 self.error((*path, name), f"the student takes at most {longest} tokens, got {tokens}")
+
+    def flex(self) -> None:
+        """What flex_attention cannot do in the stages whose gradients go through the encoder."""
+        student, path = self.recipe.student, ("student", "attn_implementation")
+        if student is None or student.attn_implementation != "flex_attention" or not self.sound(path, ("stages",)):
+            return
+        config = None if self.student_model is None else self.student_model.config
+        through = []
+        for index, stage in enumerate(self.recipe.stages or []):
+            trains = self.trains_encoder(stage)
+            share = attention_dropout(config) if stage.dropout is None else stage.dropout
+            if trains and share:
+                where = ("stages", index, "dropout")
+                self.error(where, f"flex_attention has no dropout, got {share:g}; set dropout: 0")
+            if trains or stage.trains_vision:
+                through.append(stage)
+        if through:
+            self.flex_backward(path, use_cpu=any(stage.arguments.get("use_cpu") is True for stage in through))
+
+    def trains_encoder(self, stage: Stage) -> bool:
+        """Whether a stage is known to train the text encoder."""
+        if not isinstance(stage.train, list):
+            return stage.train not in ("projection", "vision")
+        encoder = self.encoder(stage)
+        names = [] if encoder is None else parameter_names(encoder)
+        try:
+            return any(matching(pattern, names) for pattern in stage.train)
+        except ValueError:  # the pattern takes too long, which its own rule says
+            return False
 
     def teachers(self) -> None:
         self.teacher_widths = [

@@ -1,4 +1,4 @@
-"""The rules of every kind of run: its folders, and its trainer's arguments."""
+"""The rules of every kind of run: its folders, its attention kernel, and its trainer's arguments."""
 
 from __future__ import annotations
 
@@ -8,20 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers import PretrainedConfig, TrainingArguments
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_available
 
 from st_distill.errors import one_line
+from st_distill.modules.alibi_attention import PLANS
+from st_distill.modules.alibi_config import AlibiBertConfig
+from st_distill.nearest import any_of, suggest
 from st_distill.recipe.arguments import HARDWARE, complaints, hints_of, range_complaint
 from st_distill.recipe.findings import Findings
 from st_distill.recipe.state import may_be_worked_in
 from st_distill.recipe.words import FieldPath, show_path
 
-__all__ = ["RunRules"]
+__all__ = ["RunRules", "attention_dropout"]
+
+
+def attention_dropout(config: PretrainedConfig | None) -> float:
+    """The share of the attention's weights that a model of this configuration drops; 0 where it says nothing of it."""
+    shares = (getattr(config, name, None) for name in ("attention_probs_dropout_prob", "attention_dropout"))
+    return next((share for share in shares if isinstance(share, int | float)), 0.0)
 
 
 class RunRules(Findings):
-    """What a run may say of its ``output`` and ``work``, and of its training arguments."""
+    """What a run may say of its ``output`` and ``work``, of the kernel of its attention, and of its training arguments."""
+
+    #: Whether it is this machine that the recipe is to run on: what the run would end by is an error then.
+    here = False
 
     # --- folders -----------------------------------------------------------------------------------------------------
 
@@ -77,6 +90,35 @@ class RunRules(Findings):
                 self.error(("output",), f"'{target}' holds other files than an export's; name a new folder")
         if work.is_dir() and work not in models and not may_be_worked_in(work):
             self.error(where, f"'{self.recipe.work_folder}' holds other files than a run's; name a new folder")
+
+    # --- attention ---------------------------------------------------------------------------------------------------
+
+    def kernel(self, path: FieldPath, name: str, config: PretrainedConfig | None) -> None:
+        """Whether a model of this configuration, None for an unknown one, has the kernel of that name."""
+        if config is not None and config.model_type == AlibiBertConfig.model_type:
+            if name not in PLANS:
+                self.error(path, f"the ALiBi encoder has no '{name}'; leave it out, or set {any_of(list(PLANS))}")
+        elif name == "blockwise" and config is not None:
+            self.error(path, "blockwise is the ALiBi encoder's; leave it out, or set sdpa")
+        elif name == "flash_attention_2" and not is_flash_attn_2_available():
+            self.error(
+                path,
+                "flash_attention_2 needs a GPU and a package that is not there: pip install flash-attn --no-build-isolation",
+            )
+        elif config is not None and "/" not in name:  # with one it is a kernel of the hub
+            known_names = ["eager", *ALL_ATTENTION_FUNCTIONS]
+            if name not in known_names:
+                self.error(path, f"transformers has no attention '{name}'{suggest(name, known_names, always=True)}")
+
+    def flex_backward(self, path: FieldPath, *, use_cpu: bool) -> None:
+        """Whether an encoder with flex_attention can be trained, which it cannot on a CPU."""
+        if use_cpu:
+            self.error(path, "flex_attention has no backward pass on a CPU, and use_cpu asks for one; set sdpa")
+        elif not torch.accelerator.is_available():
+            (self.error if self.here else self.warn)(
+                path,
+                "flex_attention has no backward pass on a CPU, and this machine has no accelerator; set sdpa to train here",
+            )
 
     # --- training arguments ------------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 #: In the folder of the student before its first stage: what determined it, and the checksums of its files.
 START = "start.json"
 #: Fields whose mistakes leave a trained student one that can be exported.
-_OF_EVALUATION = ("evaluation", "teachers")
+_NOT_FOR_THE_END = ("evaluation", "teachers", "student.attn_implementation")
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,11 @@ def run(
     if isinstance(recipe, Recipe) and overrides:
         raise ValueError("The 'overrides' are for a recipe from a file. Got a Recipe: change its fields instead.")
     with Processes() as processes:
-        errors = [problem for problem in check(recipe, overrides, diagnose=False) if problem.level == "error"]
-        # A run that has trained already may go on to its end without what only the evaluation needs.
-        is_of_evaluation = [problem.path.startswith(_OF_EVALUATION) for problem in errors]
-        if errors and not (resume and from_stage is None and all(is_of_evaluation)):
+        problems = check(recipe, overrides, diagnose=False, here=True)
+        errors = [problem for problem in problems if problem.level == "error"]
+        # A run that has trained already may go on to its end without what only the training needs, or the evaluation.
+        may_be_unneeded = [problem.path.startswith(_NOT_FOR_THE_END) for problem in errors]
+        if errors and not (resume and from_stage is None and all(may_be_unneeded)):
             raise RecipeError(errors)
         if not isinstance(recipe, Recipe):
             recipe = load_recipe(os.fspath(recipe), overrides)

@@ -318,6 +318,63 @@ def test_each_kind_is_known_by_fields_of_its_own():
     assert all(presets(kind) for kind in names)
 
 
+TYPO = ALIBI.replace("attn_implementation: blockwise", "attn_implementation: blockwize")
+FLEX = ALIBI.replace("attn_implementation: blockwise", "attn_implementation: flex_attention")
+
+
+ATTENTION, CONFIG = "encoder.attn_implementation", "encoder.config"
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "words"),
+    [
+        ([TYPO], ATTENTION, "the ALiBi encoder has no 'blockwize'; leave it out, or set blockwise, sdpa, eager"),
+        (["encoder.attn_implementation=blockwise"], ATTENTION, "blockwise is the ALiBi encoder's; leave it out"),
+        (["encoder.attn_implementation=spda"], ATTENTION, "transformers has no attention 'spda'; did you mean 'sdpa'?"),
+        ([FLEX], ATTENTION, "flex_attention has no backward pass on a CPU, and use_cpu asks for one; set sdpa"),
+        ([FLEX], f"{CONFIG}.attention_probs_dropout_prob", "flex_attention has no dropout, got 0.1; set attention_pr"),
+        (["encoder.config.vocab_size=150"], f"{CONFIG}.vocab_size", "has up to 200 tokens, got 150; leave it out"),
+        (
+            ["encoder.config.vocab_size=299", "tokenizer={train: wordpiece, vocab_size: 300}"],
+            f"{CONFIG}.vocab_size",
+            "has up to 300 tokens, got 299; leave it out",
+        ),
+    ],
+)
+def test_what_a_run_would_find_out_late(twin_recipe, changes, place, words):
+    found = [problem.message for problem in check_pretraining(twin_recipe, changes) if problem.path == place]
+    assert len(found) == 1
+    assert words in found[0]
+    with pytest.raises(RecipeError, match=place):
+        pretrain(twin_recipe, overrides=changes)
+
+
+def test_a_model_with_fewer_words_than_the_tokenizer(twin_recipe, tmp_path):
+    config = BertConfig(vocab_size=150, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config.save_pretrained(tmp_path / "small")
+    changes = [f"encoder={{model: {tmp_path}/small, attn_implementation: flex_attention}}", "arguments.use_cpu=false"]
+    found = {problem.path: problem.message for problem in check_pretraining(twin_recipe, changes)}
+    assert "knows 150 tokens, got 200; take its own tokenizer" in found["tokenizer.model"]
+    assert "flex_attention" in found["encoder.attn_implementation"]
+
+
+def test_flex_attention_without_an_accelerator(twin_recipe, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    changes = [FLEX.replace("attention_probs_dropout_prob: 0.1", "attention_probs_dropout_prob: 0")]
+    changes.append("arguments={disable_tqdm: true}")
+    for here, level in ((False, "warning"), (True, "error")):
+        (problem,) = check_pretraining(twin_recipe, changes, here=here)
+        assert (problem.level, problem.path) == (level, "encoder.attn_implementation")
+        assert "no backward pass on a CPU, and this machine has no accelerator" in problem.message
+
+
+def test_a_trained_tokenizer_of_more_tokens_than_the_encoder_has(recipe):
+    changes = ["tokenizer={train: wordpiece}", "encoder.config.vocab_size=30", "evaluation=null"]
+    assert check_pretraining(recipe, changes) == []
+    with pytest.raises(ValueError, match="must know the tokenizer's .* tokens. Got 30 as its vocab_size: leave it out"):
+        pretrain(recipe, overrides=changes)
+
+
 def test_a_sound_recipe_and_a_bad_source(recipe, tmp_path):
     assert check_pretraining(recipe) == []
     Dataset.from_dict({"text": ["a"], "title": ["b"]}).to_parquet(tmp_path / "texts.parquet")

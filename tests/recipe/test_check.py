@@ -17,7 +17,8 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from st_distill.recipe import models, run_rules
+from st_distill.errors import RecipeError
+from st_distill.recipe import models, run, run_rules
 from st_distill.recipe.check import check, format_problems
 from st_distill.recipe.load import load_recipe, presets
 from st_distill.recipe.schema import Evaluation, Projection, Recipe, Stage, Student, TeacherSpec, Texts
@@ -312,6 +313,46 @@ def test_what_may_be_right_elsewhere_is_a_warning(problems_of, old, new, message
     assert {problem.level for problem in problems} == {"warning"}
     assert message in format_problems(problems)
     assert ": warning: " in format_problems(problems)
+
+
+FLEX = BASE.replace("  max_seq_length: 32", "  attn_implementation: flex_attention")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("weight_decay: 0.01", "use_cpu: true", "student.attn_implementation: flex_attention has no backward pass on a CPU, and use_cpu"),
+        ("train: {last_layers: 2}", "train: all\n    dropout: 0.1", "stages[1].dropout: flex_attention has no dropout, got 0.1; set dropout: 0"),
+        ("train: {last_layers: 2}", "train: ['layer\\.0\\.']\n    dropout: null", "stages[1].dropout: flex_attention has no dropout, got 0.1; set"),
+    ],
+)  # fmt: skip
+def test_what_flex_attention_cannot_do(problems_of, old, new, message):
+    (problem,) = [problem for problem in problems_of(FLEX.replace(old, new, 1)) if problem.level == "error"]
+    assert message in format_problems([problem])
+
+
+def test_flex_attention_without_an_accelerator_is_no_run(problems_of, monkeypatch, folder):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    problems_of(FLEX)
+    (problem,) = check("recipe.yaml", here=True)
+    assert (problem.level, problem.path) == ("error", "student.attn_implementation")
+    with pytest.raises(RecipeError, match="flex_attention has no backward pass on a CPU, and this machine has no"):
+        run("recipe.yaml")
+    assert not (folder / "out").exists()
+    stages = FLEX.index("  - train: {last_layers")
+    problems_of(FLEX[:stages] + FLEX[FLEX.index("evaluation:") :].replace("  images: pictures.jsonl\n", ""))
+    # A stage that trains the projection alone has no use for the encoder's backward pass.
+    assert "flex_attention" not in format_problems(check("recipe.yaml", here=True))
+
+
+def test_kernels_of_the_alibi_encoder(problems_of, tiny_alibi, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    text = BASE.replace("model: BERT\n  layers: [0, 1, 3]", f"model: {tiny_alibi}\n  pooling: mean", 1)
+    text = text.replace("  max_seq_length: 32", "  attn_implementation: KERNEL")
+    for kernel in ("blockwise", "sdpa", "eager", "flex_attention"):
+        assert "attn_implementation" not in format_problems(problems_of(text.replace("KERNEL", kernel)))
+    told = "has no 'flash_attention_2'; leave it out, or set blockwise, sdpa, eager or flex_attention"
+    assert told in format_problems(problems_of(text.replace("KERNEL", "flash_attention_2")))
 
 
 @pytest.mark.parametrize(

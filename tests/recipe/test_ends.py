@@ -16,7 +16,8 @@ from st_distill.cli import main
 from st_distill.errors import RecipeError
 from st_distill.exporting import export, load_student
 from st_distill.files import write_text
-from st_distill.recipe import Evaluation, Recipe, dump_recipe, runner
+from st_distill.recipe import Evaluation, Recipe, dump_recipe, runner, student
+from st_distill.recipe.run_rules import RunRules
 
 
 @pytest.fixture
@@ -75,6 +76,22 @@ def test_held_out_texts_that_went_missing(recipe, after_training, tmp_path, capl
     recipe.evaluation.texts.path = str(tmp_path / "held_out.parquet")  # a slip in the recipe is told before any work
     with pytest.raises(RecipeError, match="did you mean"):
         run(recipe, resume=True)
+
+
+def test_a_kernel_that_only_the_training_needs(recipe, monkeypatch, tmp_path, caplog):
+    """As if the run had been trained on another machine, and came to this one for its end."""
+    recipe.student.attn_implementation = "flex_attention"
+    recipe.stages[0].train = "all"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(RunRules, "flex_backward", lambda *given, **options: None)
+        elsewhere.setattr(student, "choose_attention", lambda model, spec: model)
+        run(recipe)
+    shutil.rmtree(tmp_path / "out")
+    run(recipe, resume=True)
+    assert (tmp_path / "out" / "modules.json").is_file()
+    assert "flex_attention has no backward pass on a CPU" in caplog.text
+    with pytest.raises(RecipeError, match="flex_attention has no backward pass on a CPU"):
+        run(recipe, resume=True, from_stage=1)
 
 
 def test_a_teacher_that_went_missing(recipe, after_training, tmp_path):
