@@ -1,7 +1,8 @@
 """How well a model finds masked words, and whether that holds at lengths it was not trained at.
 
 Every length is measured on the same tokens, masked alike: held-out documents of the greatest length are cut into pieces of
-each length, so that lengths differ in how much of a document is seen around a masked word, and in nothing else.
+each length, so that lengths differ in how much of a document is seen around a masked word, and in nothing else but what is left
+over at a document's end, less than one piece.
 """
 
 from __future__ import annotations

@@ -56,6 +56,15 @@ evaluation: {texts: long-texts.parquet, lengths: [8, 16, 32]}
 """
 
 
+#: The recipes of the README's long documents: pairs, and pairs with a hard negative each.
+_PAIRS = """
+output: out/{name}
+student: {{model: out/{student}, {pooling} max_seq_length: 32}}
+texts: {texts}.parquet
+stages: [{{train: all, losses: {{}}, also: [{{loss: MultipleNegativesRankingLoss}}], steps: 1, batch: 4}}]
+"""
+
+
 @pytest.fixture(scope="session")
 def library(tmp_path_factory, tiny_bert, tiny_alibi, sentences, images) -> Path:
     """A folder with every model and file; each page works in a copy."""
@@ -197,5 +206,11 @@ def _save_texts(folder: Path, texts: list[str]) -> None:
             Dataset.from_dict(columns).to_parquet(folder / "data" / name / f"{part}.parquet")
     (folder / "recipe.yaml").write_text(_RECIPE)
     (folder / "pretraining.yaml").write_text(_PRETRAINING)
+    for name, student, pooling, pairs in (
+        ("pairs", "encoder", "pooling: mean,", "questions"),
+        ("hard", "pairs", "", "hard"),
+    ):
+        content = _PAIRS.format(name=name, student=student, pooling=pooling, texts=pairs)
+        (folder / f"{name}.yaml").write_text(content)
     write_glue(folder / "data" / "glue", ["mnli", "rte"])
     write_glue(folder / "nyu-mll" / "glue", ["cola", "rte", "stsb"])

@@ -140,7 +140,6 @@ def test_commands(page, request):
         request.getfixturevalue("world_of_a_run")
     if page == "docs/pretraining.md":
         shutil.copy("pretraining.yaml", "recipe.yaml")
-        shutil.rmtree("out/encoder")
     for block, words in runs:
         run(words[1:], f"{block.file}, line {block.line}")
 
@@ -152,9 +151,10 @@ def is_run(words: list[str]) -> bool:
 
 def run(arguments: list[str], where: str) -> None:
     """Fails for a command that does not end well. The reader of a page has not run it before."""
-    if arguments[0] == "run" and "--resume" not in arguments:
-        shutil.rmtree("out/small")
-        shutil.rmtree("out/small-run")
+    if arguments[0] in ("run", "pretrain") and not {"--resume", "--evaluate"} & set(arguments):
+        output = yaml.safe_load(Path(arguments[1]).read_text())["output"]
+        for folder in (output, f"{output}-run"):
+            shutil.rmtree(folder, ignore_errors=True)
     if arguments[0] == "mine":
         Path(arguments[3]).unlink(missing_ok=True)
     if arguments[0] == "report" and "--no-speed" not in arguments:
