@@ -6,13 +6,11 @@ import json
 import sys
 
 import pytest
-import torch
 
 from benchmarks.quality import __main__ as command
 from benchmarks.quality.methods import DIMS, Settings
 from benchmarks.quality.plot import draw
 from benchmarks.quality.results import TASKS, chosen, groups, labels, run_name
-from benchmarks.quality.tasks import cka, ndcg
 
 
 def lines_of(name: str, scores: dict[int, float], *, student: str = "3-layer", seed: int = 0, **settings) -> list[dict]:
@@ -43,19 +41,6 @@ TEACHER = [
     line | {"run": "teacher", "name": "teacher", "student": "teacher", "seconds": 0.0, "settings": {}}
     for line in lines_of("teacher", dict.fromkeys(DIMS, 0.8))
 ]
-
-
-def test_ndcg_of_known_rankings():
-    relevant = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0]])
-    scores = torch.tensor([[4.0, 3, 2, 1], [4, 3, 2, 1]])  # first, and third, of which the gain is 1 / log2(4)
-    assert ndcg(scores, relevant, k=4) == pytest.approx((1.0 + 0.5) / 2)
-
-
-def test_cka_is_of_the_geometry_alone():
-    vectors = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1))).Q
-    assert cka(vectors, 3 * vectors @ turn + 1) == pytest.approx(1.0, abs=1e-6)
-    assert cka(vectors, torch.randn(50, 8, generator=torch.Generator().manual_seed(2))) < 0.4
 
 
 def test_runs_that_differ_in_a_setting_have_names_and_labels_of_their_own():
