@@ -35,6 +35,7 @@ from transformers import TrainerCallback
 
 from st_distill import functional
 from st_distill.losses import JasperDistill
+from st_distill.modules.matryoshka import find_projection
 from st_distill.recipe import stages
 from st_distill.recipe import start as recipe_start
 from st_distill.recipe.schema import Stage
@@ -78,6 +79,11 @@ class _Changed(JasperDistill):
             raise ValueError("The experiment changes the relations, and the stage has none: give it losses that do.")
         if options.get("bits"):
             raise ValueError("An experiment that changes the loss leaves bits out: try one of the two.")
+        projection = find_projection(self.model)
+        if projection is not None and len(projection.linears) > 1:
+            raise ValueError(
+                "An experiment with the loss takes prefixes of one vector: leave teacher_head and independent heads out."
+            )
 
     def _terms(self, batch: Any) -> dict[str, Tensor]:
         experiment = self.experiment
@@ -90,7 +96,7 @@ class _Changed(JasperDistill):
             terms["cosine"] = self.weights["cosine"] * (cosines * self._shares(heads, power)).sum()
         if self.hidden is not None:
             terms["hidden"] = experiment.hidden * self.hidden.distance()
-        if self.step < experiment.relations_after * self.steps:
+        if self.step <= experiment.relations_after * self.steps:
             return terms
         heads = self.dims or [batch.embedding.shape[-1]]
         totals: dict[str, list[Tensor]] = {}
@@ -222,7 +228,7 @@ def applied(experiment: Experiment, whole: str, layers: Sequence[int] | None) ->
         whole: name or folder of the model that the student's layers are of.
         layers: which of its layers the student has; None for one without layers.
     """
-    changes, used = [], list[str | None]()
+    changes, used = dict[str, Any](), set[str]()
     if experiment.changes_loss:
         original = stages.distill_loss
 
@@ -230,7 +236,7 @@ def applied(experiment: Experiment, whole: str, layers: Sequence[int] | None) ->
             stage: Stage, projection: Any, model: SentenceTransformer, teacher: Any, *, match_dims: bool
         ) -> JasperDistill:
             plain = original(stage, projection, model, teacher, match_dims=match_dims)
-            used.append(stage.name)
+            used.add("distill_loss")
             hidden = None
             if experiment.hidden:
                 encoder = SentenceTransformer(whole, device="cpu")[0]
@@ -249,32 +255,34 @@ def applied(experiment: Experiment, whole: str, layers: Sequence[int] | None) ->
                 hidden=hidden,
             )
 
-        changes.append(mock.patch.object(stages, "distill_loss", changed))
+        changes["distill_loss"] = mock.patch.object(stages, "distill_loss", changed)
     if experiment.mean_layers:
         build = recipe_start.build_student
 
         def meaning(*args: Any, **options: Any) -> SentenceTransformer:
             student = build(*args, **options)
             _take_means(student, whole, layers or [])
-            used.append(None)
+            used.add("build_student")
             return student
 
-        changes.append(mock.patch.object(recipe_start, "build_student", meaning))
+        changes["build_student"] = mock.patch.object(recipe_start, "build_student", meaning)
     if experiment.average:
 
         def averaging(*args: Any, **options: Any) -> StageTrainer:
             trainer = StageTrainer(*args, **options)
             trainer.add_callback(_Average(experiment.average))
-            used.append(None)
+            used.add("StageTrainer")
             return trainer
 
-        changes.append(mock.patch.object(stages, "StageTrainer", averaging))
-    for change in changes:
+        changes["StageTrainer"] = mock.patch.object(stages, "StageTrainer", averaging)
+    for change in changes.values():
         change.start()
     try:
         yield
     finally:
-        for change in changes:
+        for change in changes.values():
             change.stop()
-    if changes and not used:
-        raise RuntimeError("The recipe did not use the change: the figures would be those of the plain one.")
+    if unused := sorted(changes.keys() - used):
+        raise RuntimeError(
+            f"The recipe did not use the change of {', '.join(unused)}: the figures would be those of the plain one."
+        )

@@ -6,17 +6,11 @@ import json
 import sys
 
 import pytest
-import torch
-from sentence_transformers import SentenceTransformer
 
 from benchmarks.quality import __main__ as command
-from benchmarks.quality import experiments
 from benchmarks.quality.methods import DIMS, Settings
 from benchmarks.quality.plot import draw
 from benchmarks.quality.results import TASKS, chosen, groups, labels, run_name
-from benchmarks.quality.tasks import cka, ndcg
-from st_distill.recipe import start
-from st_distill.recipe.schema import Student
 
 
 def lines_of(name: str, scores: dict[int, float], *, student: str = "3-layer", seed: int = 0, **settings) -> list[dict]:
@@ -47,36 +41,6 @@ TEACHER = [
     line | {"run": "teacher", "name": "teacher", "student": "teacher", "seconds": 0.0, "settings": {}}
     for line in lines_of("teacher", dict.fromkeys(DIMS, 0.8))
 ]
-
-
-def test_ndcg_of_known_rankings():
-    relevant = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0]])
-    scores = torch.tensor([[4.0, 3, 2, 1], [4, 3, 2, 1]])  # first, and third, of which the gain is 1 / log2(4)
-    assert ndcg(scores, relevant, k=4) == pytest.approx((1.0 + 0.5) / 2)
-
-
-def test_cka_is_of_the_geometry_alone():
-    vectors = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1))).Q
-    assert cka(vectors, 3 * vectors @ turn + 1) == pytest.approx(1.0, abs=1e-6)
-    assert cka(vectors, torch.randn(50, 8, generator=torch.Generator().manual_seed(2))) < 0.4
-
-
-def test_kept_layers_may_start_as_means(tiny_bert, tmp_path):
-    """Layers 1 and 3 of four, all of whose weights are set to their own numbers here."""
-    model = SentenceTransformer(tiny_bert, device="cpu")
-    with torch.no_grad():
-        for place, layer in enumerate(model[0].model.encoder.layer):
-            for weight in layer.parameters():
-                weight.fill_(place)
-    whole = str(tmp_path / "whole")
-    model.save(whole)
-    with experiments.applied(experiments.Experiment(mean_layers=True), whole, [1, 3]):
-        student = start.build_student(Student(model=whole, layers=[1, 3]), device="cpu")
-    layers = [
-        torch.cat([weight.flatten() for weight in layer.parameters()]) for layer in student[0].model.encoder.layer
-    ]
-    assert [layer.unique().tolist() for layer in layers] == [[0.5], [2.5]]
 
 
 def test_runs_that_differ_in_a_setting_have_names_and_labels_of_their_own():
