@@ -237,6 +237,30 @@ def test_accumulated_steps_are_whole_ones(twin_recipe, tmp_path):
         torch.testing.assert_close(ends[0][name], ends[1][name], atol=1e-6, rtol=1e-5)
 
 
+# torch.compile imports parts of torch that warn of themselves.
+@pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+def test_a_compiled_encoder_learns_the_same(twin_recipe, tmp_path, monkeypatch):
+    """With the attention that is meant for it, by the back end that needs no compiler; rows are of several lengths."""
+    original, compiled, ends = torch.compile, [], []
+
+    def compile(*given, **how):
+        compiled.append(how["backend"])
+        return original(*given, **how)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    encoder = ALIBI.replace("blockwise", "sdpa").replace(
+        "attention_probs_dropout_prob: 0.1", "hidden_dropout_prob: 0.0"
+    )
+    changes = [encoder, "steps=2", "evaluation=null", "arguments.optim=sgd", "learning_rate=0.1"]
+    for more in ([], ["arguments.torch_compile=true", "arguments.torch_compile_backend=aot_eager"]):
+        pretrain(twin_recipe, overrides=[*changes, *more])
+        ends.append(weights(tmp_path / "out"))
+        shutil.rmtree(tmp_path / "out-run")
+    assert compiled == ["aot_eager"]
+    for name in ends[0]:
+        torch.testing.assert_close(ends[0][name], ends[1][name], atol=1e-5, rtol=1e-4)
+
+
 def test_every_mistake_with_its_line(recipe, tmp_path, capsys):
     text = recipe.read_text().replace("max_length: 32", "max_length: 128").replace("steps: 12", "step: 12")
     text = text.replace("num_hidden_layers: 1", "layers: 1").replace("lengths: [16, 32, 64]", "lengths: [16, 128]")

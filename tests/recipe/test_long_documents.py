@@ -56,3 +56,37 @@ def test_a_student_of_short_texts_reads_long_ones(words, sentences, tmp_path, ca
     # Another length is another export, and no other training.
     assert main(["run", *words, "--resume", "--set", "student.export_max_seq_length=100"]) == 0
     assert SentenceTransformer(str(tmp_path / "long"), trust_remote_code=True, device="cpu").max_seq_length == 100
+
+
+def test_the_papers_recipe_with_this_student(make_student, tiny_alibi, sentences, tmp_path):
+    """Both systems together: the stages of texts of `jasper`, with two teachers; every head is exported for 8,192 tokens."""
+    for name in ("one", "two"):
+        make_student(max_seq_length=16).save(str(tmp_path / name))
+    Dataset.from_dict({"text": sentences}).to_parquet(tmp_path / "texts.parquet")
+    (tmp_path / "recipe.yaml").write_text(f"""\
+preset: jasper
+output: {tmp_path}/out
+student: {{model: {tiny_alibi}, max_seq_length: 32, export_max_seq_length: 8192}}
+teachers: [{tmp_path}/one, {tmp_path}/two]
+texts: {tmp_path}/texts.parquet
+images: null
+projection: {{dims: [24, 16]}}
+stages:
+  projection: {{steps: 2, batch: 8, arguments: {{use_cpu: true, disable_tqdm: true}}}}
+  last-layers: {{train: {{last_layers: 1}}, steps: 2, batch: 8, arguments: {{use_cpu: true, disable_tqdm: true}}}}
+  dimensions: {{dims: [24, 16], steps: 2, batch: 8, arguments: {{use_cpu: true, disable_tqdm: true}}}}
+  vision: null
+""")
+    assert main(["check", str(tmp_path / "recipe.yaml")]) == 0
+    assert main(["run", str(tmp_path / "recipe.yaml")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out-run" / "stages").iterdir()) == [
+        "1-projection",
+        "2-last-layers",
+        "3-dimensions",
+    ]
+    for name, width in (("out", 24), ("out-24", 24), ("out-16", 16)):
+        model = SentenceTransformer(str(tmp_path / name), trust_remote_code=True, device="cpu")
+        assert model.max_seq_length == 8192
+        vector = model.encode(" ".join(sentences * 30))
+        assert vector.shape == (width,)
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
