@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,9 +85,10 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
             if file.suffix == ".safetensors"
             else torch.load(file, map_location="cpu", weights_only=True)
         )
-    except pickle.UnpicklingError as error:  # torch's own words are on how to run the file's code
-        raise ValueError(f"The file {file} must hold tensors and nothing else. It does not, or is damaged.") from error
     except Exception as error:  # both libraries have an exception for each kind of damage
+        if type(error).__name__ == "UnpicklingError":  # torch's own words are on how to run the file's code
+            message = f"The file {file} must hold tensors and nothing else. It does not, or is damaged."
+            raise ValueError(message) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(
             f"The file {file} cannot be read as weights ({reason}): if it is damaged, download it again."

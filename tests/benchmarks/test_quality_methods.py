@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from benchmarks.quality import methods
+from benchmarks.quality import methods, students
 from benchmarks.quality.__main__ import trial_settings
 from benchmarks.quality.experiments import Experiment
 from benchmarks.quality.methods import DIMS, LOSSES, FromStore, Settings, draft, plan, recipe, teacher_axes
@@ -235,7 +235,8 @@ def test_the_published_recipe_does_not_follow_the_packages_defaults(model, monke
     assert LOSSES["published"](model, Rows(torch.eye(DIMS[0]))).weights == PAPER
 
 
-def test_the_untrained_student_is_the_start(make_student, sentences, tmp_path):
+def test_the_untrained_student_is_the_start(make_student, tmp_path, monkeypatch):
+    monkeypatch.setattr(students, "TOKENS", 64)  # the teacher here reads no more
     teacher = make_student()
     teacher.save(str(tmp_path / "teacher"))
     shop = SimpleNamespace(teacher_name=str(tmp_path / "teacher"), out=tmp_path)
