@@ -68,11 +68,6 @@ class Kind:
     family: Family
     other: Family
 
-    @property
-    def presets(self) -> Path:
-        """Folder of the recipes of this kind that come with st-distill."""
-        return self.family.presets
-
 
 _PACKAGE = Path(__file__).parents[1]
 #: The two are here together because each is told from the other.
