@@ -53,8 +53,8 @@ def check(
         recipe: a recipe made in Python, a YAML file, or the name of a preset.
         overrides: assignments ``a.b=value``, as `load_recipe` takes them, for a file or preset.
         diagnose: look at the data and tokenizers of a recipe without mistakes too, and warn of what looks wrong.
-        here: it is this machine that the recipe is to run on: flex_attention without an accelerator, by which a run would
-            end, is a mistake and no warning.
+        here: it is this machine that the recipe is to run on: bf16 or flex_attention without an accelerator, by which a run
+            would end, is a mistake and no warning.
 
     It finds unknown names, with the nearest valid one, wrong types, values out of range, fields that contradict each
     other, files and columns that are not there, model folders without a model, and dimensions and layers that a model's

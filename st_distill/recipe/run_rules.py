@@ -182,7 +182,7 @@ class RunRules(Findings):
         on_cpu = bool(good.get("use_cpu"))
         if (good.get("bf16") or good.get("bf16_full_eval")) and not on_cpu and not is_torch_bf16_gpu_available():
             name = "bf16" if good.get("bf16") else "bf16_full_eval"
-            self.warn(
+            (self.error if self.here else self.warn)(
                 (*where, name), "no accelerator of this machine computes in bf16; add use_cpu: true to run it here"
             )
         if good.get("fp16") and (on_cpu or not torch.accelerator.is_available()):

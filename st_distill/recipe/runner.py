@@ -56,8 +56,9 @@ logger = logging.getLogger(__name__)
 
 #: In the folder of the student before its first stage: what determined it, and the checksums of its files.
 START = "start.json"
-#: Fields whose mistakes leave a trained student one that can be exported.
+#: Fields whose mistakes leave a trained student one that can be exported; and the ends of arguments of which that is true.
 _NOT_FOR_THE_END = ("evaluation", "teachers", "student.attn_implementation")
+_NEEDED_IN_TRAINING = (".bf16", ".bf16_full_eval")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,10 @@ def run(
         problems = check(recipe, overrides, diagnose=False, here=True)
         errors = [problem for problem in problems if problem.level == "error"]
         # A run that has trained already may go on to its end without what only the training needs, or the evaluation.
-        may_be_unneeded = [problem.path.startswith(_NOT_FOR_THE_END) for problem in errors]
+        may_be_unneeded = [
+            problem.path.startswith(_NOT_FOR_THE_END) or problem.path.endswith(_NEEDED_IN_TRAINING)
+            for problem in errors
+        ]
         if errors and not (resume and from_stage is None and all(may_be_unneeded)):
             raise RecipeError(errors)
         if not isinstance(recipe, Recipe):

@@ -331,6 +331,14 @@ def test_what_flex_attention_cannot_do(problems_of, old, new, message):
     assert message in format_problems([problem])
 
 
+def test_bf16_without_an_accelerator_is_no_run(problems_of, monkeypatch, folder):
+    monkeypatch.setattr(run_rules, "is_torch_bf16_gpu_available", lambda: False)
+    problems_of(BASE.replace("weight_decay: 0.01", "bf16: true", 1))
+    with pytest.raises(RecipeError, match=r"arguments\.bf16: no accelerator .* add use_cpu: true to run it here"):
+        run("recipe.yaml")
+    assert not (folder / "out").exists()
+
+
 def test_flex_attention_without_an_accelerator_is_no_run(problems_of, monkeypatch, folder):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     problems_of(FLEX)
