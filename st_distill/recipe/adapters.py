@@ -92,7 +92,7 @@ def add_adapters(model: SentenceTransformer, stage: Stage, base: Path) -> None:
 def load_adapters(model: SentenceTransformer, checkpoint: Path) -> None:
     """Give the encoder's adapters the weights of a checkpoint; nothing where it has none.
 
-    transformers below 5.4 looks for them under other names than they are saved by, and leaves them as they began.
+    transformers 5.0 to 5.3 looks for them under other names than they are saved by, and leaves them as they began.
     """
     from peft import set_peft_model_state_dict
 

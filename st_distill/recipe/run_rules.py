@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, TrainingArguments
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_available
+from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_available, is_torch_xla_available
 
 from st_distill.errors import one_line
 from st_distill.modules.alibi_attention import PLANS
@@ -180,7 +180,8 @@ class RunRules(Findings):
             if all(good.get(name) for name in names):
                 self.error((*where, names[1]), f"only one of {' and '.join(names)} can be true")
         on_cpu = bool(good.get("use_cpu"))
-        if (good.get("bf16") or good.get("bf16_full_eval")) and not on_cpu and not is_torch_bf16_gpu_available():
+        has_bf16 = on_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()
+        if (good.get("bf16") or good.get("bf16_full_eval")) and not has_bf16:
             name = "bf16" if good.get("bf16") else "bf16_full_eval"
             (self.error if self.here else self.warn)(
                 (*where, name), "no accelerator of this machine computes in bf16; add use_cpu: true to run it here"
