@@ -11,15 +11,18 @@ from torch import nn
 from st_distill.modules import Transformer
 from st_distill.options import check_whole_number
 
-__all__ = ["check_max_seq_length", "most_tokens", "reading", "set_max_seq_length"]
+__all__ = ["check_max_seq_length", "most_tokens", "positions_of", "reading", "set_max_seq_length"]
 
 
 def most_tokens(model: SentenceTransformer) -> int | None:
     """The most tokens that the model's text encoder can read, special ones included; None where there is no such limit."""
     first = model[0]
     encoder = first.text_encoder if isinstance(first, Transformer) else model.transformers_model
-    if encoder is None:
-        return None
+    return None if encoder is None else positions_of(encoder)
+
+
+def positions_of(encoder: nn.Module) -> int | None:
+    """The most tokens that an encoder of transformers has positions for, as `most_tokens`; it needs no weights."""
     positions = getattr(encoder.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:  # XLNet has -1
         return None

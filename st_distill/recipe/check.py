@@ -17,6 +17,7 @@ from st_distill.evaluation.mteb_tasks import find_mteb_tasks
 from st_distill.evaluation.task_list import tasks_of_entries
 from st_distill.exporting import may_be_replaced
 from st_distill.files import read_array_header
+from st_distill.limits import positions_of
 from st_distill.modules.lengths import tell_too_long
 from st_distill.nearest import suggest
 from st_distill.recipe import quantized
@@ -26,7 +27,7 @@ from st_distill.recipe.data import load_scored_pairs, load_texts, prompted_colum
 from st_distill.recipe.diagnose import diagnose_recipe
 from st_distill.recipe.image_rules import ImageRules
 from st_distill.recipe.load import Document, in_order, read_document
-from st_distill.recipe.models import UnknownModel, text_tokenizer
+from st_distill.recipe.models import UnknownModel, encoder_without_weights, text_tokenizer
 from st_distill.recipe.patterns import matching
 from st_distill.recipe.run_rules import attention_dropout
 from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, TeacherSpec
@@ -147,6 +148,8 @@ class _Rules(StageRules, ImageRules):
             tokens, longest = getattr(student, name), model.positions
             if tokens is None or not self.sound((*path, name)):
                 continue
+            if (encoder := encoder_without_weights(model)) is not None:
+                longest = positions_of(encoder)
             if model.is_static:
                 self.error((*path, name), "a static embedding reads texts of any length; leave it out")
             elif longest is not None and tokens > longest:

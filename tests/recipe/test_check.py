@@ -16,6 +16,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from transformers import AutoTokenizer, RobertaConfig
 
 from st_distill.errors import RecipeError
 from st_distill.recipe import models, run, run_rules
@@ -463,6 +464,18 @@ def test_the_width_of_a_sentence_transformers_teacher(recipe, make_student, tmp_
     assert "53 is above the teachers' 52 dimensions" in format_problems(check(recipe))
     recipe.student = Student(model=str(tmp_path / "teacher"), pooling="cls")
     assert "leave pooling out" in format_problems(check(recipe))
+
+
+def test_positions_that_no_token_has_are_not_counted(recipe, tiny_bert, tmp_path):
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "roberta")
+    RobertaConfig(hidden_size=8, num_attention_heads=2, max_position_embeddings=20).save_pretrained(
+        tmp_path / "roberta"
+    )
+    recipe.student = Student(model=str(tmp_path / "roberta"), max_seq_length=19)
+    (problem,) = check(recipe)
+    assert format_problems([problem]) == "student.max_seq_length: the student takes at most 18 tokens, got 19"
+    recipe.student.max_seq_length = 18
+    assert check(recipe) == []
 
 
 def test_all_that_a_projection_wider_than_the_teachers_needs(recipe):
