@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
+from st_distill import __version__
 from st_distill.files import (
     FolderLock,
     copy_of,
@@ -26,6 +28,8 @@ from st_distill.recipe.processes import STORE
 from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Projection, Recipe, Stage, file_name
 from st_distill.store.format import DESCRIPTION
 from st_distill.teacher import Teacher
+
+logger = logging.getLogger(__name__)
 
 RUN = "run.json"
 """The record of a run in its work folder."""
@@ -124,6 +128,7 @@ class RunState:
         self.stages: list[dict[str, Any]] = []
         self.recipe: str | None = None
         """The sha256 of recipe.yaml; None where the recipe has Python objects, and no file."""
+        self.begun_by: Any = __version__
         if not self.path.is_file() and copy_of(self.path).is_file():
             raise ValueError(f"The run in {folder} has lost its {self.path.name}. {restoring(self.path)}")
         if not self.path.is_file() and (folder / "stages").is_dir():
@@ -145,14 +150,15 @@ class RunState:
                     "one."
                 )
             self.stages = stored["stages"]
-            self.recipe = stored.get("recipe")
+            self.recipe, self.begun_by = stored.get("recipe"), stored.get("begun_by", __version__)
 
     @property
     def exists(self) -> bool:
         return self.path.is_file()
 
     def write(self) -> None:
-        write_record(self.path, {"format": _FORMAT, "version": _VERSION, "recipe": self.recipe, "stages": self.stages})
+        written = {"format": _FORMAT, "version": _VERSION, "begun_by": self.begun_by, "recipe": self.recipe}
+        write_record(self.path, {**written, "stages": self.stages})
 
     def stage_folder(self, index: int) -> Path:
         stage = self.stages[index]
@@ -188,6 +194,17 @@ class RunState:
                 shutil.rmtree(folder)
         kept = [{**new, **old} for old, new in zip(self.stages[:keep], wanted)]
         self.stages = kept + [{**stage, "done": False} for stage in wanted[len(kept) :]]
+        if not kept:
+            self.begun_by = __version__
+        if self.begun_by != __version__ and not all(stage["done"] for stage in self.stages):
+            # Fields at their default are not among those that are compared.
+            logger.warning(
+                "The run in %s was begun by st-distill %s and goes on under %s: where that has another default for a field "
+                "that the recipe leaves out, the stages that are left have it. Its changelog names such changes.",
+                self.folder,
+                _short(self.begun_by),
+                __version__,
+            )
         self.write()
 
     def finish(self, index: int, metrics: dict[str, Any]) -> None:

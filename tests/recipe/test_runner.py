@@ -30,8 +30,10 @@ from st_distill.recipe import (
     runner,
     stages,
     start,
+    state,
 )
 from st_distill.recipe.schema import PAPER_LOSSES
+from st_distill.recipe.state import RunState
 from st_distill.recipe.teachers import make_teacher
 
 FAST = {"use_cpu": True, "disable_tqdm": True}
@@ -372,6 +374,23 @@ class TestContinuing:
         )
         run(texts_only(make_recipe, 0, 1, 2), resume=True)
         assert trained == ["all"]
+
+    def test_another_version_goes_on_and_says_so(self, make_recipe, monkeypatch, caplog):
+        folder, fields = (
+            texts_only(make_recipe, 0).work_folder,
+            [{"name": "a", "fields": {}}, {"name": "b", "fields": {}}],
+        )
+        folder.mkdir(parents=True)
+        RunState(folder).plan(fields, from_stage=None)
+        RunState(folder).plan(fields, from_stage=None)
+        monkeypatch.setattr(state, "__version__", "99.0.0")
+        assert not caplog.records
+        RunState(folder).plan(fields, from_stage=None)
+        (record,) = caplog.records
+        assert f'was begun by st-distill "{st_distill.__version__}" and goes on under 99.0.0' in record.getMessage()
+        RunState(folder).plan(fields, from_stage=1)
+        RunState(folder).plan(fields, from_stage=None)
+        assert len(caplog.records) == 1  # begun anew, it is the newer version's
 
     def test_one_run_at_a_time(self, make_recipe, monkeypatch):
         recipe = texts_only(make_recipe, 0)
