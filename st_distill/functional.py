@@ -90,15 +90,15 @@ def triplet_distill(student: Tensor, teacher: Tensor, margin: float = 0.015) -> 
 
 
 def normalize(vectors: Tensor) -> Tensor:
-    """Rows at unit length, in at least float32; a row of zeros stays zero and receives no gradient.
+    """Rows of ``vectors`` (batch, dim) at unit length, in at least float32; a row of zeros stays zero and receives no gradient.
 
     The rows are scaled by their largest entry first, so that no finite norm overflows or underflows on the way.
     """
     vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    largest = vectors.detach().abs().amax(dim=-1, keepdim=True)
+    largest = vectors.detach().abs().amax(dim=1, keepdim=True)
     nonzero = largest > 0
     scaled = vectors / torch.where(nonzero, largest, 1.0)
-    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
     return scaled / torch.where(nonzero, norm, torch.inf)  # by which the rows of zeros get no gradient
 
 
@@ -137,7 +137,7 @@ def bit_similarities(vectors: Tensor) -> Tensor:
     that of the coordinates themselves in place of their signs (straight-through estimator, arXiv 1308.3432).
     """
     with torch.autocast(device_type=vectors.device.type, enabled=False):
-        dim = vectors.shape[-1]
+        dim = vectors.shape[1]
         # At this length the coordinates are of the size of their signs.
         scaled = normalize(vectors) * math.sqrt(dim)
         signs = scaled + (torch.where(scaled > 0, 1.0, -1.0) - scaled).detach()
@@ -153,13 +153,13 @@ def pairs(matrix: Tensor) -> Tensor:
 
 def cosine_term(student: Tensor, unit_teacher: Tensor) -> Tensor:
     """Mean of 1 - cos over the batch, for a teacher (batch, dim) already at unit length."""
-    if student.shape[-1] != unit_teacher.shape[-1]:
+    if student.shape[1] != unit_teacher.shape[1]:
         raise ValueError(
-            f"The cosine term needs student and teacher of one dimension. Got {student.shape[-1]} for 'student' and "
-            f"{unit_teacher.shape[-1]} for 'teacher' instead. Give the student a projection to {unit_teacher.shape[-1]} "
+            f"The cosine term needs student and teacher of one dimension. Got {student.shape[1]} for 'student' and "
+            f"{unit_teacher.shape[1]} for 'teacher' instead. Give the student a projection to {unit_teacher.shape[1]} "
             "dimensions, or the teacher a rotation to the student's (MatryoshkaProjection does either)."
         )
-    return 1.0 - (normalize(student) * unit_teacher).sum(dim=-1).mean()
+    return 1.0 - (normalize(student) * unit_teacher).sum(dim=1).mean()
 
 
 def similarity_term(student: Tensor, teacher: Tensor) -> Tensor:
@@ -178,11 +178,11 @@ def _first_equal_row(rows: Tensor) -> Tensor:
     # compared in full.
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**62), 2**62, (width,), generator=generator).to(rows.device) | 1
-    sums = torch.cat([(sortable(part).long() * factors).sum(dim=-1) for part in rows.split(_BLOCK)])
+    sums = torch.cat([(sortable(part).long() * factors).sum(dim=1) for part in rows.split(_BLOCK)])
     _, first = torch.unique(sums, return_inverse=True)
     number = torch.arange(batch, device=rows.device)
     lowest = torch.full((batch,), batch, device=rows.device).scatter_reduce(0, first, number, "amin")[first]
-    equal = torch.cat([(a == rows[b]).all(dim=-1) for a, b in zip(rows.split(_BLOCK), lowest.split(_BLOCK))])
+    equal = torch.cat([(a == rows[b]).all(dim=1) for a, b in zip(rows.split(_BLOCK), lowest.split(_BLOCK))])
     return torch.where(equal, lowest, number)
 
 
@@ -211,7 +211,7 @@ def _check(student: Tensor, teacher: Tensor) -> None:
 
 def check_finite(teacher: Tensor) -> None:
     """Raise ValueError, naming the first row, where a teacher vector (batch, dim) is NaN or infinite."""
-    finite = torch.isfinite(teacher.abs().amax(dim=-1))
+    finite = torch.isfinite(teacher.abs().amax(dim=1))
     if not finite.all():
         wrong = (~finite).nonzero().flatten().tolist()
         raise ValueError(

@@ -172,6 +172,13 @@ class TestTripletIsExact:
         teacher[1, 0] += 1e-15
         assert functional._first_equal_row(teacher).tolist() == [0, 1, 0]
 
+    def test_the_first_of_equal_rows_is_found_among_thousands(self):
+        powers = 2.0 ** torch.arange(-6, 6)
+        rows = torch.cartesian_prod(powers, powers, powers)
+        expected = torch.arange(len(rows))
+        found = functional._first_equal_row(torch.cat([rows, rows.flip(0)]))
+        assert torch.equal(found, torch.cat([expected, expected.flip(0)]))
+
     @pytest.mark.parametrize("strictly", [False, True])
     def test_again_is_the_same_to_the_last_bit(self, strictly):
         student, teacher = random_batch(64, 8).float().requires_grad_(), random_batch(64, 12, seed=1).float()

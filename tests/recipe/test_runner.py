@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from st_distill.recipe import (
     evaluate_model,
     frozen,
     measuring,
+    run_rules,
     runner,
     stages,
     start,
@@ -374,6 +376,19 @@ class TestContinuing:
         )
         run(texts_only(make_recipe, 0, 1, 2), resume=True)
         assert trained == ["all"]
+
+    def test_without_the_accelerator_that_it_was_trained_on(self, make_recipe, monkeypatch):
+        recipe, original = self.changed(make_recipe, arguments={"disable_tqdm": True, "bf16": True}), runner.run_stage
+        monkeypatch.setattr(
+            runner, "run_stage", lambda stage, *a, **k: original(replace(stage, arguments=FAST), *a, **k)
+        )
+        monkeypatch.setattr(run_rules, "is_torch_bf16_gpu_available", lambda: True)
+        first = run(recipe)
+        monkeypatch.setattr(run_rules, "is_torch_bf16_gpu_available", lambda: False)
+        shutil.rmtree(first.output)
+        assert run(recipe, resume=True).output.is_dir()
+        with pytest.raises(RecipeError, match="bf16: no accelerator"):
+            run(recipe, resume=True, from_stage=2)
 
     def test_another_version_goes_on_and_says_so(self, make_recipe, monkeypatch, caplog):
         folder, fields = (
