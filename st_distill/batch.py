@@ -110,5 +110,5 @@ class Batch:
             return self.teacher.unit
         aligned = self.teacher.unit if self.projection is None else self.projection.align(self.teacher.unit)
         # Inside MatryoshkaLoss the embedding has been cut already, and the teacher follows.
-        width = self.embedding.shape[-1] if head is None and self.is_wrapped else head
+        width = self.embedding.shape[1] if head is None and self.is_wrapped else head
         return functional.normalize(aligned[..., :width])
