@@ -134,11 +134,11 @@ class TestValues:
         for name in ("all_gather", "all_gather_with_grad"):
             monkeypatch.setattr(losses, name, lambda tensor: (gathered.append(tensor), tensor)[1])
         loss_list = [losses.JasperDistill(student, teacher=rows, weights=weights, gather_across_devices=True)]
-        if weights == {"cosine": 1.0}:
-            loss_list.append(losses.CosineDistill(student, teacher=rows, gather_across_devices=True))
+        single = losses.CosineDistill if weights == {"cosine": 1.0} else losses.SimilarityDistill
+        loss_list.append(single(student, teacher=rows, gather_across_devices=True))
         for loss in loss_list:
             loss(features(student, sentences[:4]), torch.arange(4))
-        assert len(gathered) == (0 if weights == {"cosine": 1.0} else 2)
+        assert len(gathered) == (0 if weights == {"cosine": 1.0} else 4)
 
     def test_rotated_labels_start_low_after_a_ridge_start(self, student, sentences):
         """The cosine term knows the projection's random rotation, for vectors and for row numbers."""
@@ -283,7 +283,9 @@ class TestHeads:
         assert cosine([8, 24], cosine_weights="proportional") == pytest.approx(0.75 * wide + 0.25 * narrow, rel=1e-5)
         assert cosine(None, cosine_weights="proportional") == pytest.approx(wide, rel=1e-5)
 
-    def test_independent_heads_refuse_matryoshka_loss(self, several, rows, sentences):
+    @pytest.mark.parametrize("heads", ["independent", "nested"])
+    def test_several_linear_maps_refuse_matryoshka_loss(self, heads, make_student, rows, sentences):
+        several = make_student(MatryoshkaProjection(32, [24, 8], heads=heads, teacher_head=TEACHER_WIDTH))
         wrapped = MatryoshkaLoss(several, losses.CosineDistill(several, teacher=rows), [24, 8])
         with pytest.raises(TypeError, match="cannot be wrapped in MatryoshkaLoss where the projection has independent"):
             wrapped(features(several, sentences[:4]), torch.arange(4))
@@ -366,6 +368,21 @@ class TestGradCache:
             results.append((total.item(), gradients(student)))
         assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
         assert_same_gradients(results[0][1], results[1][1])
+
+    @pytest.mark.parametrize("where", ["alone", "parts", "several processes", "compiled", "wrapped"])
+    def test_where_a_column_is_not_split(self, where, student, sentences, monkeypatch):
+        """Processes must call the model alike, a compiled one would compile each length, MatryoshkaLoss keeps one return."""
+        texts = [*sentences[:12], *[" ".join(sentences)] * 12]
+        loss = losses.CosineDistill(student, teacher=Rows(24), length_parts=2 if where == "parts" else None)
+        if where in ("several processes", "parts"):
+            monkeypatch.setattr(losses, "get_world_size", lambda: 2)
+        if where == "compiled":
+            monkeypatch.setattr(student, "_orig_mod", None, raising=False)
+        calls = []
+        student[0].register_forward_hook(lambda *_: calls.append(1))
+        wrapped = MatryoshkaLoss(student, loss, [24]) if where == "wrapped" else loss
+        wrapped(features(student, texts), torch.arange(24))
+        assert len(calls) == (2 if where in ("alone", "parts") else 1)
 
     @pytest.mark.parametrize("loss_class", [*SINGLE, losses.JasperDistill])
     @pytest.mark.parametrize("mini_batch_size", [48, 256])
@@ -527,6 +544,7 @@ class TestErrors:
             (torch.zeros(4), ValueError, r"shape \(batch, dim\) or \(batch, 1, dim\) for 1 columns. Got \(4,\)"),
             (torch.zeros(4, 2, 8), ValueError, r"Got \(4, 2, 8\)"),
             (torch.zeros(4, 0), ValueError, r"for 1 columns. Got \(4, 0\)"),
+            (torch.zeros(4, 1, 0), ValueError, r"for 1 columns. Got \(4, 1, 0\)"),
             ([0, 1, 2, 3], TypeError, "labels of CosineDistill must be a tensor.* Got list"),
             (torch.zeros(3, dtype=torch.long), ValueError, "Got 3 labels and 4 rows"),
             (torch.full((4, TEACHER_WIDTH), torch.nan), ValueError, "4 of 4 rows.*first being row 0"),
@@ -565,6 +583,7 @@ class TestErrors:
             ({"weights": {"cosin": 1}}, ValueError, "must be of cosine, similarity, triplet. Got cosin"),
             ({"weights": {"cosin": 1, 2: 1}}, ValueError, "must be of cosine, similarity, triplet. Got 2, cosin"),
             ({"weights": {"cosine": -1}}, ValueError, "at least 0"),
+            ({"weights": {"cosine": math.inf}}, ValueError, "at least 0"),
             ({"weights": {}}, ValueError, "one above it"),
             ({"margin": -1}, ValueError, "'margin' must be"),
             ({"length_parts": 0}, ValueError, "'length_parts' must be a whole number from 1, or None. Got 0"),
@@ -592,6 +611,12 @@ class TestErrors:
     def test_model_is_no_name(self):
         with pytest.raises(TypeError, match="'model' of TripletDistill must be a SentenceTransformer. Got str"):
             losses.TripletDistill("some/model")
+
+    def test_a_dimension_of_one(self, student, rows, sentences):
+        loss = losses.CosineDistill(student, teacher=rows, dims=[1])
+        terms = loss(features(student, sentences[:4]), torch.arange(4))
+        # At one dimension a cosine is 1 or -1, and so each text's term 0 or 2.
+        assert terms.item() * 2 == pytest.approx(round(terms.item() * 2), abs=1e-5)
 
     def test_dims_of_independent_heads(self, make_student):
         student = make_student(MatryoshkaProjection(32, [24, 8], heads="independent"))
