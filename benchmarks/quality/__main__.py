@@ -126,7 +126,8 @@ def show(options: argparse.Namespace) -> None:
         raise ValueError(f"a picture compares runs of one budget, and {results} holds several: choose {found}")
     from benchmarks.quality.plot import draw
 
-    draw(lines, options.split, options.pictures or options.out, **kind)
+    for sentence in draw(lines, options.split, options.pictures or options.out, **kind):
+        print(sentence)
 
 
 def work(options: argparse.Namespace) -> None:

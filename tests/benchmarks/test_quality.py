@@ -98,6 +98,37 @@ def test_time_has_runs_that_differ_in_steps_alone(tmp_path, monkeypatch):
     assert drawn == [("st-distill", 5), ("teacher", 5), of_time, ("st-distill", 1), ("teacher", 1)]
 
 
+def test_a_point_of_time_is_the_mean_of_all_seeds_and_what_has_no_time_is_told(tmp_path, monkeypatch):
+    """Runs of before the processors' time was noted count in the quality."""
+    from benchmarks.quality import plot
+
+    drawn = {}
+    monkeypatch.setattr(plot, "_save", lambda axes, figure, path: None)
+    monkeypatch.setattr(plot, "_line", lambda axes, name, points, style: drawn.update({name: points}))
+    monkeypatch.setattr(plot, "_against_size", lambda *given: None)
+    lines = TEACHER + lines_of("untrained", dict.fromkeys(DIMS, 0.1))
+    for seed, score in enumerate((0.5, 0.6, 0.7)):
+        lines += lines_of("st-distill", dict.fromkeys(DIMS, score), seed=seed, steps=300)
+    lines += lines_of("st-distill", dict.fromkeys(DIMS, 0.8), steps=1500)
+    lines += lines_of("cosine", dict.fromkeys(DIMS, 0.4), steps=300)
+    of_before = {"untrained", "cosine"}
+    for line in lines:
+        if line["name"] in of_before or (line["seed"] == 0 and line["settings"].get("steps") == 300):
+            del line["cpu_seconds"]
+        if line["name"] == "untrained":
+            line["seconds"] = 0.0
+        elif line["seed"] == 2:
+            line["cpu_seconds"] = 120.0
+    assert draw(lines, "test", tmp_path, steps=300) == [
+        "time.svg has untrained, 1 seed",
+        "time.svg has st-distill of 300 steps, 3 seeds, the time of 2",
+        "time.svg has st-distill of 1500 steps, 1 seed",
+        "time.svg leaves out cosine of 300 steps, whose time is not known",
+    ]
+    assert drawn["untrained"] == [pytest.approx((0.0, 10.0))]
+    assert drawn["st-distill"] == [pytest.approx((1.0, 80.0)), pytest.approx((1.5, 60.0))]
+
+
 def test_pictures_have_runs_of_one_plan(tmp_path, monkeypatch):
     from benchmarks.quality import plot
 
@@ -107,7 +138,12 @@ def test_pictures_have_runs_of_one_plan(tmp_path, monkeypatch):
     before = lines_of("st-distill", dict.fromkeys(DIMS, 0.2), seed=0) + lines_of("st-distill", {128: 0.1}, steps=100)
     lines = [line | {"plan": "aaaaaaaa"} for line in before]
     lines += [line | {"plan": "bbbbbbbb"} for line in lines_of("st-distill", dict.fromkeys(DIMS, 0.7), seed=1)]
-    draw(TEACHER + lines, "test", tmp_path, steps=600)
+    told = draw(TEACHER + lines, "test", tmp_path, steps=600)
+    assert told == [
+        "time.svg has st-distill of 600 steps, 1 seed",
+        'no picture has st-distill (steps 600, plan "aaaaaaaa"), 3-layer: later runs of that name are of another kind',
+        'no picture has st-distill (steps 100, plan "aaaaaaaa"), 3-layer: later runs of that name are of another kind',
+    ]
     scores = {score for points in drawn for _, score in points}
     assert sorted(scores) == pytest.approx([70.0, 80.0])
 
