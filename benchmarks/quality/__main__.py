@@ -66,7 +66,9 @@ def main() -> None:
     run.add_argument("--rate", type=rate, help="peak learning rate of the encoder; by default that of the student")
 
     trial = commands.add_parser(
-        "trial", help="a variant of the default recipe, on the dev tasks; 'all': one after another"
+        "trial",
+        help="a variant of the default recipe, on the dev tasks; 'all': one after another, "
+        "each with --steps, --batch and --rate where it has none of its own",
     )
     trial.add_argument("names", nargs="+", help=f"of {', '.join(TRIALS)}, or all; or a new name with --set")
     trial.add_argument("--set", dest="overrides", action="append", default=[], metavar="FIELD=VALUE")
@@ -124,7 +126,8 @@ def show(options: argparse.Namespace) -> None:
         raise ValueError(f"a picture compares runs of one budget, and {results} holds several: choose {found}")
     from benchmarks.quality.plot import draw
 
-    draw(lines, options.split, options.pictures or options.out, **kind)
+    for sentence in draw(lines, options.split, options.pictures or options.out, **kind):
+        print(sentence)
 
 
 def work(options: argparse.Namespace) -> None:
@@ -141,10 +144,12 @@ def work(options: argparse.Namespace) -> None:
             for method in options.methods
         ]
     else:
+        every = options.names == ["all"]
+        given = {**usual, "student": options.student}
         runs = [
-            (name, trial_settings(name, options.overrides, usual | {"student": options.student, "seed": seed}, asked))
+            (name, trial_settings(name, options.overrides, given | {"seed": seed}, asked, keep_own=every))
             for seed in options.seeds
-            for name in (TRIALS if options.names == ["all"] else options.names)
+            for name in (TRIALS if every else options.names)
         ]
     for _, settings in runs:
         plan(settings, options.teacher)  # refuses overrides that fit no recipe
@@ -158,8 +163,12 @@ def work(options: argparse.Namespace) -> None:
         run_method(shop, name, settings, options.splits)
 
 
-def trial_settings(name: str, overrides: list[str], given: dict[str, Any], asked: dict[str, Any]) -> Settings:
+def trial_settings(
+    name: str, overrides: list[str], given: dict[str, Any], asked: dict[str, Any], *, keep_own: bool = False
+) -> Settings:
     """The settings of a trial: the usual ones, those that were asked for, what the trial of that name changes, and ``--set``.
+
+    With ``keep_own`` the steps, batch or rate that a trial has of its own stay; without it asking for others is refused.
 
     Raises:
         ValueError: there is no such trial, it would not be what its name says, or ``--set`` changes what has an option here.
@@ -172,8 +181,11 @@ def trial_settings(name: str, overrides: list[str], given: dict[str, Any], asked
                 f"--set {target} would be noted as something else: give --{target.rpartition('.')[2]} instead"
             )
     changes = dict(TRIALS.get(name, {}))
+    if keep_own:
+        asked = {option: value for option, value in asked.items() if option not in changes}
     if clash := sorted(set(changes) & set(asked)):
-        raise ValueError(f"the trial {name} has a {clash[0]} of its own: leave --{clash[0]} out")
+        own = {"steps": "number of steps"}.get(clash[0], clash[0])
+        raise ValueError(f"the trial {name} has a {own} of its own: leave --{clash[0]} out")
     experiment = changes.get("experiment", Experiment())
     needs_layers = {"layers", "stages"} & set(changes) or experiment.hidden or experiment.mean_layers
     if needs_layers and given["student"] != "3-layer":

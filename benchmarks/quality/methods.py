@@ -273,8 +273,8 @@ def _load(settings: Settings, shop: Workshop, folder: Path) -> Recipe:
 
 def _with_recipe(settings: Settings, shop: Workshop, folder: Path) -> Trained:
     shutil.rmtree(folder / "work", ignore_errors=True)
+    spec = _load(settings, shop, folder)  # before the copy: the texts that it makes are embedded into the shop's store
     shop.copy_store(folder / "work")
-    spec = _load(settings, shop, folder)
     started = _now()
     with applied(settings.experiment, shop.teacher_name, spec.student.layers):
         run(spec, show_progress=False)

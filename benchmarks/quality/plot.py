@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.quality.methods import DIMS
-from benchmarks.quality.results import TASKS, Line, chosen, groups, made_with, main_score
+from benchmarks.quality.results import TASKS, Line, chosen, groups, labels, made_with, main_score
 from st_distill.report.pictures import COLOURS
 
 #: The methods of the pictures and what the legend calls them; the table has all.
@@ -57,7 +57,7 @@ _STYLE = {
 Points = list[tuple[float, float]]
 
 
-def draw(lines: list[Line], split: str, out: Path, *, steps: int | None = None, batch: int | None = None) -> None:
+def draw(lines: list[Line], split: str, out: Path, *, steps: int | None = None, batch: int | None = None) -> list[str]:
     """Write dimension-<student>.svg for every student, size.svg, and time.svg where the time is known, into ``out``.
 
     Args:
@@ -65,15 +65,22 @@ def draw(lines: list[Line], split: str, out: Path, *, steps: int | None = None, 
         split: "dev" or "test".
         out: a folder.
         steps, batch: of what was trained, only runs of so many steps and pairs a step; time.svg has runs of all lengths.
+
+    Returns:
+        Sentences: which runs time.svg is of, and what is left out of the pictures.
     """
     out.mkdir(parents=True, exist_ok=True)
     lines = [line for line in chosen(lines, batch=batch) if line["split"] == split and line["name"] in LABELS]
     alike = _one_setting(chosen(lines, steps=steps))
+    like = _of_like_runs(lines, alike)
     with rc_context(_STYLE):
         for student in sorted({line["student"] for line in lines} - {"teacher"}):
             _against_dimension(alike, split, student, out / f"dimension-{student}.svg")
-        _against_time(_of_like_runs(lines, alike), out / "time.svg")
+        told = _against_time(like, out / "time.svg")
         _against_size(alike, out / "size.svg")
+    drawn, named = {line["run"] for line in like}, labels(lines)
+    others = {f"{named[line['run']]}, {line['student']}": None for line in lines if line["run"] not in drawn}
+    return told + [f"no picture has {other}: later runs of that name are of another kind" for other in others]
 
 
 def _one_setting(lines: list[Line]) -> list[Line]:
@@ -104,27 +111,43 @@ def _against_dimension(lines: list[Line], split: str, student: str, path: Path) 
     _save(figure, axes, path)
 
 
-def _against_time(lines: list[Line], path: Path) -> None:
-    """The runs of the three-layer student, of several seeds the mean, and the teacher on each of its axes as a level.
+def _against_time(lines: list[Line], path: Path) -> list[str]:
+    """The runs of the three-layer student, and the teacher on each of its axes as a level; sentences on what is drawn.
 
-    The time is that of the processors. Other work on the machine lengthens it too, by its use of the caches.
+    Of several seeds the mean: of all in quality, in time of those that have noted it. The time is that of the processors. Other
+    work on the machine lengthens it too, by its use of the caches.
     """
     figure, axes = _figure(f"Quality against time of training, {_DIM} dimensions", "training, minutes of one processor")
-    timed = [line for line in lines if line["student"] == "3-layer" and "cpu_seconds" in line]
-    if not timed:  # runs of before it was noted
-        return
-    by_steps: dict[str, dict[int, Points]] = defaultdict(lambda: defaultdict(list))
-    for of_run in _runs(timed):
-        score = statistics.fmean(map(main_score, of_run))
-        by_steps[of_run[0]["name"]][of_run[0]["settings"]["steps"]].append((of_run[0]["cpu_seconds"] / 60, score))
+    by_steps: dict[str, dict[int, list[list[Line]]]] = defaultdict(lambda: defaultdict(list))
+    for of_run in _runs([line for line in lines if line["student"] == "3-layer"]):
+        by_steps[of_run[0]["name"]][of_run[0]["settings"]["steps"]].append(of_run)
+    told, is_empty = [], True
     for name, runs in by_steps.items():
-        means = [tuple(map(statistics.fmean, zip(*points))) for points in runs.values()]
-        _line(axes, name, sorted(means), "-")
+        points: Points = []
+        for steps, of_seeds in sorted(runs.items()):
+            # Whatever was not trained took no time. Runs of before the processors' time was noted have none.
+            known = [
+                run[0].get("cpu_seconds", 0.0) for run in of_seeds if "cpu_seconds" in run[0] or not run[0]["seconds"]
+            ]
+            about = f"{name} of {steps} steps" if of_seeds[0][0]["seconds"] else name
+            if not known:
+                told.append(f"time.svg leaves out {about}, whose time is not known")
+                continue
+            score = statistics.fmean(main_score(line) for run in of_seeds for line in run)
+            points.append((statistics.fmean(known) / 60, score))
+            part = "" if len(known) == len(of_seeds) else f", the time of {len(known)}"
+            told.append(f"time.svg has {about}, {len(of_seeds)} seed{'s' if len(of_seeds) > 1 else ''}{part}")
+            is_empty = is_empty and not of_seeds[0][0]["seconds"]
+        if points:
+            _line(axes, name, sorted(points), "-")
+    if is_empty:
+        return told
     teachers = [line for line in lines if line["name"] in _TEACHERS]
     for style, (name, points) in zip(("--", ":", "-."), _by_name(_runs(teachers), "seconds").items()):
         axes.axhline(points[0][1], color=COLOURS["muted"][0], linestyle=style, label=LABELS[name])
     axes.set_xlim(left=0)
     _save(figure, axes, path)
+    return told
 
 
 def _against_size(lines: list[Line], path: Path) -> None:

@@ -16,6 +16,11 @@ from benchmarks.quality.methods import DIMS, Settings
 TASKS = {"sts": "spearman", "scifact": "ndcg@10", "clinc": "accuracy", "novels": "ndcg@10", "fidelity": "spearman"}
 
 Line = dict[str, Any]
+#: What every line has; earlier ones lack ``cpu_seconds``, and those of the teachers and of before a ``plan``.
+_FIELDS = {
+    *("run", "name", "student", "seed", "seconds", "settings", "parameters", "texts_per_second"),
+    *("split", "task", "dim", "scores"),
+}
 
 
 def run_name(name: str, settings: Settings) -> str:
@@ -36,6 +41,8 @@ def read(path: Path) -> list[Line]:
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             line = json.loads(text)
+            if missing := _FIELDS - set(line):
+                raise KeyError(*missing)
             found[tuple(line[key] for key in ("run", "split", "task", "dim"))] = line
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}, is no result of this benchmark: remove it") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding, Transformer
 from torch import Tensor
@@ -35,9 +36,10 @@ def start(name: str, teacher: str, out: Path, *, layers: list[int] | None = None
 
 
 def make_static(teacher: str, out: Path) -> None:
-    """Write the static student of a teacher into ``out``, unless it is there."""
-    if not (_static_folder(out) / "modules.json").exists():
-        static_student(SentenceTransformer(teacher, device="cpu")).save(str(_static_folder(out)))
+    """Write the static student of a teacher into ``out``, unless it is there; one command at a time, by `Workshop`'s lock."""
+    with FileLock(out / "lock"):
+        if not (_static_folder(out) / "modules.json").exists():
+            static_student(SentenceTransformer(teacher, device="cpu")).save(str(_static_folder(out)))
 
 
 def _static_folder(out: Path) -> Path:

@@ -33,17 +33,18 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas
 import torch
 from scipy.stats import rankdata, spearmanr
-from sentence_transformers.util import quantize_embeddings
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.quality.texts import novels_of
+from st_distill.evaluation.precisions import as_stored, int8_ranges
 
 #: Tokens that every text is cut to.
 TOKENS = 256
@@ -114,12 +115,11 @@ class Search(Task):
 
     def _quantised(self, queries: Tensor, documents: Tensor) -> dict[str, float]:
         """Queries and documents in int8 or bits; to rescore, the documents so found meet the query as it was."""
-        # One symmetric range for all dimensions, so that the products of whole numbers rank like those of the vectors.
-        limit = float(documents.abs().max())
-        ranges = np.full((2, documents.shape[1]), [[-limit], [limit]], dtype=np.float32)
+        ranges = int8_ranges(documents)
         figures = {}
-        for precision in ("int8", "binary"):
-            first, second = (_integers(part.clamp(-limit, limit), precision, ranges) for part in (queries, documents))
+        precisions: tuple[Literal["int8", "binary"], ...] = ("int8", "binary")
+        for precision in precisions:
+            first, second = (as_stored(part, precision, ranges) for part in (queries, documents))
             figures[precision] = ndcg(first @ second.T, self.relevant)
             figures[f"{precision} rescored"] = ndcg(_rescored(first @ second.T, queries @ second.T), self.relevant)
         return figures
@@ -209,13 +209,6 @@ def ndcg(scores: Tensor, relevant: Tensor, k: int = 10) -> float:
     found = relevant.gather(1, scores.topk(k).indices)
     ideal = relevant.topk(k).values
     return float(((found * discount).sum(1) / (ideal * discount).sum(1)).mean())
-
-
-def _integers(vectors: Tensor, precision: str, ranges: np.ndarray) -> Tensor:
-    """The vectors as sentence-transformers quantises them, bits as -1 and 1."""
-    if precision == "binary":
-        return torch.from_numpy(np.unpackbits(quantize_embeddings(vectors.numpy(), "ubinary"), axis=1)).float() * 2 - 1
-    return torch.from_numpy(quantize_embeddings(vectors.numpy(), precision, ranges=ranges)).float()
 
 
 def _rescored(coarse: Tensor, fine: Tensor, k: int = 10) -> Tensor:

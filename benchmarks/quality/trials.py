@@ -1,4 +1,8 @@
-"""Variants of the default recipe, tried on dev; docs/ablations.md has each one's prediction, measurement and verdict."""
+"""Variants of the default recipe, to be tried on dev; docs/ablations.md has each one's prediction, measurement and verdict.
+
+Two have no entry of their own: ``neighbours-10`` was not run after ``neighbours-1``, and ``equal-weights`` is what "cosine
+weights" there begins from.
+"""
 
 from __future__ import annotations
 

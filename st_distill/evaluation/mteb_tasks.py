@@ -77,7 +77,7 @@ def evaluate_mteb(
             document.
         tasks: of MTEB (`find_mteb_tasks`), or of one's own, derived from its classes.
         dims: prefixes of the vectors; None: the full width alone.
-        precisions: of float32, int8 and binary. int8 takes its ranges from all that the task encodes.
+        precisions: of float32, int8 and binary. int8 takes its range from all that the task encodes.
         prompts: put before the texts instead of the model's own: "query", "document", and "text" for any other.
         batch_size: texts encoded at a time.
         folder: where MTEB's own results go, as ``<dimension>/<task>.json``, or ``<dimension>-<precision>/<task>.json``.

@@ -14,6 +14,7 @@ from sentence_transformers.util import quantize_embeddings
 from torch.nn.functional import normalize
 
 from st_distill.evaluation.base import append_row, checked_dims, checked_prompt, checked_vectors, dims_of, width_of
+from st_distill.evaluation.precisions import as_stored, int8_ranges
 
 __all__ = ["EncodedOnce", "Precision", "SweepEvaluator", "Use", "checked_precisions", "own_prompt"]
 
@@ -52,8 +53,8 @@ class EncodedOnce:
             dim: the first so many dimensions; None: all of them.
             precision: float32: as the model gives them. The others are of the vectors' direction (of unit length after they
                 were cut), as sentence-transformers' ``quantize_embeddings`` stores it, and come as floats: int8 in -128 to
-                127, each dimension's range taken from all that was encoded so far; binary as -1 and 1, whose cosine orders
-                as the Hamming distance does.
+                127, in one range for all dimensions, taken from all that was encoded so far; binary as -1 and 1, whose
+                cosine orders as the Hamming distance does.
         """
         return _StandIn(self, dim, precision)
 
@@ -81,11 +82,10 @@ class EncodedOnce:
         return found
 
     def ranges(self, dim: int | None) -> np.ndarray:
-        """Least and largest number of each dimension of the directions of all that was encoded, (2, dim)."""
-        directions = [normalize(vectors[:, :dim], dim=1) for _, vectors in self._vectors.values() if len(vectors)]
-        lowest = torch.stack([vectors.amin(dim=0) for vectors in directions]).amin(dim=0)
-        highest = torch.stack([vectors.amax(dim=0) for vectors in directions]).amax(dim=0)
-        return torch.stack([lowest, highest]).cpu().numpy()
+        """The range of int8 of the directions of all that was encoded (`int8_ranges`), (2, dim)."""
+        return int8_ranges(
+            *(normalize(vectors[:, :dim], dim=1) for _, vectors in self._vectors.values() if len(vectors))
+        )
 
 
 class _StandIn:
@@ -146,13 +146,8 @@ class _StandIn:
         vectors = vectors[:, :dim]
         if self._precision == "float32":
             return vectors
-        directions = normalize(vectors, dim=1).cpu().numpy()
-        if self._precision == "int8":
-            stored = quantize_embeddings(directions, precision="int8", ranges=self._encoded.ranges(dim))
-        else:
-            bits = quantize_embeddings(directions, precision="ubinary")
-            stored = np.unpackbits(np.asarray(bits), axis=1, count=directions.shape[1]).astype(np.int8) * 2 - 1
-        return torch.from_numpy(np.asarray(stored, dtype=np.float32)).to(vectors.device)
+        ranges = self._encoded.ranges(dim) if self._precision == "int8" else None
+        return as_stored(normalize(vectors, dim=1), self._precision, ranges).to(vectors.device)
 
 
 class _NoCard:
@@ -238,7 +233,7 @@ class SweepEvaluator(BaseEvaluator):
         dims = dims_of(self.dims, width_of(model))
         encoded = EncodedOnce(model, prompts=self.prompts)
         if self.precisions[0] == "int8":
-            # The ranges of int8 are those of everything that the evaluator reads, which only a first pass tells.
+            # The range of int8 is that of everything that the evaluator reads, which only a first pass tells.
             self.evaluator(_WithoutCard(encoded), None, epoch, steps)
         metrics: dict[str, float] = {}
         for precision in self.precisions:

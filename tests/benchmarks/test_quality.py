@@ -11,6 +11,7 @@ from benchmarks.quality import __main__ as command
 from benchmarks.quality.methods import DIMS, Settings
 from benchmarks.quality.plot import draw
 from benchmarks.quality.results import TASKS, chosen, groups, labels, run_name
+from benchmarks.quality.trials import TRIALS
 
 
 def lines_of(name: str, scores: dict[int, float], *, student: str = "3-layer", seed: int = 0, **settings) -> list[dict]:
@@ -97,6 +98,37 @@ def test_time_has_runs_that_differ_in_steps_alone(tmp_path, monkeypatch):
     assert drawn == [("st-distill", 5), ("teacher", 5), of_time, ("st-distill", 1), ("teacher", 1)]
 
 
+def test_a_point_of_time_is_the_mean_of_all_seeds_and_what_has_no_time_is_told(tmp_path, monkeypatch):
+    """Runs of before the processors' time was noted count in the quality."""
+    from benchmarks.quality import plot
+
+    drawn = {}
+    monkeypatch.setattr(plot, "_save", lambda axes, figure, path: None)
+    monkeypatch.setattr(plot, "_line", lambda axes, name, points, style: drawn.update({name: points}))
+    monkeypatch.setattr(plot, "_against_size", lambda *given: None)
+    lines = TEACHER + lines_of("untrained", dict.fromkeys(DIMS, 0.1))
+    for seed, score in enumerate((0.5, 0.6, 0.7)):
+        lines += lines_of("st-distill", dict.fromkeys(DIMS, score), seed=seed, steps=300)
+    lines += lines_of("st-distill", dict.fromkeys(DIMS, 0.8), steps=1500)
+    lines += lines_of("cosine", dict.fromkeys(DIMS, 0.4), steps=300)
+    of_before = {"untrained", "cosine"}
+    for line in lines:
+        if line["name"] in of_before or (line["seed"] == 0 and line["settings"].get("steps") == 300):
+            del line["cpu_seconds"]
+        if line["name"] == "untrained":
+            line["seconds"] = 0.0
+        elif line["seed"] == 2:
+            line["cpu_seconds"] = 120.0
+    assert draw(lines, "test", tmp_path, steps=300) == [
+        "time.svg has untrained, 1 seed",
+        "time.svg has st-distill of 300 steps, 3 seeds, the time of 2",
+        "time.svg has st-distill of 1500 steps, 1 seed",
+        "time.svg leaves out cosine of 300 steps, whose time is not known",
+    ]
+    assert drawn["untrained"] == [pytest.approx((0.0, 10.0))]
+    assert drawn["st-distill"] == [pytest.approx((1.0, 80.0)), pytest.approx((1.5, 60.0))]
+
+
 def test_pictures_have_runs_of_one_plan(tmp_path, monkeypatch):
     from benchmarks.quality import plot
 
@@ -106,7 +138,12 @@ def test_pictures_have_runs_of_one_plan(tmp_path, monkeypatch):
     before = lines_of("st-distill", dict.fromkeys(DIMS, 0.2), seed=0) + lines_of("st-distill", {128: 0.1}, steps=100)
     lines = [line | {"plan": "aaaaaaaa"} for line in before]
     lines += [line | {"plan": "bbbbbbbb"} for line in lines_of("st-distill", dict.fromkeys(DIMS, 0.7), seed=1)]
-    draw(TEACHER + lines, "test", tmp_path, steps=600)
+    told = draw(TEACHER + lines, "test", tmp_path, steps=600)
+    assert told == [
+        "time.svg has st-distill of 600 steps, 1 seed",
+        'no picture has st-distill (steps 600, plan "aaaaaaaa"), 3-layer: later runs of that name are of another kind',
+        'no picture has st-distill (steps 100, plan "aaaaaaaa"), 3-layer: later runs of that name are of another kind',
+    ]
     scores = {score for points in drawn for _, score in points}
     assert sorted(scores) == pytest.approx([70.0, 80.0])
 
@@ -118,7 +155,11 @@ def test_pictures_have_runs_of_one_plan(tmp_path, monkeypatch):
         (["trial", "mine", "--set", "seed"], "must be of the form field=value"),
         (["trial", "mine", "--set", "foo.bar=1"], "foo"),
         (["trial", "mine", "--set", "stages.all.steps=3"], "give --steps instead"),
-        (["trial", "batch-32", "--steps", "500"], "the trial batch-32 has a steps of its own: leave --steps out"),
+        (
+            ["trial", "batch-32", "--steps", "500"],
+            "the trial batch-32 has a number of steps of its own: leave --steps out",
+        ),
+        (["trial", "rate-3e-4", "--rate", "1e-3"], "the trial rate-3e-4 has a rate of its own: leave --rate out"),
         (["trial", "layers-mean", "--student", "static"], "is one of the 3-layer student"),
         (["trial", "three-stages", "--student", "1-layer"], "is one of the 3-layer student"),
         (["trial", "plain", "--steps", "0"], "--steps: must be a whole number from 1 on; got 0"),
@@ -138,6 +179,26 @@ def test_mistakes_are_told_before_any_work(words, message, tmp_path, monkeypatch
     assert message in capsys.readouterr().err
 
 
+def test_all_trials_take_what_is_asked_where_they_have_none_of_their_own(tmp_path, minilm, monkeypatch):
+    done = {}
+    monkeypatch.setattr(command, "require", lambda *given: None)
+    monkeypatch.setattr(command, "run_teachers", lambda shop, split: None)
+    monkeypatch.setattr(command, "run_method", lambda shop, name, settings, splits: done.update({name: settings}))
+    words = ["--data", str(tmp_path), "--teacher", minilm, "--out", str(tmp_path / "out")]
+    asked = ["--steps", "7", "--batch", "4", "--rate", "2e-3"]
+    monkeypatch.setattr(sys, "argv", ["quality", "trial", "all", *words, *asked])
+    command.main()
+    assert list(done) == list(TRIALS)
+    own = {name: (settings.steps, settings.batch, settings.rate) for name, settings in done.items()}
+    assert {name: found for name, found in own.items() if found != (7, 4, 2e-3)} == {
+        "ridge-only": (1, 4, 2e-3),
+        "rate-3e-4": (7, 4, 3e-4),
+        "rate-1e-3": (7, 4, 1e-3),
+        "batch-32": (300, 32, 2e-3),
+        "batch-16": (600, 16, 2e-3),
+    }
+
+
 def test_a_teacher_that_is_not_there_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     (tmp_path / "data" / "scifact").mkdir(parents=True)
     words = ["--data", str(tmp_path / "data"), "--teacher", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
@@ -148,7 +209,16 @@ def test_a_teacher_that_is_not_there_leaves_nothing_behind(tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text", ["nothing", "{}", "[]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("nothing", "{}", "[]"),
+        *(
+            json.dumps({key: value for key, value in TEACHER[0].items() if key != left})
+            for left in ("seconds", "scores")
+        ),
+    ],
+)
 def test_a_line_that_is_no_result_is_named(text, tmp_path, monkeypatch, capsys):
     results = tmp_path / "results.jsonl"
     results.write_text(json.dumps(TEACHER[0]) + f"\n{text}\n")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
@@ -19,6 +21,7 @@ from benchmarks.quality.methods import DIMS, LOSSES, FromStore, Settings, draft,
 from benchmarks.quality.plan import plan_of
 from benchmarks.quality.students import LAYERS, start
 from benchmarks.quality.trials import TRIALS
+from st_distill.files import write_json
 from st_distill.losses import JasperDistill
 from st_distill.recipe.load import load_recipe
 
@@ -178,6 +181,46 @@ def test_a_recipe_takes_the_settings(minilm, tmp_path):
     assert stage["arguments"]["bf16"]
     assert asked == ["long"]
     assert spec["texts"] == [{"path": f"{tmp_path}/long.parquet"}]
+
+
+def test_the_time_of_a_run_has_no_embedding_of_its_own_texts(minilm, tmp_path, monkeypatch):
+    """Making the texts embeds them into the store, which is copied after it; the time begins when both are done."""
+    done = []
+    shop = SimpleNamespace(
+        out=tmp_path,
+        teacher_name=minilm,
+        pairs_file=lambda form: done.append(form) or tmp_path / f"{form}.parquet",
+        copy_store=lambda folder: done.append("copied"),
+    )
+
+    class Stop(Exception):
+        pass
+
+    def run(spec, **options):
+        raise Stop
+
+    monkeypatch.setattr(methods, "run", run)
+    monkeypatch.setattr(methods, "_now", lambda: done.append("time"))
+    with pytest.raises(Stop):
+        methods.train(Settings("st-distill", texts="pieces"), shop, tmp_path)
+    assert done == ["pieces", "copied", "time"]
+
+
+def test_one_command_at_a_time_makes_the_static_student(tmp_path, monkeypatch):
+    made = []
+
+    def static_student(teacher):
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / "lock", timeout=0).acquire()
+        made.append(teacher)
+        return SimpleNamespace(save=lambda folder: write_json(Path(folder) / "modules.json", []))
+
+    monkeypatch.setattr(students, "SentenceTransformer", lambda name, **options: name)
+    monkeypatch.setattr(students, "static_student", static_student)
+    (tmp_path / "students" / "static").mkdir(parents=True)
+    for _ in range(2):
+        students.make_static("teacher", tmp_path)
+    assert made == ["teacher"]
 
 
 @pytest.fixture

@@ -93,6 +93,7 @@ def test_methods_without_a_recipe_have_no_plan(minilm):
 def line_of(settings: Settings, noted: str | None, **more) -> dict:
     line = {"run": run_name("plain", settings), "name": "plain", "student": settings.student, "seed": settings.seed}
     line |= {"split": "dev", "task": "sts", "dim": 384, "settings": settings.as_dict(), "scores": {"spearman": 0.5}}
+    line |= {"seconds": 60.0, "parameters": 1_000_000, "texts_per_second": 100.0}
     return {**line, **({} if noted is None else {"plan": noted}), **more}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pandas
 import pytest
 import torch
@@ -13,7 +12,7 @@ from torch.nn.functional import normalize
 
 from benchmarks.quality.measure import score
 from benchmarks.quality.methods import DIMS
-from benchmarks.quality.tasks import Search, _integers, _rescored, cka, ndcg
+from benchmarks.quality.tasks import Search, _rescored, cka, ndcg
 from st_distill.modules.rotation import random_rotation
 
 #: What the relevant document is worth where it is found second.
@@ -87,15 +86,6 @@ def test_int8_tells_apart_what_the_largest_coordinate_leaves_room_for(tmp_path):
     rest = [[0.0, 0.0, 1.0]] * 11
     found = search(tmp_path, 13, queries=2).score(filled(*queries, *documents, *rest), torch.empty(0))
     assert (found["ndcg@10"], found["int8"]) == (1.0, 1.0)
-
-
-def test_known_whole_numbers():
-    """A step is 1 / 255 of the range; the sign of 0 is a minus."""
-    ranges = np.array([[-0.5], [0.5]], dtype=np.float32).repeat(4, axis=1)
-    vectors = torch.tensor([[-0.5, 0.25, 0.252, 0.254], [0.4999, 0.001, -0.001, -0.4999]])
-    assert _integers(vectors, "int8", ranges).tolist() == [[-128, 63, 63, 64], [126, -1, -1, -128]]
-    eight = torch.tensor([[0.3, -0.3, 0.0, 2.0, -1.0, -1.0, -1.0, 0.1]])
-    assert _integers(eight, "binary", ranges).tolist() == [[1, -1, -1, 1, -1, -1, -1, 1]]
 
 
 def test_int8_ranks_nearly_as_floats_and_bits_less(tmp_path):

@@ -114,10 +114,21 @@ def test_stored_precisions_are_the_librarys(make_student, sentences):
     full = encoded.at(16).encode(sentences)
     unit = full / np.linalg.norm(full, axis=1, keepdims=True)
     whole = encoded.at(16, "int8").encode(sentences)
-    np.testing.assert_array_equal(whole, quantize_embeddings(unit, precision="int8"))
-    np.testing.assert_array_equal(encoded.at(16, "int8").encode(sentences[:3]), whole[:3])  # in the ranges of all
+    ranges = np.abs(unit).max() * np.repeat([[-1.0], [1.0]], 16, axis=1)
+    np.testing.assert_array_equal(whole, quantize_embeddings(unit, precision="int8", ranges=ranges))
+    np.testing.assert_array_equal(encoded.at(16, "int8").encode(sentences[:3]), whole[:3])  # in the range of all
     np.testing.assert_array_equal(encoded.at(16, "binary").encode(sentences), np.where(full > 0, 1, -1))
     assert encoded.at(13, "binary").encode(sentences[0]).shape == (13,)
+
+
+def test_int8_has_one_range_for_all_dimensions():
+    """The second dimension hardly varies: with a range of its own it would count like the others, and "far" come first."""
+    table = {"q": [0.8, 0.01, 0.6], "near": [0.9, -0.01, 0.436], "far": [0.5, 0.01, 0.866]}
+    evaluator = RerankingEvaluator([{"query": "q", "positive": ["near"], "negative": ["far"]}])
+    scores = SweepEvaluator(evaluator, precisions=["float32", "int8"])(lookup(table))
+    assert scores["map_3"] == scores["map_3_int8"] == 1
+    apart = quantize_embeddings(np.array(list(table.values()), dtype=np.float32), precision="int8").astype(int)
+    assert apart[0] @ apart[1] < apart[0] @ apart[2]
 
 
 def test_int8_alone_has_the_ranges_of_everything(make_student, sentences):
