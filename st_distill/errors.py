@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from st_distill.credentials import without_credentials
+
 __all__ = [
     "LeadsOutError",
     "MissingExtraError",
@@ -110,7 +112,7 @@ def format_problems(problems: Iterable[Problem], source: str | None = None) -> s
             place = f"line {problem.line}"
         level = "warning" if problem.level == "warning" else ""
         lines.append(": ".join(part for part in (place, level, problem.path, problem.message) if part))
-    return "\n".join(lines)
+    return without_credentials("\n".join(lines))
 
 
 def one_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "st_distill"
 #: A module may import those before it, and its own package.
 LAYERS = [
+    "credentials",
     "errors",
     "nearest",
     "options",

@@ -324,6 +324,15 @@ def test_files_that_no_description_names_are_put_aside(store, caplog):
             (store / name).write_bytes(content)
 
 
+def test_a_file_without_a_row_is_no_work_of_a_build(store, caplog):
+    path = store / "teachers" / "first" / "00006.npy"
+    np.save(path, np.empty((0, 4), dtype=np.float16))
+    build(store)
+    assert not path.exists()
+    assert not (store / "aside").exists()
+    assert not caplog.records
+
+
 def journal_of(store, name="first"):
     """The last shard of a store, put into the journal of a process that has died."""
     description = files.read_record(store / "store.json")

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from st_distill import __version__
 from st_distill.cli.shared import checked_recipe, give_json, require_place, speaks, tell_failed
+from st_distill.credentials import without_credentials
 from st_distill.errors import OtherProcessError, Problem, RecipeError, one_line
 from st_distill.stopping import Stopped, raising
 
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         if not isinstance(error, OtherProcessError):  # or another process has said it
-            print(f"st-distill: {_sentence(error)}{_about_the_disk(error, options)}", file=sys.stderr, flush=True)
+            told = without_credentials(f"{_sentence(error)}{_about_the_disk(error, options)}")
+            print(f"st-distill: {told}", file=sys.stderr, flush=True)
         return 2
 
 
@@ -370,7 +372,7 @@ def _say(options: argparse.Namespace, problems: Sequence[Problem]) -> int:
         print(format_problems(problems, options.recipe))
     errors = sum(problem.level == "error" for problem in problems)
     if errors:
-        print(f"{errors} mistake{'s' if errors > 1 else ''} in {options.recipe}.")
+        print(f"{errors} mistake{'s' if errors > 1 else ''} in {without_credentials(options.recipe)}.")
         return 2
     print(f"{options.recipe} is ready to run.")
     return 0

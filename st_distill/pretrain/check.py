@@ -66,6 +66,8 @@ def check_pretraining(
     """
     if isinstance(recipe, Pretraining):
         document = Document(as_mapping(recipe), kind=PRETRAINING)
+        if problems := document.credentials():
+            return problems
     else:
         try:
             document = read_document(os.fspath(recipe), overrides, kind=PRETRAINING)

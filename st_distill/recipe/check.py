@@ -64,6 +64,8 @@ def check(
     """
     if isinstance(recipe, Recipe):
         document = Document(as_mapping(recipe))
+        if problems := document.credentials():
+            return problems
     else:
         try:
             document = read_document(os.fspath(recipe), overrides)

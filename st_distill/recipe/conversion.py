@@ -13,9 +13,10 @@ from enum import Enum
 from functools import cache
 from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
+from st_distill.credentials import speaks_of_token
 from st_distill.errors import Problem, RecipeError
 from st_distill.nearest import any_of, nearest, suggest
-from st_distill.recipe.words import FieldPath, Found, describe, holds_token, listed, show_path
+from st_distill.recipe.words import FieldPath, Found, describe, listed, show_path
 
 __all__ = ["Part", "as_mapping", "build", "convert", "default_of", "expected", "hints"]
 
@@ -109,7 +110,7 @@ def _reject(path: FieldPath, found: list[Found], message: str) -> _Invalid:
 
 
 def _unknown_word(value: Any, words: list[str]) -> str:
-    if not isinstance(value, str) or holds_token(value):
+    if not isinstance(value, str) or speaks_of_token(value):
         return f"expected {any_of(words)}, got {describe(value)}"
     return f"unknown value '{value}'{suggest(value, words, always=True)}"
 
@@ -158,7 +159,9 @@ def _is_number(text: str) -> bool:
 def _convert_list(value: Any, hint: Any, path: FieldPath, found: list[Found]) -> Any:
     (item,) = get_args(hint) or (Any,)
     if not isinstance(value, (list, tuple)):
-        is_one = isinstance(value, (str, int, float)) and not isinstance(value, bool) and not holds_token(str(value))
+        is_one = (
+            isinstance(value, (str, int, float)) and not isinstance(value, bool) and not speaks_of_token(str(value))
+        )
         brackets = f"; write [{value}]" if is_one else ""
         return _reject(path, found, f"expected {expected(hint)}, got {describe(value)}{brackets}")
     converted = [convert(entry, item, (*path, index), found) for index, entry in enumerate(value)]

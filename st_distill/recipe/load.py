@@ -13,11 +13,12 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
+from st_distill.credentials import credentials_in, speaks_of_token
 from st_distill.errors import Problem, RecipeError
 from st_distill.nearest import suggest
 from st_distill.recipe.conversion import Part, as_mapping, build, hints
 from st_distill.recipe.schema import Recipe, Stage, TeacherSpec
-from st_distill.recipe.words import FieldPath, Found, holds_token, show_path
+from st_distill.recipe.words import FieldPath, Found, show_path
 from st_distill.recipe.yaml_tree import MAX_BYTES, Dumper, Entry, Place, parse, problem_at
 
 __all__ = [
@@ -170,6 +171,10 @@ class Document:
         found += [(path, _untrusted(path)) for path in self._trusted_by_a_file()]
         return recipe, in_order(self.problem(path, message) for path, message in found)
 
+    def credentials(self) -> list[Problem]:
+        """A problem for each login and token, with which nothing else may be done: messages would repeat it."""
+        return in_order(self.problem(path, _NOT_HERE) for path in credentials_in(self.data))
+
     def _trusted_by_a_file(self) -> Iterator[FieldPath]:
         """Where a file, not the user, lets code of a model run. What was made in Python has no places."""
         for path, place in self._places.items():
@@ -187,6 +192,12 @@ class Document:
             source=place.source,
             level="warning" if warning else "error",
         )
+
+
+_NOT_HERE = (
+    "a login or a token does not belong in a recipe, which is kept and passed on; log in with 'hf auth login', or let the "
+    "environment give it"
+)
 
 
 def _at(data: Any, path: FieldPath) -> Any:
@@ -211,7 +222,7 @@ def read_document(path_or_preset: str | Path, overrides: Sequence[str] = (), *, 
     """The data of a recipe file or preset with its overrides, before any field is looked at.
 
     Raises:
-        RecipeError: where it cannot be read, or an override does not fit.
+        RecipeError: where it cannot be read, an override does not fit, or it holds a login or token.
     """
     root = _read_root(path_or_preset, kind)
     problems = []
@@ -222,7 +233,10 @@ def read_document(path_or_preset: str | Path, overrides: Sequence[str] = (), *, 
             problems.append(Problem(message=str(misfit), source=_shown(override)))
     if problems:
         raise RecipeError(problems)
-    return Document(root.plain(), dict(root.places()), kind=kind)
+    document = Document(root.plain(), dict(root.places()), kind=kind)
+    if problems := document.credentials():
+        raise RecipeError(problems)
+    return document
 
 
 # --- files and presets -------------------------------------------------------------------------------------------------
@@ -367,7 +381,7 @@ def _name_of(entry: Entry, cls: type[Stage] | type[TeacherSpec]) -> str | None:
 
 def _shown(override: str) -> str:
     """An override as messages have it: without its value, where that may be a token."""
-    if not holds_token(override):
+    if not speaks_of_token(override):
         return f"--set {override}"
     target, equals, _ = override.partition("=")
     return f"--set {target}=…" if equals and re.fullmatch(r"[\w.\s-]+", target) else "--set …"
@@ -383,7 +397,7 @@ def _value(override: str, text: str) -> Entry:
     try:
         return parse(text, lambda line: Place(shown, None))
     except RecipeError as error:
-        what = "is not valid YAML" if holds_token(override) else error.problems[0].message
+        what = "is not valid YAML" if speaks_of_token(override) else error.problems[0].message
         raise _Misfit(f"the value {what}") from None
 
 

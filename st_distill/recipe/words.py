@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["FieldPath", "Found", "describe", "folder_name", "holds_token", "listed", "show_path"]
+from st_distill.credentials import speaks_of_token
+
+__all__ = ["FieldPath", "Found", "describe", "folder_name", "listed", "show_path"]
 
 #: Where a value stands in a recipe: ``("stages", 1, "learning_rate")``.
 FieldPath = tuple[str | int, ...]
@@ -19,7 +21,7 @@ def show_path(path: FieldPath) -> str:
     """``("stages", 1, "steps")`` as ``stages[1].steps``; of a name that is none and may hold a token, its beginning alone."""
     shown = ""
     for part in path:
-        if isinstance(part, str) and holds_token(part):
+        if isinstance(part, str) and speaks_of_token(part):
             part = re.sub(r"(?<=\w)[^\w].*", "…", part, flags=re.DOTALL)
         shown += f"[{part}]" if isinstance(part, int) else f".{part}" if shown else part
     return shown
@@ -34,22 +36,14 @@ def listed(words: list[str]) -> str:
     return f"{', '.join(words[:4])}, ..." if len(words) > 4 else ", ".join(words)
 
 
-_TOKEN = re.compile(r"token(?!s|iz)|password|secret|api.?key", re.IGNORECASE)
-
-
-def holds_token(text: str) -> bool:
-    """Whether a text speaks of a token or a password, so that no message may repeat it: one may stand in it."""
-    return _TOKEN.search(text) is not None
-
-
 def describe(value: Any) -> str:
-    """What a value is, in a sentence; a text that may hold a token (`holds_token`) is not repeated."""
+    """What a value is, in a sentence; a text that may hold a token (`speaks_of_token`) is not repeated."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        if holds_token(value):
+        if speaks_of_token(value):
             return "a text"
         return f"the text '{value if len(value) <= 60 else value[:57] + '...'}'"
     if isinstance(value, numbers.Number):

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from st_distill.cli import main
+from st_distill.credentials import holds_credentials, without_credentials
 from st_distill.errors import RecipeError
-from st_distill.recipe import load_recipe
+from st_distill.recipe import load_recipe, run
 from st_distill.recipe.check import check
 from st_distill.recipe.load import dump_recipe, presets
 from st_distill.recipe.yaml_tree import MAX_BYTES
@@ -285,6 +286,76 @@ def test_no_token_of_an_argument_of_glue_is_repeated(word, tmp_path, capsys):
     said = "".join(capsys.readouterr())
     assert "--set" in said or "hub_token" in said
     assert "hf_secret" not in said
+
+
+SECRETS = [
+    "https://me:hidden@example.org/a",
+    "https://hidden@example.org/a",
+    "s3://key:hidden@bucket/a.parquet",
+    "https://example.org/a?x=1&X-Amz-Signature=hidden",
+    "hf_hidden" + "Ab3" * 8,
+    "sk-hidden-" + "Ab3" * 8,
+]
+FIELDS = [
+    ("student", "model"),
+    ("teachers", 0, "model"),
+    ("texts", 0, "path"),
+    ("output",),
+    ("stages", 0, "arguments", "run_name"),
+    ("stages", 0, "name"),
+    ("evaluation",),
+]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: ".".join(map(str, field)))
+def test_no_login_or_token_in_any_field(field, secret, tmp_path, capsys):
+    """Nothing else is said of such a recipe, because it would be repeated, and nothing is written."""
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(changed(field, secret)))
+    assert main(["run", str(tmp_path / "r.yaml")]) == 2
+    said = "".join(capsys.readouterr())
+    assert "a login or a token does not belong in a recipe" in said
+    assert "hidden" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_no_login_or_token_by_an_override_a_name_or_an_argument(secret, tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**GOOD, secret: 1}))
+    for command in (
+        ["check", str(tmp_path / "r.yaml")],
+        ["check", "jasper", "--set", f"student.model={secret}"],
+        ["pretrain", "jina-2-small", "--set", f"arguments.run_name={secret}"],
+        ["check", secret],
+        ["info", secret],
+        ["verify", secret],
+        ["export", secret, str(tmp_path / "out")],
+        ["report", secret],
+    ):
+        assert main(command) == 2
+        assert "hidden" not in "".join(capsys.readouterr()), command
+
+
+def test_a_recipe_made_in_python_has_no_login_either(tmp_path):
+    recipe = load_recipe("jasper", [f"output={tmp_path}/out"])
+    recipe.teachers[0].model = SECRETS[0]
+    (problem,) = check(recipe)
+    assert problem.path == "teachers[0].model"
+    with pytest.raises(RecipeError, match="a login or a token"):
+        run(recipe)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_only_looks_like_a_login():
+    for harmless in (
+        "https://example.org/@someone/a",
+        "a@b.org",
+        "someone/hf_model",
+        "data?x=1",
+        "s3://bucket/a@2.parquet",
+    ):
+        assert not holds_credentials(harmless)
+        assert without_credentials(harmless) == harmless
 
 
 def test_a_token_does_not_belong_in_a_recipe(tmp_path, capsys):

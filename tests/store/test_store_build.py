@@ -291,6 +291,10 @@ def test_a_teacher_that_failed_at_once_is_forgotten(tmp_path):
         create(path, TEXTS, Counting(fail_at=0))
     store = TeacherStore.create(path, TEXTS, teacher_of(Counting(), "second"), show_progress=False)
     assert store.teachers == ["second"]
+    with pytest.raises(RuntimeError):
+        create(path, TEXTS, Counting(fail_at=0))
+    TeacherStore.create(path, TEXTS, teacher_of(Counting(), "second"), show_progress=False)  # with nothing left to ask
+    assert TeacherStore.open(path).teachers == ["second"]
 
 
 def test_teachers_keep_the_order_in_which_they_were_given(tmp_path):
