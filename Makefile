@@ -63,11 +63,12 @@ fuzz: $(VENV)/ready
 			|| exit 1; done
 	for target in recipe description texts vectors; do \
 		$(BIN)/python tests/inputs/coverage_guided.py $$target -max_total_time=$(FUZZ_SECONDS) -timeout=20 \
-			-rss_limit_mb=4096 || exit 1; done
+			-rss_limit_mb=4096 > out/reliability/coverage_guided-$$target.log 2>&1 \
+			|| { tail -n 20 out/reliability/coverage_guided-$$target.log; exit 1; }; done
 
 # The table of what `make faults` and `make fuzz` have tried here.
 reliability: $(VENV)/ready
-	$(BIN)/python tests/faults/table.py out/reliability/*.xml
+	$(BIN)/python tests/faults/table.py out/reliability/*
 
 # The whole suite under coverage, the processes that it starts included.
 coverage: $(VENV)/ready

@@ -73,14 +73,12 @@ class Vectors:
         return hasattr(self._vectors, "with_format") or isinstance(self._vectors, _ParquetFiles)
 
     def _choose_columns(self) -> None:
-        import pyarrow as pa
-
         schema = _schema(self._vectors)
         vectors, texts = [], []
         for field in schema:
             if _is_list(field.type):
                 vectors.append(field.name)
-            elif pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            elif _is_text(field.type):
                 texts.append(field.name)
         self._column = _chosen("column", self._column, vectors, "lists of numbers", schema.names)
         if self._texts is None:
@@ -274,11 +272,9 @@ def _json_texts(path: Path, text_column: str | None) -> Iterator[Any]:
 
 
 def _parquet_texts(path: Path, text_column: str | None) -> Iterator[Any]:
-    import pyarrow as pa
-
     found = _ParquetFiles([path])
     schema = _schema(found)
-    strings = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    strings = [field.name for field in schema if _is_text(field.type)]
     column = _chosen("text_column", text_column, strings, "texts", schema.names)
     for table in _tables(found, [column], path.name):
         yield from _texts(table, column, path.name)
@@ -328,6 +324,13 @@ def _tables(table: Any, columns: list[str], label: str) -> Iterator[Any]:
         return
     with _reading(label):
         yield from table.select_columns(columns).with_format("arrow").iter(batch_size=BLOCK)
+
+
+def _is_text(arrow_type: Any) -> bool:
+    import pyarrow as pa
+
+    values = arrow_type.value_type if pa.types.is_dictionary(arrow_type) else arrow_type
+    return pa.types.is_string(values) or pa.types.is_large_string(values) or pa.types.is_string_view(values)
 
 
 def _is_list(arrow_type: Any) -> bool:

@@ -37,6 +37,7 @@ from st_distill.recipe.start import chosen_start
 from st_distill.recipe.words import FieldPath, show_path
 from st_distill.tables import existing_path
 from st_distill.teacher import Teacher
+from st_distill.vectors import Vectors
 
 __all__ = ["check", "format_problems"]
 
@@ -262,11 +263,17 @@ class _Rules(StageRules, ImageRules):
                     raise ValueError(f"{file} must hold an array (texts, dimension). Got the shape {shape} instead.")
                 if texts is not None and self.sound((*path, "texts")):
                     self.one_vector_a_text(path, teacher, shape[0], list(texts.values()).count("text"))
-                return shape[1]
-            if file.suffix == ".parquet":
-                return self.parquet_vectors(path, teacher, file)
-            if not file.is_dir():
+                width: int | None = shape[1]
+            elif file.suffix == ".parquet":
+                width = self.parquet_vectors(path, teacher, file)
+            elif file.is_dir():
+                width = None
+            else:
                 raise ValueError(f"{file} must be an npy or parquet file, or a folder that save_to_disk wrote.")
+            if self.sound(path):  # as a run opens them, which chooses the columns and looks at their types
+                given = () if file.suffix == ".npy" or teacher.texts is not None else None
+                Vectors(file, texts=given, column=teacher.column, text_column=teacher.text_column, revision=None)
+            return width
         except ValueError as error:
             self.error((*path, "vectors"), str(error).rstrip("."))
         return None

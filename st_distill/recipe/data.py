@@ -298,7 +298,10 @@ def _image_column(source: ImageSource, names: list[str]) -> str:
 
 
 def _checked(dataset: datasets.Dataset, source: Texts | ImageSource, names: list[str]) -> datasets.Dataset:
-    """The dataset itself, if no text of these columns is missing."""
+    """The dataset itself, if no text of these columns is missing; string views, which nothing reads on, are strings in it."""
+    for name in names:
+        if getattr(dataset.features[name], "dtype", None) == "string_view":
+            dataset = dataset.cast_column(name, datasets.Value("string"))
     start, empty = 0, dict.fromkeys(names, 0)
     for batch in _batches(dataset.select_columns(names)):
         for name in names:

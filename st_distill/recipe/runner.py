@@ -189,7 +189,7 @@ class _Run:
 
     def _planned(self, resume: bool, from_stage: int | None, errors: Sequence[Problem]) -> RunState:
         state = RunState(self.folder)
-        if state.exists and not resume:
+        if state.has_begun and not resume:
             raise ValueError(
                 f"The folder {self.folder} already holds a run. Continue it with --resume, or choose a new output or work "
                 "folder."

@@ -165,7 +165,9 @@ def _paths_in(pictures: pa.Array | pa.ChunkedArray) -> Iterator[Any]:
             paths, are_absent = chunk.field("path").to_pylist(), chunk.field("bytes").is_null().to_pylist()
             yield from (path if is_absent else None for path, is_absent in zip(paths, are_absent))
         else:
-            is_text = pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type)
+            is_text = any(
+                are(chunk.type) for are in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+            )
             yield from chunk.to_pylist() if is_text else itertools.repeat(None, len(chunk))
 
 

@@ -156,6 +156,11 @@ class RunState:
     def exists(self) -> bool:
         return self.path.is_file()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is work that depends on the recipe's fields: a stage that has written something, or pretraining."""
+        return any("folder" in stage or self.stage_folder(index).exists() for index, stage in enumerate(self.stages))
+
     def write(self) -> None:
         written = {"format": _FORMAT, "version": _VERSION, "begun_by": self.begun_by, "recipe": self.recipe}
         write_record(self.path, {**written, "stages": self.stages})
@@ -167,6 +172,9 @@ class RunState:
     def plan(self, wanted: list[dict[str, Any]], *, from_stage: int | None, can_go_back: bool = True) -> None:
         """Take over the stages of the recipe: keep what is done and unchanged, drop what comes after ``from_stage``.
 
+        Of a run that has not begun nothing is kept: what may be in its folder are the teachers' vectors, each known by its
+        text, and a start that is known by its fields.
+
         Args:
             wanted: for each stage its name and its determining fields, as `stage_fields` gives them; and for pretraining, the
                 only stage of its run, "folder": the work folder itself, ".".
@@ -176,6 +184,8 @@ class RunState:
         Raises:
             ValueError: where a stage that is kept has changed, naming the fields and the remedy.
         """
+        if not self.has_begun:
+            self.stages = []
         keep = len(self.stages) if from_stage is None else from_stage - 1
         for index, (old, new) in enumerate(zip(self.stages[:keep], wanted)):
             changed = sorted(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +22,10 @@ from transformers import AutoTokenizer, RobertaConfig
 from st_distill.errors import RecipeError
 from st_distill.recipe import models, run, run_rules
 from st_distill.recipe.check import check, format_problems
+from st_distill.recipe.data import load_texts
 from st_distill.recipe.load import load_recipe, presets
 from st_distill.recipe.schema import Evaluation, Projection, Recipe, Stage, Student, TeacherSpec, Texts
+from st_distill.recipe.teachers import make_teacher
 from st_distill.teacher import Teacher
 
 #: The package has a function of the same name.
@@ -453,6 +456,42 @@ def test_vectors_on_disk(recipe):
     Path("texts.jsonl").write_text('{"text": "one"}\n{"text": \n')
     recipe.teachers[0].texts = Texts(path="texts.jsonl")
     assert "Line 2 of texts.jsonl is not valid JSON" in format_problems(check(recipe))
+
+
+VECTORS = [[1.0, 2.0], [3.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": ["a", "b"], "one": VECTORS, "two": VECTORS}, r"'column' .* such columns are \['one', 'two'\]"),
+        ({"text": ["a", "b"], "one": [1.0, 2.0]}, "'column' .* such columns are none"),
+        ({"text": ["a", "b"], "one": [["x"], ["y"]]}, "'column' .* such columns are none"),
+        ({"one": VECTORS}, "'text_column' .* such columns are none"),
+        ({"text": ["a", "b"], "title": ["c", "d"], "one": VECTORS}, r"'text_column' .* \['text', 'title'\]"),
+    ],
+)
+def test_vectors_are_opened_as_a_run_opens_them(columns, message, recipe):
+    pq.write_table(pa.table(columns), "vectors.parquet")
+    recipe.teachers = [TeacherSpec(vectors="vectors.parquet")]
+    assert re.search(rf"teachers\[0\]\.vectors: .*{message}", format_problems(check(recipe)))
+
+
+def test_an_array_of_no_real_numbers(recipe):
+    np.save("vectors.npy", np.zeros((2, 4), dtype=np.complex64))
+    recipe.teachers = [TeacherSpec(vectors="vectors.npy", texts=Texts(data=["one", "two"]))]
+    assert "must be numbers of shape (texts, dimension). Got complex64" in format_problems(check(recipe))
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_texts_of_other_types_of_arrow(kind, recipe):
+    texts = pa.array(["one", "two"]).cast(kind)
+    pq.write_table(pa.table({"text": texts, "vector": VECTORS}), "vectors.parquet")
+    recipe.teachers, recipe.projection = [TeacherSpec(vectors="vectors.parquet")], Projection(dims=[2])
+    recipe.texts = [Texts(path="vectors.parquet", columns=["text"])]
+    assert check(recipe) == []
+    assert make_teacher(recipe.teachers[0]).encode(["two"]).tolist() == [[3.0, 4.0]]
+    assert load_texts(recipe.texts[0])["text"][:] == ["one", "two"]
 
 
 def test_the_width_of_a_sentence_transformers_teacher(recipe, make_student, tmp_path):

@@ -340,6 +340,21 @@ class TestContinuing:
         assert "--from-stage 2" in str(error.value)
         assert "new output or work folder" in str(error.value)
 
+    def test_what_stopped_a_run_before_its_first_stage_may_be_mended(self, make_recipe, folder):
+        recipe = texts_only(make_recipe, 0, 1)
+        texts = Dataset.from_parquet(str(folder / "texts.parquet"))["text"]
+        Dataset.from_dict({"text": [*texts[:-1], None]}).to_parquet(folder / "texts.parquet")
+        with pytest.raises(ValueError, match=f"Row {len(texts) - 1} of .* has no text"):
+            run(recipe)
+        Dataset.from_dict({"text": texts[:-1]}).to_parquet(folder / "texts.parquet")
+        recipe.stages[1].learning_rate = 0.5
+        run(recipe)
+        Dataset.from_dict({"text": texts}).to_parquet(folder / "texts.parquet")
+        with pytest.raises(ValueError, match="already holds a run"):
+            run(recipe)
+        with pytest.raises(ValueError, match="its content has changed"):
+            run(recipe, resume=True)
+
     def test_first_stage_answers_for_teachers_and_texts(self, done, make_recipe, folder):
         recipe = texts_only(make_recipe, 0, 1, seed=7)
         recipe.teachers[1].weight = 0.25
