@@ -107,6 +107,20 @@ def test_damage_is_found_and_mended(file, harm, store, whole):
     np.testing.assert_allclose(TeacherStore.open(store).gather(range(20)), before, atol=1e-6)
 
 
+@pytest.mark.parametrize("harm", DAMAGES)
+def test_one_repair_mends_the_whole_index_and_a_shard(harm, store, whole):
+    files_of_both = ["index/00000.hashes.npy", "index/00000.pairs.npy", "teachers/first/00001.npy"]
+    for file in files_of_both:
+        harm(store / file)
+    assert set(files_of_both) <= set(found(verify(store)))
+    asked = Asked()
+    teacher = Teacher(asked, batch_size=4, prompts={"query": "q: "})
+    assert verify(store, repair=True, texts=PAIRS, teachers=teacher, show_progress=False).is_whole
+    assert len(asked.texts) == 4
+    for file in files_of_both[:2]:
+        assert (store / file).read_bytes() == (whole / file).read_bytes()
+
+
 def test_texts_in_another_order_give_the_vectors_but_not_the_index(store):
     delete(store / "teachers/first/00001.npy")
     teacher = Teacher(Asked(), prompts={"query": "q: "})
