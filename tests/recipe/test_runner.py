@@ -412,6 +412,7 @@ class TestContinuing:
         )
         folder.mkdir(parents=True)
         RunState(folder).plan(fields, from_stage=None)
+        (folder / "stages" / "1-a").mkdir(parents=True)
         RunState(folder).plan(fields, from_stage=None)
         monkeypatch.setattr(state, "__version__", "99.0.0")
         assert not caplog.records
@@ -419,6 +420,7 @@ class TestContinuing:
         (record,) = caplog.records
         assert f'was begun by st-distill "{st_distill.__version__}" and goes on under 99.0.0' in record.getMessage()
         RunState(folder).plan(fields, from_stage=1)
+        (folder / "stages" / "1-a").mkdir()
         RunState(folder).plan(fields, from_stage=None)
         assert len(caplog.records) == 1  # begun anew, it is the newer version's
 
