@@ -250,5 +250,9 @@ def test_on_the_command_line(encoder, glue_folder, tmp_path, capsys):
     assert "rte " in capsys.readouterr().out
     kept = json.loads((tmp_path / "glue.json").read_text())
     assert kept["tasks"]["rte"]["began_with"] == encoder
+    assert main(words) == 0  # which replaces its own figures
+    capsys.readouterr()
+    assert main([*words, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == kept
     assert main([*words[:4], "--set", "bf16"]) == 2
     assert "must be of the form field=value, such as bf16=true. Got --set bf16 instead" in capsys.readouterr().err
