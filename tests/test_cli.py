@@ -132,6 +132,23 @@ def test_eval_and_mine_at_another_length(recipe, tmp_path, make_student, capsys,
         assert "more tokens" not in caplog.text
 
 
+@pytest.mark.parametrize("length", ["-5", '"x"'])
+def test_a_length_that_no_model_has(length, tmp_path, make_student, capsys):
+    make_student().save(str(tmp_path / "model"))
+    (tmp_path / "model" / "sentence_bert_config.json").write_text(f'{{"max_seq_length": {length}}}')
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    model, pairs = str(tmp_path / "model"), str(tmp_path / "pairs.tsv")
+    mine = ["mine", model, pairs, str(tmp_path / "hard.parquet"), "--columns", "sentence1,sentence2"]
+    for words in (["eval", model, pairs], [*mine, "--negatives", "1"]):
+        capsys.readouterr()
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert (
+            f"'max_seq_length' of the model must be a number from 1. Got {json.loads(length)!r}, which stands" in said
+        )
+    assert main(["eval", model, pairs, "--max-seq-length", "8"]) == 0
+
+
 @pytest.mark.parametrize("option", ["--json", "--csv"])
 def test_figures_replace_figures_alone(option, tmp_path, make_student, capsys):
     make_student().save(str(tmp_path / "model"))

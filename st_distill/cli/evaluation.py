@@ -76,6 +76,7 @@ def _eval_tasks(options: argparse.Namespace) -> int:
     from st_distill.evaluation.results import csv_of_results
     from st_distill.evaluation.sweep import checked_precisions
     from st_distill.evaluation.task_list import tasks_of_words
+    from st_distill.limits import check_own_length
     from st_distill.recipe.models import load_model
     from st_distill.report import task_report
 
@@ -111,6 +112,7 @@ def _eval_tasks(options: argparse.Namespace) -> int:
     found = find_mteb_tasks(names) if names else []
     tasks = [task for spec in specs for task in read_task(spec, batch_size=batch_size)]
     model = load_model(options.model, max_seq_length=options.max_seq_length)
+    check_own_length(model)
     require_modalities(model, tasks, found)
     if options.mteb_results is not None:
         for file in result_files(options.mteb_results, found, dims_of(how["dims"], width_of(model)), how["precisions"]):
