@@ -116,7 +116,14 @@ def format_problems(problems: Iterable[Problem], source: str | None = None) -> s
 
 
 def one_line(error: BaseException) -> str:
-    """The error's message in one line without a full stop, to be put into a sentence."""
+    """The error's message in one line without a full stop, to be put into a sentence.
+
+    Where torch refuses weights that hold more than numbers, it advises to run what may be a stranger's code; that is left out.
+    """
+    if "weights_only" in str(error):
+        return (
+            "the file of the weights is broken or holds more than weights, perhaps code: save them as model.safetensors"
+        )
     text = " ".join(str(error).split()).rstrip(".")
     return text or type(error).__name__
 

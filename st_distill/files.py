@@ -139,10 +139,19 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write or replace a JSON file, whole or not at all.
 
     Raises:
+        ValueError: as `json_text`.
+    """
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """What a JSON file of ours holds.
+
+    Raises:
         ValueError: a number is NaN or infinite, which JSON does not know.
     """
     # ASCII escapes, because a prompt may hold an unpaired surrogate, which UTF-8 cannot carry.
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -9,9 +9,16 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from st_distill.modules import Transformer
-from st_distill.options import check_whole_number
+from st_distill.options import check_whole_number, is_number
 
-__all__ = ["check_max_seq_length", "most_tokens", "positions_of", "reading", "set_max_seq_length"]
+__all__ = [
+    "check_max_seq_length",
+    "check_own_length",
+    "most_tokens",
+    "positions_of",
+    "reading",
+    "set_max_seq_length",
+]
 
 
 def most_tokens(model: SentenceTransformer) -> int | None:
@@ -62,16 +69,27 @@ def set_max_seq_length(model: SentenceTransformer, tokens: int) -> None:
     model.max_seq_length = tokens
 
 
+def check_own_length(model: SentenceTransformer) -> None:
+    """Raise ValueError for a model that was saved to read fewer than one token of a text, or no number of them."""
+    tokens = model.max_seq_length
+    if tokens is not None and not is_number(tokens, 1):
+        raise ValueError(
+            f"The 'max_seq_length' of the model must be a number from 1. Got {tokens!r}, which stands in its files "
+            "(sentence_bert_config.json, as a rule): mend it, or give a 'max_seq_length' here."
+        )
+
+
 @contextmanager
 def reading(model: SentenceTransformer, tokens: int | None) -> Iterator[None]:
     """Within this, the model reads so many tokens of a text; None: as many as ever.
 
     Raises:
-        ValueError: as `check_max_seq_length`.
+        ValueError: as `check_max_seq_length` and `check_own_length`.
     """
     before = model.max_seq_length
     if tokens is not None:
         set_max_seq_length(model, tokens)
+    check_own_length(model)
     try:
         yield
     finally:

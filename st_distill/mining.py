@@ -66,7 +66,7 @@ def mine_negatives(
     """
     _check_options(negatives=negatives, skip=skip, margin=margin, batch_size=batch_size)
     target = Path(path)
-    if target.suffix != ".parquet" or target.exists() or not target.absolute().parent.is_dir():
+    if target.suffix != ".parquet" or os.path.lexists(target) or not target.absolute().parent.is_dir():
         raise ValueError(f"The 'path' must be a new parquet file in a folder that exists. Got '{target}' instead.")
     dataset = _columns(pairs, "pairs", 2)
     found = [] if corpus is None else list(_columns(corpus, "corpus", 1)["text"])

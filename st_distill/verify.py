@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from st_distill import files
+from st_distill.errors import one_line
 from st_distill.exporting import CHECKED, export_damage, left_aside, load_student
 from st_distill.exporting import DESCRIPTION as MODEL_DESCRIPTION
 from st_distill.files import FolderLock
@@ -393,7 +394,7 @@ def _of_model(folder: Path, notes: list[str]) -> Iterator[Finding]:
         vector = np.asarray(model.encode(["a text"], show_progress_bar=False))[0]
     except Exception as error:  # whatever the libraries make of broken files
         cause = error.__cause__ or error
-        message = f"the model cannot be loaded: {type(cause).__name__}: {' '.join(str(cause).split())}"
+        message = f"the model cannot be loaded: {type(cause).__name__}: {one_line(cause)}"
         yield Finding(file="modules.json", message=message, remedy=remedy)
         return
     for name, tensor in tensors.items():

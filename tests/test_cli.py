@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_distill import __version__
 from st_distill.cli import main
+from st_distill.evaluation.results import CSV_HEADER
 from st_distill.exporting import export
 from st_distill.modules import MatryoshkaProjection
 from st_distill.recipe import diagnose
@@ -130,6 +132,23 @@ def test_eval_and_mine_at_another_length(recipe, tmp_path, make_student, capsys,
         assert "more tokens" not in caplog.text
 
 
+@pytest.mark.parametrize("length", ["-5", '"x"'])
+def test_a_length_that_no_model_has(length, tmp_path, make_student, capsys):
+    make_student().save(str(tmp_path / "model"))
+    (tmp_path / "model" / "sentence_bert_config.json").write_text(f'{{"max_seq_length": {length}}}')
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    model, pairs = str(tmp_path / "model"), str(tmp_path / "pairs.tsv")
+    mine = ["mine", model, pairs, str(tmp_path / "hard.parquet"), "--columns", "sentence1,sentence2"]
+    for words in (["eval", model, pairs], [*mine, "--negatives", "1"]):
+        capsys.readouterr()
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert (
+            f"'max_seq_length' of the model must be a number from 1. Got {json.loads(length)!r}, which stands" in said
+        )
+    assert main(["eval", model, pairs, "--max-seq-length", "8"]) == 0
+
+
 @pytest.mark.parametrize("option", ["--json", "--csv"])
 def test_figures_replace_figures_alone(option, tmp_path, make_student, capsys):
     make_student().save(str(tmp_path / "model"))
@@ -148,9 +167,45 @@ def test_figures_replace_figures_alone(option, tmp_path, make_student, capsys):
     row.write_text('{"sentence1": "a", "sentence2": "b", "score": 1.0}')  # as JSON it may be anybody's
     assert main([*words[:2], str(row), option, str(row)]) == 2
     assert row.read_text().startswith('{"sentence1"')
+    precious = tmp_path / "precious.json"
+    precious.write_text('{"precious": 1}')
+    assert main([*words, str(precious)]) == 2
+    assert precious.read_text() == '{"precious": 1}'
     for own in (figures, figures, empty):
         assert main([*words, str(own)]) == 0
         assert "spearman_cosine" in own.read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("eval", "--json"), ("eval", "--csv"), ("glue", "--json"), ("pretrain", "--json"), ("verify", "--json")],
+)
+def test_what_is_no_plain_file_is_not_replaced(command, option, tmp_path, capsys):
+    """Told before anything is looked at: neither the model nor the data are there."""
+    own = tmp_path / "own"
+    own.write_text(",".join(CSV_HEADER) if option == "--csv" else '{"whole": true, "findings": [], "notes": []}')
+    (tmp_path / "link").symlink_to(own)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
+    more = {"eval": ["nothing.tsv"], "glue": ["--data", "nothing"]}.get(command, [])
+    for name, kind in {"link": "a link", "dangling": "a link", "pipe": "no plain file"}.items():
+        assert main([command, "nothing", *more, option, str(tmp_path / name)]) == 2
+        said = capsys.readouterr().err
+        assert f"The {option} must be a plain file or a new one, since it is replaced. Got {tmp_path}/{name}" in said
+        assert f"which is {kind}: name another file" in said
+        assert ("or - to print the figures" in said) == (option == "--json")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_figures_take_what_killed_commands_left_away(tmp_path, make_student):
+    make_student().save(str(tmp_path / "model"))
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    words = [str(tmp_path / "model"), f"sts:{tmp_path}/pairs.tsv"]
+    left = [tmp_path / f"{name}.17.tmp" for name in ("figures.json", "figures.csv", "others.json")]
+    for file in left:
+        file.touch()
+    assert main(["eval", *words, "--json", f"{tmp_path}/figures.json", "--csv", f"{tmp_path}/figures.csv"]) == 0
+    assert [file.exists() for file in left] == [False, False, True]
 
 
 @pytest.fixture

@@ -53,6 +53,12 @@ def test_texts_that_are_cut_are_told(make_student, pairs, tmp_path, caplog):
     assert "more tokens than the model's 4" in caplog.text
 
 
+def test_a_link_to_nothing_is_not_replaced(model, pairs, tmp_path):
+    (tmp_path / "hard.parquet").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="must be a new parquet file"):
+        mine_negatives(model, pairs, tmp_path / "hard.parquet", negatives=2)
+
+
 def test_the_same_file_every_time(model, pairs, tmp_path):
     first, second = tmp_path / "first.parquet", tmp_path / "second.parquet"
     mine_negatives(model, pairs, first, negatives=2)

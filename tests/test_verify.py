@@ -768,7 +768,8 @@ def test_the_command(store, tmp_path, capsys):
     assert main(["verify", str(store), "--json"]) == 1
     said = json.loads(capsys.readouterr().out)
     assert (said["kind"], said["whole"], said["findings"][0]["file"]) == ("store", False, "teachers/first/00000.npy")
-    assert main(["verify", str(store), "--json", str(tmp_path / "found.json")]) == 1
+    for _ in range(2):  # it replaces its own
+        assert main(["verify", str(store), "--json", str(tmp_path / "found.json")]) == 1
     assert json.loads((tmp_path / "found.json").read_text()) == said
     assert main(["verify", str(store), "--repair"]) == 2
     assert "Give the recipe (--recipe FILE)" in capsys.readouterr().err

@@ -143,9 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--recipe", metavar="FILE", help="recipe of the store; by default the run's own")
     _add_overrides(command)
-    command.add_argument(
-        "--json", metavar="FILE", nargs="?", const="-", help="print what is found as JSON, or write it to this file"
-    )
+    _add_json(command, "print what is found as JSON, or write it to this file")
 
     _add_eval(commands)
 
@@ -213,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--evaluate", metavar="MODEL", help="train nothing; measure this model as the recipe's evaluation says"
     )
-    command.add_argument("--json", metavar="FILE", help="also write the figures here")
+    _add_json(command)
 
     _add_glue(commands)
 
@@ -267,13 +265,7 @@ def _add_eval(commands) -> None:  # type: ignore[no-untyped-def]
     command.add_argument("--document-prompt", metavar="TEXT", help="before documents, likewise")
     command.add_argument("--text-prompt", metavar="TEXT", help="before any other text, likewise")
     command.add_argument("--batch-size", type=int, metavar="N", help="texts encoded at a time; 32 by default")
-    command.add_argument(
-        "--json",
-        metavar="FILE",
-        nargs="?",
-        const="-",
-        help="print the figures as JSON, or also write them to this file",
-    )
+    _add_json(command)
     command.add_argument("--csv", metavar="FILE", help="also write every figure here, a row each")
     command.add_argument("--mteb-results", metavar="FOLDER", help="also write MTEB's own results here")
 
@@ -312,7 +304,7 @@ def _add_glue(commands) -> None:  # type: ignore[no-untyped-def]
         help="a field of transformers.TrainingArguments",
     )
     command.add_argument("--trust-remote-code", action="store_true", help="let code of the model's own run")
-    command.add_argument("--json", metavar="FILE", help="also write the figures here")
+    _add_json(command)
 
 
 def _words(text: str) -> list[str]:
@@ -343,6 +335,12 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         help="change a field of the recipe",
     )
+
+
+def _add_json(
+    command: argparse.ArgumentParser, help: str = "print the figures as JSON, or also write them to this file"
+) -> None:
+    command.add_argument("--json", metavar="FILE", nargs="?", const="-", help=help)
 
 
 def _add_max_seq_length(command: argparse.ArgumentParser) -> None:
@@ -475,7 +473,6 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    from st_distill.files import write_json
     from st_distill.pretrain import check_pretraining, evaluate_encoder, load_pretraining, pretrain
     from st_distill.pretrain.evaluation import report_accuracy
     from st_distill.recipe.processes import leave
@@ -491,16 +488,13 @@ def _pretrain(options: argparse.Namespace) -> int:
         leave()
         results, said = result.results, f"The model is in {result.output}."
     if speaks():
-        if results:
-            print(report_accuracy(results))
-        print(said)
-        if options.json:
-            write_json(options.json, results)
+        if options.json != "-":
+            print(f"{report_accuracy(results)}\n{said}" if results else said)
+        give_json(options.json, results)
     return 0
 
 
 def _glue(options: argparse.Namespace) -> int:
-    from st_distill.files import write_json
     from st_distill.glue import Settings, glue, report_glue
     from st_distill.recipe.load import assignments
 
@@ -515,7 +509,7 @@ def _glue(options: argparse.Namespace) -> int:
         settings=settings,
         trust_remote_code=options.trust_remote_code,
     )
-    print(report_glue(results))
-    if options.json:
-        write_json(options.json, results)
+    if options.json != "-":
+        print(report_glue(results))
+    give_json(options.json, results)
     return 0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from st_distill.cli.shared import checked_recipe, give_json, require_place, tell_failed
+from st_distill.cli.shared import checked_recipe, give_json, give_text, require_place, require_replaceable, tell_failed
 from st_distill.options import check_whole_number
 
 #: Options that a recipe says by itself.
@@ -70,13 +70,13 @@ def _eval_recipe(options: argparse.Namespace, path: str) -> int:
 
 def _eval_tasks(options: argparse.Namespace) -> int:
     from st_distill.evaluation import read_task
-    from st_distill.evaluation.base import checked_dims
+    from st_distill.evaluation.base import checked_dims, dims_of, width_of
     from st_distill.evaluation.measuring import measure_tasks, require_modalities
-    from st_distill.evaluation.mteb_tasks import find_mteb_tasks
+    from st_distill.evaluation.mteb_tasks import find_mteb_tasks, result_files
     from st_distill.evaluation.results import csv_of_results
     from st_distill.evaluation.sweep import checked_precisions
     from st_distill.evaluation.task_list import tasks_of_words
-    from st_distill.files import write_text
+    from st_distill.limits import check_own_length
     from st_distill.recipe.models import load_model
     from st_distill.report import task_report
 
@@ -112,7 +112,11 @@ def _eval_tasks(options: argparse.Namespace) -> int:
     found = find_mteb_tasks(names) if names else []
     tasks = [task for spec in specs for task in read_task(spec, batch_size=batch_size)]
     model = load_model(options.model, max_seq_length=options.max_seq_length)
+    check_own_length(model)
     require_modalities(model, tasks, found)
+    if options.mteb_results is not None:
+        for file in result_files(options.mteb_results, found, dims_of(how["dims"], width_of(model)), how["precisions"]):
+            require_replaceable("mteb-results", file)
     measured = measure_tasks(model, tasks, found, batch_size=batch_size, folder=options.mteb_results, **how)
     limit = model.max_seq_length
     results = {"model": options.model, "max_seq_length": limit if isinstance(limit, int) else None, **measured}
@@ -120,5 +124,5 @@ def _eval_tasks(options: argparse.Namespace) -> int:
         print(task_report(results))
     give_json(options.json, results)
     if options.csv:
-        write_text(options.csv, csv_of_results(results))
+        give_text(options.csv, csv_of_results(results))
     return tell_failed(results.get("failed", []))

@@ -14,6 +14,17 @@ from st_distill.errors import RecipeError
 if TYPE_CHECKING:
     from st_distill.recipe import Recipe
 
+#: The keys by which a JSON object is known as a result of st-distill.
+_RESULTS: tuple[set[str], ...] = (
+    {"dims", "precisions", "tasks", "averages"},  # of eval
+    {"dims", "models"},  # of eval as a recipe says
+    {"dims", "failed"},  # of the same, where the model's size could not be measured
+    {"model", "tasks", "average"},  # of glue
+    {"lengths", "unigram_entropy", "commonest"},  # of pretrain
+    {"whole", "findings", "notes"},  # of verify
+    {"task_name", "mteb_version", "scores"},  # of MTEB
+)
+
 
 def checked_recipe(path: str, overrides: Sequence[str]) -> Recipe:
     """The recipe, if it has no mistakes: what only one command needs of it is as wrong as the rest."""
@@ -24,23 +35,37 @@ def checked_recipe(path: str, overrides: Sequence[str]) -> Recipe:
     return load_recipe(path, overrides)
 
 
-def require_place(option: str, file: str | None) -> None:
+def require_place(option: str, file: str | os.PathLike[str] | None) -> None:
     """Whether a file can be written without the loss of another one, looked at before the work whose result goes there.
 
-    What an earlier command wrote is replaced: of ``--json`` a JSON object, of ``--csv`` a table with the same heading.
+    What an earlier command wrote is replaced: of ``--csv`` a table with the same heading, else JSON with the keys of a result.
     """
     if not file or file == "-":
         return
-    folder = Path(file).absolute().parent
-    if not folder.is_dir():
+    path = Path(file)
+    if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"The folder of --{option} {file} must exist. Make it first, or name another file.")
-    if Path(file).is_dir():
+    if path.is_dir():
         raise IsADirectoryError(f"The --{option} must be a file. Got the folder {file} instead: name a file in it.")
-    if not os.access(folder, os.W_OK):
+    require_replaceable(option, path)
+    if not os.access(path.absolute().parent, os.W_OK):
         raise PermissionError(f"The folder of --{option} {file} must be writable. Name a file in another one.")
-    if Path(file).exists() and not _is_own(option, Path(file)):
+
+
+def require_replaceable(option: str, path: Path) -> None:
+    """Whether nothing is lost where a result takes the place of a path: nothing is there, an empty file, or a result."""
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_file():
+        kind = "a link" if path.is_symlink() else "no plain file"
+        printed = ", or - to print the figures" if option == "json" else ""
         raise FileExistsError(
-            f"The file of --{option} is replaced, and {file} is not one that st-distill has written. Name another file."
+            f"The --{option} must be a plain file or a new one, since it is replaced. Got {path} instead, which is {kind}: "
+            f"name another file{printed}."
+        )
+    if not _is_own(option, path):
+        raise FileExistsError(
+            f"The file of --{option} is replaced, and {path} is not one that st-distill has written. Name another file."
         )
 
 
@@ -54,19 +79,28 @@ def _is_own(option: str, file: Path) -> bool:
         with file.open("rb") as content:
             return content.readline().strip() == ",".join(CSV_HEADER).encode()
     try:
-        return isinstance(read_json(file), dict)
+        found = read_json(file)
     except ValueError:
         return False
+    return isinstance(found, dict) and (not found or any(keys <= found.keys() for keys in _RESULTS))
 
 
 def give_json(file: str | None, content: Mapping[str, Any]) -> None:
     """Print what a command found where ``--json`` names no file, or write it to the one that it names."""
-    from st_distill.files import write_json
+    from st_distill.files import json_text
 
     if file == "-":
         print(json.dumps(content, indent=2))
     elif file:
-        write_json(file, content)
+        give_text(file, json_text(content))
+
+
+def give_text(file: str, content: str) -> None:
+    """Write a result to its file, and remove what killed commands have left of theirs there."""
+    from st_distill.files import remove_abandoned, write_text
+
+    remove_abandoned(Path(file).absolute().parent, Path(file).name)
+    write_text(file, content)
 
 
 def tell_failed(failed: Sequence[Mapping[str, str]]) -> int:

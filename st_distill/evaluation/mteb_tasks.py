@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from st_distill.errors import MissingExtraError, sentence
 from st_distill.evaluation.base import checked_dims, dims_of, width_of
 from st_distill.evaluation.sweep import EncodedOnce, Precision, checked_precisions
 from st_distill.evaluation.truncation import tell_truncated
+from st_distill.files import remove_abandoned, write_bytes
 from st_distill.nearest import offer, suggest
 
-__all__ = ["evaluate_mteb", "find_mteb_tasks"]
+__all__ = ["evaluate_mteb", "find_mteb_tasks", "result_files"]
 
 #: MTEB's types of task, where they are called otherwise here.
 _KINDS = {
@@ -58,6 +61,27 @@ def find_mteb_tasks(names: Sequence[str]) -> list[Any]:
                 sentence(f"MTEB has no task '{name}'{found or ': mteb available-tasks lists the names of all'}")
             ) from None
     return tasks
+
+
+def result_files(
+    folder: str | os.PathLike[str], tasks: Sequence[Any], dims: Sequence[int], precisions: Sequence[Precision]
+) -> list[Path]:
+    """The files that `evaluate_mteb` writes."""
+    return [_result_file(folder, *of) for of in itertools.product(tasks, dims, precisions)]
+
+
+def _result_file(folder: str | os.PathLike[str], task: Any, dim: int, precision: Precision) -> Path:
+    place = str(dim) if precision == "float32" else f"{dim}-{precision}"
+    return Path(folder, place, f"{task.metadata.name}.json")
+
+
+def _write_result(result: Any, path: Path) -> None:
+    """MTEB writes in place, and would leave half a file where it is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent, path.name)
+    with tempfile.TemporaryDirectory() as folder:
+        result.to_disk(Path(folder, path.name))
+        write_bytes(path, Path(folder, path.name).read_bytes())
 
 
 def evaluate_mteb(
@@ -113,9 +137,7 @@ def evaluate_mteb(
                 result = results_at(dim, precision)
                 scores[str(dim)][precision] = {"main_score": float(result.get_score())}
                 if folder is not None:
-                    place = Path(folder) / (str(dim) if precision == "float32" else f"{dim}-{precision}")
-                    place.mkdir(parents=True, exist_ok=True)
-                    result.to_disk(place / f"{task.metadata.name}.json")
+                    _write_result(result, _result_file(folder, task, dim, precision))
         tell_truncated(model, {task.metadata.name: encoded.texts()})  # MTEB's code alone knows them beforehand
         kind = str(task.metadata.type)
         measured.append(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,14 +31,16 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 import st_distill.modules  # noqa: F401 - registers the ALiBi encoder
-from st_distill.errors import sentence
-from st_distill.files import describe, read_json, write_json
+from st_distill.errors import one_line, sentence
+from st_distill.exporting import DESCRIPTION, export_damage
+from st_distill.files import describe, read_json, remove_abandoned, replacing_folder, write_json
 from st_distill.glue.results import average, figures
 from st_distill.glue.tasks import Examples, TaskData, find_tasks
 from st_distill.modules.alibi_checkpoint import is_published_alibi
 from st_distill.modules.alibi_config import explain_other_model
 from st_distill.nearest import any_of, suggest
 from st_distill.options import check_whole_number
+from st_distill.pretrain.check import DESCRIPTION as ENCODER_DESCRIPTION
 from st_distill.recipe.arguments import RESERVED, complaints, hints_of, range_complaint
 from st_distill.recipe.models import why_not
 
@@ -54,6 +58,8 @@ _OTHERS = {
     "settings": "other settings",
     "after_mnli": "another encoder to begin with",
 }
+#: Folder that the trainer is given for what it writes, which is removed with all that is in it.
+_TRAINING = ".training.st-distill"
 _ARGUMENTS: dict[str, Any] = {
     "weight_decay": 0.01,
     "warmup_steps": 0.1,
@@ -111,9 +117,9 @@ class Settings:
             raise ValueError(f"The 'seed' must be at most {2**32 - 1}. Got {self.seed} instead.")
         for name, number in (("steps", self.steps), ("limit", self.limit)):
             check_whole_number(f"'{name}'", number, optional=True)
-        if not self.epochs > 0:
-            raise ValueError(f"The 'epochs' must be above 0. Got {self.epochs!r} instead.")
-        if not self.learning_rates or not all(rate > 0 for rate in self.learning_rates):
+        if not 0 < self.epochs < math.inf:
+            raise ValueError(f"The 'epochs' must be a number above 0. Got {self.epochs!r} instead.")
+        if not self.learning_rates or not all(0 < rate < math.inf for rate in self.learning_rates):
             raise ValueError(f"The 'learning_rates' must be numbers above 0. Got {list(self.learning_rates)} instead.")
         known = hints_of(TrainingArguments)
         for name, value in self.arguments.items():
@@ -194,11 +200,10 @@ class _Model:
     def __init__(self, name: str, trust_remote_code: bool) -> None:
         self.name = name
         self.how = {"trust_remote_code": trust_remote_code}
-        try:
+        _require_undamaged(name)
+        with _opening(name):
             self.config = AutoConfig.from_pretrained(name, **self.how)
             self.tokenizer = AutoTokenizer.from_pretrained(name, **self.how)
-        except (OSError, ValueError) as error:
-            raise ValueError(sentence(f"The model cannot be loaded: {why_not(name, error)}")) from error
         if is_published_alibi(found := self.config.to_dict()) and not trust_remote_code:
             raise ValueError(explain_other_model(found, name))
         head = "AutoModelForSequenceClassification"
@@ -217,7 +222,7 @@ class _Model:
     def load(self, name: str, labels: int) -> PreTrainedModel:
         """The encoder of a folder with a new head, in float32: in half precision small steps are rounded away."""
         kind = {"problem_type": "regression"} if labels == 1 else {"problem_type": "single_label_classification"}
-        with _silent():
+        with _opening(name), _silent():
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 name,
                 num_labels=labels,
@@ -246,6 +251,8 @@ class _Model:
 
 class _Run:
     def __init__(self, model: _Model, folder: Path, settings: Settings, tasks: Sequence[TaskData]) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"The output must be a folder, new or not. Got the file {folder} instead.")
         self.model = model
         self.folder = folder
         self.settings = settings
@@ -316,22 +323,20 @@ class _Run:
             if name == "mnli":
                 self._keep(model, self.mnli)
         self.folder.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(self.folder, f"{name}.json")
         write_json(self.folder / f"{name}.json", {**self._identity(name), "tasks": measured})
         return measured
 
     def _keep(self, model: PreTrainedModel, folder: Path) -> None:
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial)
-        self.model.tokenizer.save_pretrained(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        with replacing_folder(folder) as new:
+            model.save_pretrained(new)
+            self.model.tokenizer.save_pretrained(new)
 
     def _trial(self, data: TaskData, start: str, rate: float) -> tuple[dict[str, Any], PreTrainedModel]:
         task, limit = data.task, self.settings.limit
         set_seed(self.settings.seed)
         model = self.model.load(start, len(task.classes) or 1)
-        folder = self.folder / "training"
+        folder = self.folder / _TRAINING
         trainer = Trainer(
             model=model,
             args=self.settings.training_arguments(folder, rate),
@@ -363,6 +368,31 @@ class _Rows(Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {**{name: values[row] for name, values in self.encoded.items()}, "labels": self.labels[row]}
+
+
+def _require_undamaged(name: str) -> None:
+    for description in (DESCRIPTION, ENCODER_DESCRIPTION):
+        for file, what in export_damage(name, description):
+            raise ValueError(
+                f"The model {name} cannot be used: {file}: {what}. To look at every file: "
+                f"st-distill verify {shlex.quote(name)}"
+            )
+
+
+@contextmanager
+def _opening(name: str) -> Iterator[None]:
+    """Within this a model's files are read; what the libraries make of broken ones is told with the model's name."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(sentence(f"The model cannot be loaded: {why_not(name, error)}")) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # each file and each configuration is broken in a way of its own
+        raise ValueError(
+            f"The model '{name}' cannot be loaded, for its files are not as transformers needs them "
+            f"({type(error).__name__}: {one_line(error)}). Mend them, or save the model again."
+        ) from error
 
 
 @contextmanager

@@ -200,7 +200,8 @@ def find_tasks(data: str, wanted: Sequence[str] | None) -> list[TaskData]:
 
 
 def _names(folder: Path) -> str:
-    return any_of(sorted(entry.name for entry in folder.iterdir())) or "an empty one"
+    names = sorted(entry.name for entry in folder.iterdir())
+    return any_of(names) if names else "an empty one"
 
 
 def _usual(name: str) -> str:

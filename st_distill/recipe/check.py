@@ -230,6 +230,8 @@ class _Rules(StageRules, ImageRules):
         except RuntimeError:
             self.error(path, f"must be a device as torch names it, such as cpu or cuda:1, got '{device}'")
             return
+        if wanted.type == "meta":
+            self.error(path, "must be a device that computes, such as cpu or cuda, got 'meta', which holds no numbers")
         if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
             self.warn(path, f"this machine has {torch.cuda.device_count()} devices of kind cuda, got '{device}'")
 

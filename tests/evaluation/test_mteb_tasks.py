@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from lookup import lookup, on_circle
 
+from st_distill.cli import main
 from st_distill.errors import MissingExtraError
 from st_distill.evaluation.mteb_tasks import evaluate_mteb, find_mteb_tasks
 
@@ -65,6 +66,24 @@ def test_a_task_of_mteb_from_local_data(local_sts, tmp_path):
         ValueError, match="vectors of the model hold NaN or infinity, in 1 of 4 texts, the first being 'c'"
     ):
         evaluate_mteb(model, [local_sts()])
+
+
+@pytest.mark.filterwarnings("ignore")  # mteb's own
+def test_results_of_mteb_replace_their_own_alone(local_sts, make_student, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("st_distill.evaluation.mteb_tasks.find_mteb_tasks", lambda names: [local_sts()])
+    make_student().save(str(tmp_path / "model"))
+    words = ["eval", str(tmp_path / "model"), "mteb:LocalSTS", "--mteb-results", str(tmp_path / "results")]
+    file = tmp_path / "results" / "32" / "LocalSTS.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"precious": 1}')
+    assert main(words) == 2
+    assert f"The file of --mteb-results is replaced, and {file} is not one" in capsys.readouterr().err
+    file.unlink()
+    (file.parent / "LocalSTS.json.17.tmp").touch()  # of a killed command
+    for _ in range(2):
+        assert main(words) == 0
+        assert [path.name for path in file.parent.iterdir()] == ["LocalSTS.json"]
+        assert "scores" in json.loads(file.read_text())
 
 
 @pytest.mark.parametrize(

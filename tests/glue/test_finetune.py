@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+import pickle
 import shutil
 
 import pyarrow as pa
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
 
 from st_distill.cli import main
+from st_distill.exporting import export
 from st_distill.glue import Settings, glue
 
 QUIET = {"disable_tqdm": True, "logging_steps": 1000}
@@ -43,7 +46,8 @@ def test_all_tasks_and_what_they_begin_with(encoder, glue_folder, tmp_path):
     assert {name: list(row["metrics"]) for name, row in results["tasks"].items()} == METRICS
     assert results["tasks"]["mnli"]["examples"] == 8
     assert AutoConfig.from_pretrained(tmp_path / "out" / "mnli-model").num_labels == 3
-    assert not (tmp_path / "out" / "training").exists()
+    names = {*METRICS, "mnli-model"} - {"mnli-mm"}
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == names
 
 
 def test_a_task_is_learned(encoder, glue_folder, tmp_path):
@@ -225,13 +229,78 @@ def test_models_that_cannot_serve_are_refused_before_work(tiny_bert, encoder, gl
 
 
 @pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (lambda folder: cut(folder / "model.safetensors"), "SafetensorError"),
+        (lambda folder: as_pickle(folder), "broken or holds more than weights, perhaps code"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "KeyError: 'added_tokens'"),
+        (lambda folder: change(folder, num_attention_heads=0), "ZeroDivisionError"),
+        (lambda folder: change(folder, hidden_act="bananas"), "KeyError: 'bananas'"),
+        (lambda folder: change(folder, num_hidden_layers="2"), "expected int, got str"),
+    ],
+    ids=["weights", "pickle", "tokenizer", "heads", "activation", "layers"],
+)
+def test_broken_models_are_told(broken, told, tiny_bert, glue_folder, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_bert, folder)
+    broken(folder)
+    assert main(["glue", str(folder), "--data", str(glue_folder), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("st-distill: The model")
+    assert str(folder) in said
+    assert told in said
+    assert "--debug" not in said
+    assert "weights_only" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:2000])
+
+
+def as_pickle(folder):
+    """Weights that would call a function."""
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(shutil.rmtree, protocol=2))
+
+
+def change(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+
+
+def test_an_export_that_has_changed_is_told(make_student, glue_folder, tmp_path):
+    export(make_student(), tmp_path / "model")
+    change(tmp_path / "model", hidden_dropout_prob=0.5)
+    with pytest.raises(ValueError, match="model cannot be used: config.json: there are .* look at every file: st-dist"):
+        glue(tmp_path / "model", glue_folder, tmp_path / "out", settings=SHORT)
+
+
+def test_an_output_that_is_a_file(encoder, glue_folder, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(
+        NotADirectoryError, match=r"The output must be a folder, new or not. Got the file .*out instead"
+    ):
+        glue(encoder, glue_folder, tmp_path / "out", settings=SHORT)
+
+
+def test_a_folder_of_the_user_s_called_training_stays(encoder, glue_folder, tmp_path):
+    (tmp_path / "out" / "training").mkdir(parents=True)
+    (tmp_path / "out" / "rte.json.17.tmp").touch()  # of a killed command
+    glue(encoder, glue_folder, tmp_path / "out", tasks=["rte"], settings=SHORT)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["rte.json", "training"]
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"batch": 0}, "'batch' must be a whole number from 1. Got 0"),
         ({"steps": 0}, "'steps' must be a whole number from 1"),
         ({"seed": 2**32}, "'seed' must be at most 4294967295. Got 4294967296"),
-        ({"epochs": 0}, "'epochs' must be above 0"),
+        ({"epochs": 0}, "'epochs' must be a number above 0"),
+        ({"epochs": math.inf}, "'epochs' must be a number above 0. Got inf"),
         ({"learning_rates": []}, "'learning_rates' must be numbers above 0"),
+        ({"learning_rates": [1e-5, math.inf]}, "'learning_rates' must be numbers above 0"),
         ({"arguments": {"weight_dekay": 1}}, "Got 'weight_dekay'; did you mean 'weight_decay'"),
         ({"arguments": {"seed": 1}}, "must not have 'seed': set seed instead"),
         ({"arguments": {"weight_decay": -1}}, "'weight_decay' must be at least 0, got -1"),
@@ -250,5 +319,9 @@ def test_on_the_command_line(encoder, glue_folder, tmp_path, capsys):
     assert "rte " in capsys.readouterr().out
     kept = json.loads((tmp_path / "glue.json").read_text())
     assert kept["tasks"]["rte"]["began_with"] == encoder
+    assert main(words) == 0  # which replaces its own figures
+    capsys.readouterr()
+    assert main([*words, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == kept
     assert main([*words[:4], "--set", "bf16"]) == 2
     assert "must be of the form field=value, such as bf16=true. Got --set bf16 instead" in capsys.readouterr().err

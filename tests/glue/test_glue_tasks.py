@@ -85,6 +85,9 @@ def test_mistakes_in_the_folders_are_said(glue_folder, tmp_path):
     (tmp_path / "sst2").mkdir()
     with pytest.raises(ValueError, match="must have a folder for cola. Got glue or sst2 instead"):
         find_tasks(str(tmp_path), ["cola"])
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ValueError, match="must have a folder for mnli, .* Got an empty one instead"):
+        find_tasks(str(tmp_path / "nothing"), None)
     with pytest.raises(ValueError, match="There is no file or folder 'nobody/glue'"):
         find_tasks("nobody/glue", ["rte"])
 

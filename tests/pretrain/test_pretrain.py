@@ -102,8 +102,11 @@ def test_from_texts_to_an_encoder(recipe, tmp_path, capsys, documents):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "out").config.pad_token_id == tokenizer.pad_token_id
 
-    assert main(["pretrain", str(recipe), "--evaluate", str(tmp_path / "out")]) == 0
+    evaluation = ["pretrain", str(recipe), "--evaluate", str(tmp_path / "out")]
+    assert main([*evaluation, "--json", str(tmp_path / "figures.json")]) == 0  # which replaces its own figures
     assert "Always the commonest token" in capsys.readouterr().out
+    assert main([*evaluation, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "figures.json").read_text())
     assert main(["pretrain", str(recipe)]) == 2
     assert "already holds a run. Continue it with --resume" in capsys.readouterr().err
     assert main(["pretrain", str(recipe), "--resume", "--set", "masking.share=0.2"]) == 2

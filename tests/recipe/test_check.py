@@ -108,6 +108,7 @@ MISTAKES = {
     "batch 1": ("batch: 8", "batch: 1\n    losses: {similarity: 1, triplet: 1}", 21, "similarity and triplet compare the rows of a batch, so it must have at least 2"),
     "learning rate": ("batch: 8", "learning_rate: 0", 21, "learning_rate: must be above 0, got 0"),
     "no device": ("    model: BERT\ntexts", "    model: BERT\n    device: gpu\ntexts", 9, "teachers[0].device: must be a device as torch names it"),
+    "empty device": ("    model: BERT\ntexts", "    model: BERT\n    device: meta\ntexts", 9, "teachers[0].device: must be a device that computes"),
     "negative weight": ("batch: 8", "losses: {cosine: -1}", 21, "losses.cosine: a weight must be at least 0, got -1"),
     "unknown loss": ("batch: 8", "losses: {cosin: 1}", 21, "losses.cosin: unknown loss; did you mean 'cosine'?"),
     "no loss": ("batch: 8", "losses: {cosine: 0}", 21, "stages[0].losses: the stage has nothing to learn from"),
