@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from fault_helpers import ALL, assert_told, fill_the_disk, forked, kill, killed_at_times, times
+from made_glue import write_glue
 
 from st_distill.cli import main
 from st_distill.files import TEMPORARY
@@ -29,8 +30,14 @@ steps: 5
 arguments: {{use_cpu: true, disable_tqdm: true, save_steps: 2}}
 """
 
+_EVAL = """eval {folder}/out {folder}/pairs.parquet mteb:Made
+    --json {folder}/figures/all.json --csv {folder}/figures/all.csv --mteb-results {folder}/figures/mteb"""
+_GLUE = """glue {folder}/out --data {folder}/glue --steps 1 --limit 8 --set use_cpu=true
+    --out {folder}/figures/glue --json {folder}/figures/all.json"""
 #: The words of a command, and what it writes.
 COMMANDS = {
+    "eval": (_EVAL.split(), "figures"),
+    "glue": (_GLUE.split(), "figures"),
     "report": (["report", "{folder}/out-run", "--no-speed"], "out-run/report"),
     "export": (["export", "{folder}/out-run/stages/2-all/model", "{folder}/out"], "out"),
     "embed": (["embed", "{folder}/recipe.yaml"], "out-run/teachers"),
@@ -41,8 +48,35 @@ COMMANDS = {
     ),
     "pretrain": (["pretrain", "{folder}/pretraining.yaml", "--resume"], "encoder"),
 }
-#: Files with a date or a temperature of the machine in them: they are compared by being there.
-_ALIVE = {"run.json", "run.copy.json", "store.copy.json", "index.html", "README.md", "lock"}
+#: Commands of the default CI.
+_SAMPLE = ["export", "eval"]
+#: Commands that are broken off at each of their changes in the whole matrix, and the others at some.
+_AT_EACH = {"eval", "glue"}
+pytestmark = pytest.mark.filterwarnings("ignore")  # of mteb
+
+#: Files with a date, a time or a temperature of the machine in them: they are compared by being there.
+_ALIVE = {"Made.json", "run.json", "run.copy.json", "store.copy.json", "index.html", "README.md", "lock"}
+
+
+@pytest.fixture(scope="module")
+def made_task():
+    """A task of MTEB with four pairs of its own, which the command line finds by any name."""
+    mteb = pytest.importorskip("mteb")
+    from mteb.abstasks import AbsTaskSTS
+
+    rows = {"sentence1": ["a cat"] * 4, "sentence2": ["cats", "a dog", "the sea", "red"], "score": [5.0, 4.0, 0.5, 1.0]}
+
+    class Made(AbsTaskSTS):
+        metadata = mteb.get_task("STSBenchmark").metadata.model_copy(update={"name": "Made"})
+        min_score, max_score = 0, 5
+
+        def load_data(self, **options):
+            self.dataset = DatasetDict(test=Dataset.from_dict(rows))
+            self.data_loaded = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("st_distill.evaluation.mteb_tasks.find_mteb_tasks", lambda names: [Made()])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +88,8 @@ def ran(make_project, tmp_path_factory, sentences, tiny_bert) -> Path:
     (project.work / "teachers/teachers/teacher/00000.npy").unlink()
     pairs = {"query": sentences, "document": sentences}
     Dataset.from_dict(pairs).to_parquet(project.folder / "pairs.parquet")
+    write_glue(project.folder / "glue", ["mnli", "rte"])
+    (project.folder / "figures").mkdir()
     (project.folder / "pretraining.yaml").write_text(PRETRAINING.format(folder=project.folder, tokenizer=tiny_bert))
     return project.folder
 
@@ -65,7 +101,7 @@ class Tried:
         words, target = COMMANDS[name]
         if name == "embed":  # which makes what is not there, and refuses what is damaged
             shutil.rmtree(folder / target)
-        self.folder, self.copy = folder, shutil.copytree(folder, copy)
+        self.name, self.folder, self.copy = name, folder, shutil.copytree(folder, copy)
         self.command = partial(main, [word.format(folder=folder) for word in words])
         self.target = folder / target
         ended = self.ends()
@@ -108,15 +144,18 @@ class Tried:
 
 @pytest.fixture(scope="module")
 def tried(request, ran, tmp_path_factory):
+    if request.param == "eval":
+        request.getfixturevalue("made_task")
     command = Tried(request.param, ran, tmp_path_factory.mktemp("kept") / "commands")
     yield command
     command.put_back()
 
 
-@pytest.mark.parametrize("tried", COMMANDS if ALL else ["export"], indirect=True)
+@pytest.mark.parametrize("tried", COMMANDS if ALL else _SAMPLE, indirect=True)
 @pytest.mark.parametrize("happens", [kill, fill_the_disk])
 def test_a_command_that_was_broken_off_is_started_again(tried, happens, record_property):
-    moments = random.Random(0).sample(range(1, tried.changes + 1), min(10 if ALL else 2, tried.changes))
+    count = (tried.changes if tried.name in _AT_EACH else 10) if ALL else 2
+    moments = random.Random(0).sample(range(1, tried.changes + 1), min(count, tried.changes))
     broken = 0
     for moment in moments:
         tried.put_back()
@@ -131,7 +170,7 @@ def test_a_command_that_was_broken_off_is_started_again(tried, happens, record_p
     record_property("kills" if happens is kill else "full disks", broken)
 
 
-@pytest.mark.parametrize("tried", COMMANDS if ALL else ["export"], indirect=True)
+@pytest.mark.parametrize("tried", COMMANDS if ALL else _SAMPLE, indirect=True)
 def test_a_command_killed_at_any_time_is_started_again(tried, record_property):
     """By the clock, up to four times in a row."""
     cases, kills = times(8 if ALL else 2, seed=4), 0
