@@ -13,7 +13,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 
-from st_distill.exporting import describe, export, export_damage, export_teacher, info, load_student
+from st_distill.checksums import noted_damage
+from st_distill.exporting import describe, export, export_teacher, info, load_student
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.modules.rotation import random_rotation
 
@@ -203,7 +204,7 @@ def test_the_old_names_of_the_modules(student, tmp_path, sentences):
     export(tmp_path / "model", tmp_path / "old", old_names=True)
     names = [f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Dense", "Normalize")]
     assert modules_of(tmp_path / "old") == names
-    assert export_damage(tmp_path / "old") == []
+    assert noted_damage(tmp_path / "old") == []
     assert info(tmp_path / "old")["dims"] == [24, 8]
     assert np.array_equal(SentenceTransformer(str(tmp_path / "old"), device="cpu").encode(sentences), expected)
 
@@ -213,7 +214,7 @@ def test_a_damaged_model_is_told_with_its_file(student, tmp_path):
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(
-        ValueError, match="cannot be loaded: model.safetensors: there are 1000 bytes.*st-distill verify"
+        ValueError, match="model is damaged: model.safetensors: there are 1000 bytes.*st-distill export STUDENT"
     ):
         info(tmp_path / "model")
     (tmp_path / "model" / "st_distill.json").unlink()

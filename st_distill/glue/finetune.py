@@ -29,6 +29,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 import st_distill.modules  # noqa: F401 - registers the ALiBi encoder
+from st_distill.checksums import require_whole
 from st_distill.errors import sentence
 from st_distill.files import describe, read_json, write_json
 from st_distill.glue.results import average, figures
@@ -194,6 +195,7 @@ class _Model:
     def __init__(self, name: str, trust_remote_code: bool) -> None:
         self.name = name
         self.how = {"trust_remote_code": trust_remote_code}
+        require_whole(name)
         try:
             self.config = AutoConfig.from_pretrained(name, **self.how)
             self.tokenizer = AutoTokenizer.from_pretrained(name, **self.how)

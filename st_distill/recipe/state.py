@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from st_distill import __version__
+from st_distill.checksums import RUN
 from st_distill.files import (
     FolderLock,
     copy_of,
@@ -31,8 +33,6 @@ from st_distill.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
-RUN = "run.json"
-"""The record of a run in its work folder."""
 #: What a work folder may have in it before it has a record.
 _BEGINNINGS = {FolderLock.NAME, STORE, "captions", "corpus", "pooled", "recipe.yaml", "stages", "start", "tokenizer"}
 _FORMAT = "st-distill/run"
@@ -225,6 +225,12 @@ class RunState:
                 f"The model of stage {index + 1} is damaged: in {folder / name}, {what}. Restore it, or {self.again(index)}."
             )
         return folder
+
+    def require_whole(self, model: Path) -> None:
+        """As `finished_model`, of the folder of a student; of what no stage that is done has left, nothing is known."""
+        for index, stage in enumerate(self.stages):
+            if stage["done"] and os.path.realpath(self.stage_folder(index) / "model") == os.path.realpath(model):
+                self.finished_model(index)
 
     def again(self, index: int) -> str:
         """What does a stage that is done (from 0) again, for a sentence about its model."""

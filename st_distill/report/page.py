@@ -295,7 +295,7 @@ def _collect(run: Run, *, speed: bool) -> _Found:
         )
         found.absent.append(("comparisons with the teachers, pictures and speed", reason))
         return found
-    student = SentenceTransformer(recipe.output)
+    student = load_student(recipe.output)
 
     def attempt(what: str, part: Callable[[Recipe, SentenceTransformer, Run, _Found], None]) -> None:
         # A page without one of its parts is of more use than none.
