@@ -110,7 +110,9 @@ def may_be_worked_in(folder: Path) -> bool:
         return True
     # One that was killed early has neither yet, and one without teachers may have lost the first.
     lock = folder / FolderLock.NAME
-    if lock.exists() and not (lock.is_file() and re.fullmatch(rb"(process \d+\n)?", lock.read_bytes()[:100])):
+    if lock.exists() and not (
+        lock.is_file() and re.fullmatch(rb"(process \d+\n([^\n]*\n?)?)?", lock.read_bytes()[:100])
+    ):
         return False
     return all(path.name in _BEGINNINGS or is_temporary(path.name) for path in folder.iterdir())
 
@@ -139,15 +141,11 @@ class RunState:
             )
         if self.path.is_file():
             stored = read_record(self.path)
-            if not isinstance(stored, dict) or stored.get("format") != _FORMAT or stored.get("version") != _VERSION:
+            if (must := _what_it_must(stored)) is not None:
+                remedy = "Choose another work folder, or remove this one."
                 raise ValueError(
-                    f"The file {self.path} must describe a run of version {_VERSION} of this format. It does not: choose "
-                    "another work folder, or remove this one."
-                )
-            if not _are_stages(stored.get("stages")):
-                raise ValueError(
-                    f"The file {self.path} must list a run's stages. It does not: choose another work folder, or remove this "
-                    "one."
+                    f"The file {self.path} must {must}. It does not. "
+                    f"{remedy if good_copy(self.path) is None else restoring(self.path)}"
                 )
             self.stages = stored["stages"]
             self.recipe, self.begun_by = stored.get("recipe"), stored.get("begun_by", __version__)
@@ -238,6 +236,22 @@ class RunState:
             return "pretrain again in a new work folder"
         command = "" if self.recipe is None else f": st-distill run {shlex.quote(str(self.folder / 'recipe.yaml'))}"
         return f"do the stage again with{command} --resume --from-stage {index + 1}"
+
+
+def good_copy(path: Path) -> dict[str, Any] | None:
+    """What the second copy of a ``run.json`` says; None where it cannot be read, or does not describe a run either."""
+    try:
+        stored = read_signed(copy_of(path))
+    except (OSError, ValueError):
+        return None
+    return stored if _what_it_must(stored) is None else None
+
+
+def _what_it_must(stored: Any) -> str | None:
+    """What a ``run.json`` must do and does not, for a sentence; None where it is as a run has written it."""
+    if not isinstance(stored, dict) or stored.get("format") != _FORMAT or stored.get("version") != _VERSION:
+        return f"describe a run of version {_VERSION} of this format"
+    return None if _are_stages(stored.get("stages")) else "list a run's stages"
 
 
 def _are_stages(value: Any) -> bool:
