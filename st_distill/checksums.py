@@ -11,7 +11,17 @@ from pathlib import Path
 
 from st_distill.files import copy_of, differences, read_json
 
-__all__ = ["AGAIN", "CHECKED", "ENCODER", "EXPORT", "RUN", "noted_damage", "require_whole", "work_folder_of"]
+__all__ = [
+    "AGAIN",
+    "CHECKED",
+    "ENCODER",
+    "EXPORT",
+    "RUN",
+    "noted_damage",
+    "require_whole",
+    "stage_around",
+    "work_folder_of",
+]
 
 #: What an exported model's folder says of itself, beside the files that sentence-transformers reads.
 EXPORT = "st_distill.json"
@@ -65,6 +75,18 @@ def require_whole(model: str | os.PathLike[str]) -> None:
         from st_distill.recipe.state import RunState  # which imports much, and us
 
         RunState(work).require_whole(folder)
+
+
+def stage_around(path: str | os.PathLike[str]) -> Path | None:
+    """The folder of a run's stages, or of its model, that a path leads into; None for any other path."""
+    real = Path(os.path.realpath(path))
+    for part in (real, *real.parents):
+        is_of_stages = part.name == "stages" and any(
+            file.is_file() for file in (part.parent / RUN, copy_of(part.parent / RUN))
+        )
+        if is_of_stages or work_folder_of(part) is not None:
+            return part
+    return None
 
 
 def work_folder_of(model: Path) -> Path | None:

@@ -18,9 +18,18 @@ from transformers import PreTrainedTokenizerBase
 
 from st_distill.alignment import align_files, align_weights
 from st_distill.card import tell_usage
-from st_distill.checksums import CHECKED, EXPORT, require_whole
+from st_distill.checksums import CHECKED, EXPORT, require_whole, stage_around
 from st_distill.errors import one_line, sentence
-from st_distill.files import manifest, put_aside, read_json, replacing_folder, write_json, write_text
+from st_distill.files import (
+    in_the_way,
+    manifest,
+    put_aside,
+    read_json,
+    refuse_link,
+    replacing_folder,
+    write_json,
+    write_text,
+)
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.modules.alibi_checkpoint import refuse_published
 from st_distill.nearest import suggest_path
@@ -59,9 +68,8 @@ def export(
     _check_target(path)
     noted = None
     if not isinstance(model, SentenceTransformer):
-        if path.resolve() == Path(model).resolve():
-            raise ValueError(f"The 'path' must be another folder than the model's own. Got {path} for both.")
         folder = Path(model)
+        _check_apart(path, folder)
         model = load_student(folder)
         noted = _noted_dims(folder)
         _require_sound(model, folder)
@@ -99,6 +107,7 @@ def export_teacher(
     path = Path(path)
     _check_target(path)
     if not isinstance(student, SentenceTransformer):
+        _check_apart(path, Path(student))
         student = load_student(student)
     projection = _projection(student)
     if projection is None:
@@ -140,11 +149,31 @@ def _projection(model: SentenceTransformer) -> MatryoshkaProjection | None:
     return next((module for module in model.children() if isinstance(module, MatryoshkaProjection)), None)
 
 
+def _check_apart(path: Path, model: Path) -> None:
+    """Neither of the folder to write and that of the model lies in the other, which would be changed or lost by it."""
+    written, read = (Path(os.path.realpath(folder)) for folder in (path, model))
+    if written == read:
+        raise ValueError(f"The 'path' must be another folder than the model's own. Got {path} for both.")
+    if written in read.parents or read in written.parents:
+        raise ValueError(
+            f"The 'path' and the model's folder must lie apart. Got {path} and {model}, of which one lies in the other: choose "
+            "another folder."
+        )
+
+
 def _check_target(path: Path) -> None:
-    if path.name in ("", ".."):
+    if path.name.strip() in ("", ".."):
         raise ValueError(
             f"The 'path' must end with the name of a folder, which is written beside it first. Got '{path}' instead: name one, "
             "such as out/model."
+        )
+    refuse_link(path)
+    if (blocking := in_the_way(path)) is not None:
+        raise ValueError(f"The 'path' must be a place for a folder. Got {path} instead, where {blocking} is no folder.")
+    if (around := stage_around(path)) is not None:
+        raise ValueError(
+            f"The 'path' must lie outside the stages of a run, which have checksums. Got {path}, which lies in {around}: "
+            "choose another folder."
         )
     if not may_be_replaced(path):
         raise ValueError(
@@ -260,8 +289,8 @@ def load_student(
             noted of them, or that holds an ALiBi encoder in the published layout.
     """
     path = Path(path)
-    _check_folder(path)
     require_whole(path)
+    _check_folder(path)
     classes = {fullname(module): module for module in (MatryoshkaProjection, Transformer)}
     try:
         model = SentenceTransformer._load_with_module_classes(
@@ -300,7 +329,6 @@ def describe(model: SentenceTransformer, *, dims: list[int] | None = None) -> di
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """`describe` for a folder, with the dimensions that the export noted there, or that its projection has."""
     path = Path(path)
-    _check_folder(path)
     student = load_student(path, device="cpu")
     projection = _projection(student)
     return describe(student, dims=_noted_dims(path) or (None if projection is None else projection.dims))

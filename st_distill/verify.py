@@ -27,7 +27,7 @@ from st_distill.recipe.load import dump_recipe, load_recipe, load_record
 from st_distill.recipe.processes import STORE
 from st_distill.recipe.runner import START
 from st_distill.recipe.schema import Recipe
-from st_distill.recipe.state import RunState, read_results, results_remedy
+from st_distill.recipe.state import RunState, good_copy, read_results, results_remedy
 from st_distill.store.damage import find_damage, mend_store
 from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
 from st_distill.teacher import Teacher
@@ -122,12 +122,17 @@ def verify(
 
     Raises:
         FileNotFoundError: the folder is none of the three.
-        ValueError: a store is to be repaired, and neither a recipe nor texts and teachers are given; a RecipeError where the
-            recipe cannot be read, or lets code of a model run.
+        ValueError: a store is to be repaired, and neither a recipe nor texts and teachers are given, or overrides are given
+            for a model; a RecipeError where the recipe cannot be read, or lets code of a model run.
         BlockingIOError: another process writes there.
     """
     folder = Path(path)
     kind = _kind(folder)
+    if overrides and kind == "model":
+        raise ValueError(
+            f"The option --set (in Python 'overrides') changes the recipe of a run or a store, and {folder} is a model. Leave "
+            "it out."
+        )
     if overrides and recipe is None:
         recipe = (folder.parent if kind == "store" else folder) / "recipe.yaml"
     if recipe is not None and not isinstance(recipe, Recipe):
@@ -289,29 +294,20 @@ def _run_state(folder: Path, repair: bool) -> tuple[RunState | None, list[Findin
     else:
         return state, list(_copy_of(path, repair)) if state.exists else []
     lost = f"restore {RUN} from a copy, or remove {folder / 'stages'} to do the stages again"
-    try:
-        copied = files.read_record(files.copy_of(path))
-    except (OSError, ValueError):
+    if (copied := good_copy(path)) is None:
         return None, [Finding(file=RUN, message=message, remedy=lost)]
     if not repair:
         return None, [Finding(file=RUN, message=message, remedy=_repairing(folder))]
     files.write_record(path, copied)
-    try:
-        return RunState(folder), [Finding(file=RUN, message=message, remedy=_repairing(folder), repaired=True)]
-    except ValueError:
-        return None, [Finding(file=RUN, message=message, remedy=lost)]
+    return RunState(folder), [Finding(file=RUN, message=message, remedy=_repairing(folder), repaired=True)]
 
 
 def _copy_of(path: Path, repair: bool) -> Iterator[Finding]:
     """The second copy of a record, which must be readable on the day that the first is not."""
     copy = files.copy_of(path)
-    try:
-        files.read_signed(copy)
+    if good_copy(path) is not None:
         return
-    except FileNotFoundError:
-        what = "there is no such file"
-    except ValueError:
-        what = "it cannot be read, or has changed since it was written"
+    what = "it cannot be read, or has changed since it was written" if copy.is_file() else "there is no such file"
     if repair:
         files.write_record(path, files.read_record(path))
     yield Finding(file=copy.name, message=what, remedy=_repairing(path.parent), repaired=repair)

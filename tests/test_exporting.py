@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import venv
 from pathlib import Path
@@ -269,6 +270,52 @@ def test_an_export_is_not_written_over_itself(student, tmp_path):
     export(student, tmp_path / "model")
     with pytest.raises(ValueError, match="must be another folder than the model's own"):
         export(tmp_path / "model", tmp_path / "model", dim=8)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (" ", "must end with the name of a folder"),
+        ("dangling", "must be no link, because it is replaced whole"),
+        ("link", "must be no link"),
+        ("loop", "must be no link"),
+        ("file/model", "must be a place for a folder. Got file/model instead, where file is no folder"),
+        (
+            "out-run/stages/1-all/model/inner",
+            "outside the stages of a run.*lies in .*/out-run/stages/1-all/model: choose",
+        ),
+        ("out-run/stages/inner", "outside the stages of a run.*lies in .*/out-run/stages: choose"),
+        ("student/inner", "must lie apart. Got student/inner and student"),
+    ],
+)
+def test_places_that_are_none(path, told, student, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    student.save("student")
+    shutil.copytree("student", "out-run/stages/1-all/model")
+    Path("out-run/run.json").touch()
+    Path("out-run/run.copy.json").touch()
+    Path("file").touch()
+    Path("real").mkdir()
+    for name, target in (("dangling", "nothing"), ("link", "real"), ("loop", "loop")):
+        Path(name).symlink_to(target)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=told):
+        export("student", path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_model_within_the_export_that_would_be_replaced_is_kept(student, tmp_path):
+    export(student, tmp_path / "out")
+    student.save(str(tmp_path / "out" / "inner"))
+    with pytest.raises(ValueError, match="must lie apart"):
+        export(tmp_path / "out" / "inner", tmp_path / "out")
+    assert (tmp_path / "out" / "inner" / "modules.json").is_file()
+
+
+def test_a_model_that_is_a_link_to_itself(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ValueError, match="must be a model's folder. Got .*/loop instead"):
+        export(tmp_path / "loop", tmp_path / "out")
 
 
 def test_dimensions_that_are_none(student, make_student, tmp_path):

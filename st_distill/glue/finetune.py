@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 import st_distill.modules  # noqa: F401 - registers the ALiBi encoder
 from st_distill.checksums import require_whole
 from st_distill.errors import sentence
-from st_distill.files import describe, read_json, write_json
+from st_distill.files import describe, in_the_way, read_json, write_json
 from st_distill.glue.results import average, figures
 from st_distill.glue.tasks import Examples, TaskData, find_tasks
 from st_distill.modules.alibi_checkpoint import is_published_alibi
@@ -173,10 +173,15 @@ def glue(
         where a task is missing.
 
     Raises:
+        NotADirectoryError: ``output`` lies under a file.
         ValueError: before any training, for a model that cannot serve, for mistakes in the data of any task, and for results
             in ``output`` that are of something else.
     """
     settings = Settings() if settings is None else settings
+    if (blocking := in_the_way(output)) is not None:
+        raise NotADirectoryError(
+            f"The 'output' must be a place for a folder. Got {output}, where {blocking} is no folder."
+        )
     found = find_tasks(os.fspath(data), tasks)
     loaded = _Model(os.fspath(model), trust_remote_code)
     for task in found:
