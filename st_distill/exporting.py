@@ -369,7 +369,7 @@ def _in_its_place(path: Path) -> str:
     """What a path is that is no model, and what to call for it."""
     quoted = shlex.quote(str(path))
     if (path / "run.json").is_file():
-        model = path.with_name(path.name.removesuffix("-run"))
+        model = path.parent / path.name.removesuffix("-run")
         named = f"; its model is {model}" if model != path and _is_model(model) else "; name its recipe's output"
         return f"the work folder of a run{named}, or call st-distill report {quoted}"
     if (path / STORE_DESCRIPTION).is_file():

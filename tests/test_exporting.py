@@ -348,6 +348,13 @@ def test_info_of_no_model(tmp_path):
         info(tmp_path)
 
 
+def test_info_of_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "run.json").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="Got . instead, the work folder of a run; name its recipe's output"):
+        info(".")
+
+
 def test_a_static_student(make_student, tmp_path, sentences):
     embedding = StaticEmbedding(make_student().tokenizer, embedding_dim=32)
     projection = MatryoshkaProjection(32, [24, 8])
