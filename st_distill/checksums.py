@@ -10,18 +10,9 @@ import os
 from pathlib import Path
 
 from st_distill.files import copy_of, differences, read_json
+from st_distill.records import RUN, RunRecord
 
-__all__ = [
-    "AGAIN",
-    "CHECKED",
-    "ENCODER",
-    "EXPORT",
-    "RUN",
-    "noted_damage",
-    "require_whole",
-    "stage_around",
-    "work_folder_of",
-]
+__all__ = ["AGAIN", "CHECKED", "ENCODER", "EXPORT", "noted_damage", "require_whole", "stage_around", "work_folder_of"]
 
 #: What an exported model's folder says of itself, beside the files that sentence-transformers reads.
 EXPORT = "st_distill.json"
@@ -34,8 +25,6 @@ AGAIN = {
     EXPORT: "export it again: st-distill export STUDENT FOLDER, or continue its run with --resume",
     ENCODER: "continue its pretraining: st-distill pretrain RECIPE --resume",
 }
-RUN = "run.json"
-"""The record of a run in its work folder."""
 
 
 def noted_damage(path: str | os.PathLike[str], description: str = EXPORT) -> list[tuple[str, str]]:
@@ -72,9 +61,7 @@ def require_whole(model: str | os.PathLike[str]) -> None:
                 f"{description}."
             )
     if (work := work_folder_of(folder)) is not None:
-        from st_distill.recipe.state import RunState  # which imports much, and us
-
-        RunState(work).require_whole(folder)
+        RunRecord(work).require_whole(folder)
 
 
 def stage_around(path: str | os.PathLike[str]) -> Path | None:

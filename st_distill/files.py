@@ -76,6 +76,12 @@ def is_temporary(name: str) -> bool:
     return re.fullmatch(rf".+\.\d+{re.escape(TEMPORARY)}", name, re.DOTALL) is not None
 
 
+def is_folder_name(name: str) -> bool:
+    """Whether somebody, who may be a stranger, may call a folder of ours so: it leads nowhere else, on any system."""
+    allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    return 0 < len(name) <= 100 and set(name) <= allowed and "." not in (name[0], name[-1])
+
+
 def _new(path: Path) -> IO[bytes]:
     """A file that was not there before: a link that a stranger has put in its place is removed, not followed."""
     path.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from st_distill import files
-from st_distill.checksums import AGAIN, CHECKED, ENCODER, EXPORT, RUN, noted_damage
+from st_distill.checksums import AGAIN, CHECKED, ENCODER, EXPORT, noted_damage
 from st_distill.exporting import left_aside, load_student, not_finite
 from st_distill.files import FolderLock
 from st_distill.recipe.checkpoints import SEAL, numbered, what_is_wrong
@@ -27,7 +27,8 @@ from st_distill.recipe.load import dump_recipe, load_recipe, load_record
 from st_distill.recipe.processes import STORE
 from st_distill.recipe.runner import START
 from st_distill.recipe.schema import Recipe
-from st_distill.recipe.state import RunState, good_copy, read_results, results_remedy
+from st_distill.recipe.state import RunState, read_results, results_remedy
+from st_distill.records import RUN, good_copy
 from st_distill.store.damage import find_damage, mend_store
 from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
 from st_distill.teacher import Teacher

@@ -22,6 +22,8 @@ LAYERS = [
     "nearest",
     "options",
     "files",
+    "records",
+    "checksums",
     "stopping",
     "tables",
     "contained",
