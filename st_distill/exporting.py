@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,27 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from sentence_transformers.util import fullname
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from st_distill.alignment import align_files, align_weights
 from st_distill.card import tell_usage
+from st_distill.checksums import CHECKED, EXPORT, require_whole, stage_around
 from st_distill.errors import one_line, sentence
-from st_distill.files import differences, manifest, put_aside, read_json, replacing_folder, write_json, write_text
+from st_distill.files import (
+    in_the_way,
+    manifest,
+    put_aside,
+    read_json,
+    refuse_link,
+    replacing_folder,
+    write_json,
+    write_text,
+)
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.modules.alibi_checkpoint import refuse_published
 from st_distill.nearest import suggest_path
 from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
 from st_distill.teacher.models import OF_FILES
-
-#: What an exported folder says of itself, beside the files that sentence-transformers reads.
-DESCRIPTION = "st_distill.json"
-#: The field of it that has the size and checksum of the folder's files.
-CHECKED = "files"
 
 
 def export(
@@ -54,17 +61,18 @@ def export(
         The exported model.
 
     Raises:
-        ValueError: for a ``dim`` that is none of the projection's, a module that has no standard form, or a folder that
-            holds something else than an export.
+        ValueError: for a ``dim`` that is none of the projection's, a module that has no standard form, a folder that holds
+            something else than an export, or one of a model that is damaged: its export would be taken for whole.
     """
     path = Path(path)
     _check_target(path)
     noted = None
     if not isinstance(model, SentenceTransformer):
-        if path.resolve() == Path(model).resolve():
-            raise ValueError(f"The 'path' must be another folder than the model's own. Got {path} for both.")
-        noted = _noted_dims(Path(model))
-        model = load_student(model)
+        folder = Path(model)
+        _check_apart(path, folder)
+        model = load_student(folder)
+        noted = _noted_dims(folder)
+        _require_sound(model, folder)
     standard = to_standard(model, dim, normalize=normalize)
     # What is an export already has no projection that knows them.
     dims = _dims(model, dim) if noted is None or dim is not None else noted
@@ -99,6 +107,7 @@ def export_teacher(
     path = Path(path)
     _check_target(path)
     if not isinstance(student, SentenceTransformer):
+        _check_apart(path, Path(student))
         student = load_student(student)
     projection = _projection(student)
     if projection is None:
@@ -140,16 +149,61 @@ def _projection(model: SentenceTransformer) -> MatryoshkaProjection | None:
     return next((module for module in model.children() if isinstance(module, MatryoshkaProjection)), None)
 
 
+def _check_apart(path: Path, model: Path) -> None:
+    """Neither of the folder to write and that of the model lies in the other, which would be changed or lost by it."""
+    written, read = (Path(os.path.realpath(folder)) for folder in (path, model))
+    if written == read:
+        raise ValueError(f"The 'path' must be another folder than the model's own. Got {path} for both.")
+    if written in read.parents or read in written.parents:
+        raise ValueError(
+            f"The 'path' and the model's folder must lie apart. Got {path} and {model}, of which one lies in the other: choose "
+            "another folder."
+        )
+
+
 def _check_target(path: Path) -> None:
-    if path.name in ("", ".."):
+    if path.name.strip() in ("", ".."):
         raise ValueError(
             f"The 'path' must end with the name of a folder, which is written beside it first. Got '{path}' instead: name one, "
             "such as out/model."
         )
+    refuse_link(path)
+    if (blocking := in_the_way(path)) is not None:
+        raise ValueError(f"The 'path' must be a place for a folder. Got {path} instead, where {blocking} is no folder.")
+    if (around := stage_around(path)) is not None:
+        raise ValueError(
+            f"The 'path' must lie outside the stages of a run, which have checksums. Got {path}, which lies in {around}: "
+            "choose another folder."
+        )
     if not may_be_replaced(path):
         raise ValueError(
-            f"The 'path' must be a new or empty folder, or that of an earlier export (with a {DESCRIPTION}), which is then "
+            f"The 'path' must be a new or empty folder, or that of an earlier export (with a {EXPORT}), which is then "
             f"replaced. Got {path} instead, which holds other files: choose another folder."
+        )
+
+
+def not_finite(model: nn.Module) -> Iterator[str]:
+    """Names of a model's tensors that hold NaN or infinity."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            yield name
+
+
+def _require_sound(model: SentenceTransformer, folder: Path) -> None:
+    """Refuse what libraries load from files that are damaged, where no checksums of them are noted."""
+    if name := next(not_finite(model), None):
+        raise ValueError(
+            f"The weights of {folder} must be finite numbers. There is NaN or infinity in {name}: restore the model, or train "
+            "it again."
+        )
+    tokenizer = getattr(model[0], "tokenizer", None)
+    # Without its files transformers makes a tokenizer of the right kind, to which every word is unknown.
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and set(tokenizer.get_vocab()) <= set(
+        tokenizer.all_special_tokens
+    ):
+        raise ValueError(
+            f"The tokenizer of {folder} must know words. It knows none, as if its files were missing (tokenizer.json): restore "
+            "them."
         )
 
 
@@ -162,7 +216,7 @@ def _write(standard: SentenceTransformer, path: Path, *, dims: list[int], old_na
         if old_names:
             _name_as_before(folder)
         # The card is for its readers to change.
-        write_json(folder / DESCRIPTION, description | {CHECKED: manifest(folder, without=["README.md"])})
+        write_json(folder / EXPORT, description | {CHECKED: manifest(folder, without=["README.md"])})
         tell_usage(folder, description, standard.prompts)
 
 
@@ -173,25 +227,11 @@ def _name_as_before(folder: Path) -> None:
         write_text(path, re.sub(r'"sentence_transformers\.[\w.]+\.(\w+)"', r'"sentence_transformers.models.\1"', text))
 
 
-def export_damage(path: str | os.PathLike[str], description: str = DESCRIPTION) -> list[tuple[str, str]]:
-    """The files of an exported model that are not as they were written, and what is wrong with each; its card may change.
-
-    A folder that has not noted in the file ``description`` what its files are (another program's model) has none.
-    """
-    path = Path(path)
-    if not (path / description).is_file():
-        return []
-    try:
-        return list(differences(path, read_json(path / description).get(CHECKED, {})))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return [(description, f"it cannot be read ({error})")]
-
-
 def may_be_replaced(path: Path) -> bool:
     """Whether an export may be written to this path: nothing is there, or an empty folder, or an earlier export."""
     if not path.exists():
         return True
-    return path.is_dir() and ((path / DESCRIPTION).is_file() or not any(path.iterdir()))
+    return path.is_dir() and ((path / EXPORT).is_file() or not any(path.iterdir()))
 
 
 def to_standard(model: SentenceTransformer, dim: int | None = None, *, normalize: bool = True) -> SentenceTransformer:
@@ -245,10 +285,11 @@ def load_student(
         model_kwargs: further arguments for transformers' ``from_pretrained``, such as a ``quantization_config``.
 
     Raises:
-        ValueError: for a folder that is no model's, or whose files are damaged, or that holds an ALiBi encoder in the
-            published layout.
+        ValueError: for a folder that is no model's, or whose files are damaged, which is looked at first where checksums are
+            noted of them, or that holds an ALiBi encoder in the published layout.
     """
     path = Path(path)
+    require_whole(path)
     _check_folder(path)
     classes = {fullname(module): module for module in (MatryoshkaProjection, Transformer)}
     try:
@@ -256,12 +297,11 @@ def load_student(
             str(path), classes, device=device, model_kwargs=model_kwargs
         )
     except Exception as error:  # whatever the libraries make of broken files
-        damage = export_damage(path)
-        if not damage and not isinstance(error, OF_FILES):
+        if not isinstance(error, OF_FILES):
             raise
-        reason = "; ".join(f"{name}: {what}" for name, what in damage) or one_line(error)
         raise ValueError(
-            f"The model {path} cannot be loaded: {reason}. To look at every file: st-distill verify {shlex.quote(str(path))}"
+            f"The model {path} cannot be loaded: {one_line(error)}. To look at every file: st-distill verify "
+            f"{shlex.quote(str(path))}"
         ) from error
     refuse_published(model, path)
     return align_weights(model)
@@ -289,7 +329,6 @@ def describe(model: SentenceTransformer, *, dims: list[int] | None = None) -> di
 def info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """`describe` for a folder, with the dimensions that the export noted there, or that its projection has."""
     path = Path(path)
-    _check_folder(path)
     student = load_student(path, device="cpu")
     projection = _projection(student)
     return describe(student, dims=_noted_dims(path) or (None if projection is None else projection.dims))
@@ -297,11 +336,11 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _noted_dims(path: Path) -> list[int] | None:
     """The dimensions that an export noted in its folder; None in a folder that is none."""
-    if not (path / DESCRIPTION).is_file():
+    if not (path / EXPORT).is_file():
         return None
-    noted = read_json(path / DESCRIPTION)
+    noted = read_json(path / EXPORT)
     if not isinstance(noted, dict) or not noted.get("dims") or not isinstance(noted["dims"], list):
-        raise ValueError(f"The file {path / DESCRIPTION} must have the model's 'dims'. It does not: export it again.")
+        raise ValueError(f"The file {path / EXPORT} must have the model's 'dims'. It does not: export it again.")
     return noted["dims"]
 
 
@@ -330,7 +369,7 @@ def _in_its_place(path: Path) -> str:
     """What a path is that is no model, and what to call for it."""
     quoted = shlex.quote(str(path))
     if (path / "run.json").is_file():
-        model = path.with_name(path.name.removesuffix("-run"))
+        model = path.parent / path.name.removesuffix("-run")
         named = f"; its model is {model}" if model != path and _is_model(model) else "; name its recipe's output"
         return f"the work folder of a run{named}, or call st-distill report {quoted}"
     if (path / STORE_DESCRIPTION).is_file():

@@ -76,6 +76,12 @@ def is_temporary(name: str) -> bool:
     return re.fullmatch(rf".+\.\d+{re.escape(TEMPORARY)}", name, re.DOTALL) is not None
 
 
+def is_folder_name(name: str) -> bool:
+    """Whether somebody, who may be a stranger, may call a folder of ours so: it leads nowhere else, on any system."""
+    allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    return 0 < len(name) <= 100 and set(name) <= allowed and "." not in (name[0], name[-1])
+
+
 def _new(path: Path) -> IO[bytes]:
     """A file that was not there before: a link that a stranger has put in its place is removed, not followed."""
     path.unlink(missing_ok=True)
@@ -325,6 +331,26 @@ def refuse_links(folder: Path, *, but: Sequence[str] = ()) -> None:
                 )
 
 
+def in_the_way(path: str | os.PathLike[str]) -> Path | None:
+    """What keeps a folder from being made at a path: the nearest part of it that is there and is no folder; else None."""
+    path = Path(path)
+    nearest = next(part for part in (path, *path.parents) if os.path.lexists(part))
+    return None if nearest.is_dir() else nearest
+
+
+def refuse_link(path: str | os.PathLike[str]) -> None:
+    """See to it that a folder which is replaced whole is no link: what it leads to may be of another disk, or nobody's.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if os.path.islink(path):
+        raise ValueError(
+            f"The folder {os.fspath(path)} must be no link, because it is replaced whole. Name the folder that it leads to, or "
+            "remove the link."
+        )
+
+
 def put_aside(path: str | os.PathLike[str]) -> Path | None:
     """Where a folder lies that a killed `replacing_folder` has put aside before the new one was in its place."""
     path = Path(path)
@@ -347,8 +373,10 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         BlockingIOError: another process is writing the same folder.
+        ValueError: ``path`` is a link.
     """
     path = Path(path)
+    refuse_link(path)
     beside = _beside(path)
     if beside.is_symlink():
         beside.unlink()
@@ -519,7 +547,8 @@ class FolderLock:
 
     Args:
         folder: an existing folder.
-        purpose: what the holder does, for the sentence a second process gets: "a store is being written", say.
+        purpose: what the holder does, in one line, for the sentence that a second process gets: "a store is being written",
+            say.
         name: of the file.
 
     Raises:
@@ -554,13 +583,14 @@ class FolderLock:
                 )
             # Who has just let go of it may have removed the folder: a lock on that file would keep nobody out.
             if locked is False or not _is_at(handle, path):
-                holder = os.read(handle, 200).decode("utf-8", "replace").strip() or "another process"
+                holder, _, purpose = os.read(handle, 1000).decode("utf-8", "replace").strip().partition("\n")
+                does = f" ({purpose})" if purpose else ""
                 raise BlockingIOError(
-                    f"{self.folder} is locked by {holder} ({self.purpose}); wait until it has finished, or end it."
+                    f"{self.folder} is locked by {holder or 'another process'}{does}; wait until it has finished, or end it."
                 )
             with writing(path):
                 os.ftruncate(handle, 0)
-                os.write(handle, f"process {os.getpid()}\n".encode())
+                os.write(handle, f"process {os.getpid()}\n{self.purpose}\n".encode("utf-8", "backslashreplace"))
         except BaseException:
             os.close(handle)
             raise

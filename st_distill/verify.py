@@ -16,11 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 from st_distill import files
+from st_distill.checksums import AGAIN, CHECKED, ENCODER, EXPORT, noted_damage
 from st_distill.errors import one_line
-from st_distill.exporting import CHECKED, export_damage, left_aside, load_student
-from st_distill.exporting import DESCRIPTION as MODEL_DESCRIPTION
+from st_distill.exporting import left_aside, load_student, not_finite
 from st_distill.files import FolderLock
-from st_distill.pretrain.check import DESCRIPTION as ENCODER_DESCRIPTION
 from st_distill.recipe.checkpoints import SEAL, numbered, what_is_wrong
 from st_distill.recipe.diagnose import FINDINGS, read_findings
 from st_distill.recipe.embedding import what_to_embed
@@ -29,7 +28,8 @@ from st_distill.recipe.load import dump_recipe, load_recipe, load_record
 from st_distill.recipe.processes import STORE
 from st_distill.recipe.runner import START
 from st_distill.recipe.schema import Recipe
-from st_distill.recipe.state import RUN, RunState, read_results, results_remedy
+from st_distill.recipe.state import RunState, read_results, results_remedy
+from st_distill.records import RUN, good_copy
 from st_distill.store.damage import find_damage, mend_store
 from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
 from st_distill.teacher import Teacher
@@ -124,12 +124,17 @@ def verify(
 
     Raises:
         FileNotFoundError: the folder is none of the three.
-        ValueError: a store is to be repaired, and neither a recipe nor texts and teachers are given; a RecipeError where the
-            recipe cannot be read, or lets code of a model run.
+        ValueError: a store is to be repaired, and neither a recipe nor texts and teachers are given, or overrides are given
+            for a model; a RecipeError where the recipe cannot be read, or lets code of a model run.
         BlockingIOError: another process writes there.
     """
     folder = Path(path)
     kind = _kind(folder)
+    if overrides and kind == "model":
+        raise ValueError(
+            f"The option --set (in Python 'overrides') changes the recipe of a run or a store, and {folder} is a model. Leave "
+            "it out."
+        )
     if overrides and recipe is None:
         recipe = (folder.parent if kind == "store" else folder) / "recipe.yaml"
     if recipe is not None and not isinstance(recipe, Recipe):
@@ -164,7 +169,7 @@ def _kind(folder: Path) -> Kind:
         return "run"
     if has(STORE_DESCRIPTION) or (folder / "index").is_dir():
         return "store"
-    if has("modules.json") or has(MODEL_DESCRIPTION) or has(ENCODER_DESCRIPTION):
+    if has("modules.json") or has(EXPORT) or has(ENCODER):
         return "model"
     if (aside := files.put_aside(folder)) is not None:
         raise FileNotFoundError(left_aside(folder, aside))
@@ -291,29 +296,20 @@ def _run_state(folder: Path, repair: bool) -> tuple[RunState | None, list[Findin
     else:
         return state, list(_copy_of(path, repair)) if state.exists else []
     lost = f"restore {RUN} from a copy, or remove {folder / 'stages'} to do the stages again"
-    try:
-        copied = files.read_record(files.copy_of(path))
-    except (OSError, ValueError):
+    if (copied := good_copy(path)) is None:
         return None, [Finding(file=RUN, message=message, remedy=lost)]
     if not repair:
         return None, [Finding(file=RUN, message=message, remedy=_repairing(folder))]
     files.write_record(path, copied)
-    try:
-        return RunState(folder), [Finding(file=RUN, message=message, remedy=_repairing(folder), repaired=True)]
-    except ValueError:
-        return None, [Finding(file=RUN, message=message, remedy=lost)]
+    return RunState(folder), [Finding(file=RUN, message=message, remedy=_repairing(folder), repaired=True)]
 
 
 def _copy_of(path: Path, repair: bool) -> Iterator[Finding]:
     """The second copy of a record, which must be readable on the day that the first is not."""
     copy = files.copy_of(path)
-    try:
-        files.read_signed(copy)
+    if good_copy(path) is not None:
         return
-    except FileNotFoundError:
-        what = "there is no such file"
-    except ValueError:
-        what = "it cannot be read, or has changed since it was written"
+    what = "it cannot be read, or has changed since it was written" if copy.is_file() else "there is no such file"
     if repair:
         files.write_record(path, files.read_record(path))
     yield Finding(file=copy.name, message=what, remedy=_repairing(path.parent), repaired=repair)
@@ -373,16 +369,15 @@ def _made_again(folder: Path, path: Path, what: str, repair: bool) -> Finding:
 
 
 def _of_model(folder: Path, notes: list[str]) -> Iterator[Finding]:
-    remedy = "export it again: st-distill export STUDENT FOLDER, or continue its run with --resume"
-    if (folder / ENCODER_DESCRIPTION).is_file():
-        remedy = "continue its pretraining: st-distill pretrain RECIPE --resume"
-        for name, what in export_damage(folder, ENCODER_DESCRIPTION):
-            yield Finding(file=name, message=what, remedy=remedy)
+    if (folder / ENCODER).is_file():
+        for name, what in noted_damage(folder, ENCODER):
+            yield Finding(file=name, message=what, remedy=AGAIN[ENCODER])
         return
-    if wrong := export_damage(folder):
+    remedy = AGAIN[EXPORT]
+    if wrong := noted_damage(folder):
         yield from (Finding(file=name, message=what, remedy=remedy) for name, what in wrong)
         return
-    described = folder / MODEL_DESCRIPTION
+    described = folder / EXPORT
     noted: dict[str, Any] = files.read_json(described) if described.is_file() else {}
     if CHECKED not in noted:
         notes.append(
@@ -390,19 +385,18 @@ def _of_model(folder: Path, notes: list[str]) -> Iterator[Finding]:
         )
     try:
         model = load_student(folder, device="cpu")
-        tensors = model.state_dict()
+        broken = list(not_finite(model))
         vector = np.asarray(model.encode(["a text"], show_progress_bar=False))[0]
     except Exception as error:  # whatever the libraries make of broken files
         cause = error.__cause__ or error
         message = f"the model cannot be loaded: {type(cause).__name__}: {one_line(cause)}"
         yield Finding(file="modules.json", message=message, remedy=remedy)
         return
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            yield Finding(file="weights", message=f"there is NaN or infinity in {name}", remedy=remedy)
+    for name in broken:
+        yield Finding(file="weights", message=f"there is NaN or infinity in {name}", remedy=remedy)
     if not np.isfinite(vector).all():
         yield Finding(file="weights", message="the vector of a text is not finite", remedy=remedy)
     dims = noted.get("dims")
     if dims and len(vector) != dims[0]:
         message = f"there are {dims[0]} dimensions noted, and vectors have {len(vector)}"
-        yield Finding(file=MODEL_DESCRIPTION, message=message, remedy=remedy)
+        yield Finding(file=EXPORT, message=message, remedy=remedy)

@@ -320,6 +320,12 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
         (["eval", "{model}", "{folder}/pairs.tsv", "--csv", ""], "The 'csv' must not be empty"),
         (["report", ""], "The 'run' must not be empty"),
         (["report", "{folder}", "--out", ""], "The 'out' must not be empty"),
+        (["report", "{folder}", "--out", " "], "The 'out' must not be empty"),
+        (["report", "/"], "The 'run' must be the work folder of a run, with a run.json. Got / instead"),
+        (
+            ["verify", "{model}", "--set", "a=b"],
+            "changes the recipe of a run or a store, and {model} is a model. Leave it out",
+        ),
         (
             ["eval", "{folder}/mode", "{folder}/pairs.tsv"],
             "there is no folder '{folder}/mode'; did you mean '{folder}/model'?\n",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import venv
 from pathlib import Path
@@ -13,7 +14,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 
-from st_distill.exporting import describe, export, export_damage, export_teacher, info, load_student
+from st_distill.checksums import noted_damage
+from st_distill.exporting import describe, export, export_teacher, info, load_student
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.modules.rotation import random_rotation
 
@@ -203,7 +205,7 @@ def test_the_old_names_of_the_modules(student, tmp_path, sentences):
     export(tmp_path / "model", tmp_path / "old", old_names=True)
     names = [f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Dense", "Normalize")]
     assert modules_of(tmp_path / "old") == names
-    assert export_damage(tmp_path / "old") == []
+    assert noted_damage(tmp_path / "old") == []
     assert info(tmp_path / "old")["dims"] == [24, 8]
     assert np.array_equal(SentenceTransformer(str(tmp_path / "old"), device="cpu").encode(sentences), expected)
 
@@ -213,7 +215,7 @@ def test_a_damaged_model_is_told_with_its_file(student, tmp_path):
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(
-        ValueError, match="cannot be loaded: model.safetensors: there are 1000 bytes.*st-distill verify"
+        ValueError, match="model is damaged: model.safetensors: there are 1000 bytes.*st-distill export STUDENT"
     ):
         info(tmp_path / "model")
     (tmp_path / "model" / "st_distill.json").unlink()
@@ -270,6 +272,52 @@ def test_an_export_is_not_written_over_itself(student, tmp_path):
         export(tmp_path / "model", tmp_path / "model", dim=8)
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (" ", "must end with the name of a folder"),
+        ("dangling", "must be no link, because it is replaced whole"),
+        ("link", "must be no link"),
+        ("loop", "must be no link"),
+        ("file/model", "must be a place for a folder. Got file/model instead, where file is no folder"),
+        (
+            "out-run/stages/1-all/model/inner",
+            "outside the stages of a run.*lies in .*/out-run/stages/1-all/model: choose",
+        ),
+        ("out-run/stages/inner", "outside the stages of a run.*lies in .*/out-run/stages: choose"),
+        ("student/inner", "must lie apart. Got student/inner and student"),
+    ],
+)
+def test_places_that_are_none(path, told, student, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    student.save("student")
+    shutil.copytree("student", "out-run/stages/1-all/model")
+    Path("out-run/run.json").touch()
+    Path("out-run/run.copy.json").touch()
+    Path("file").touch()
+    Path("real").mkdir()
+    for name, target in (("dangling", "nothing"), ("link", "real"), ("loop", "loop")):
+        Path(name).symlink_to(target)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=told):
+        export("student", path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_model_within_the_export_that_would_be_replaced_is_kept(student, tmp_path):
+    export(student, tmp_path / "out")
+    student.save(str(tmp_path / "out" / "inner"))
+    with pytest.raises(ValueError, match="must lie apart"):
+        export(tmp_path / "out" / "inner", tmp_path / "out")
+    assert (tmp_path / "out" / "inner" / "modules.json").is_file()
+
+
+def test_a_model_that_is_a_link_to_itself(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ValueError, match="must be a model's folder. Got .*/loop instead"):
+        export(tmp_path / "loop", tmp_path / "out")
+
+
 def test_dimensions_that_are_none(student, make_student, tmp_path):
     with pytest.raises(ValueError, match=r"one of the projection's dimensions \[48, 24, 8\]. Got 16"):
         export(student, tmp_path / "model", dim=16)
@@ -298,6 +346,13 @@ def test_info_of_no_model(tmp_path):
         ValueError, match="the work folder of a run; name its recipe's output, or call st-distill report"
     ):
         info(tmp_path)
+
+
+def test_info_of_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "run.json").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="Got . instead, the work folder of a run; name its recipe's output"):
+        info(".")
 
 
 def test_a_static_student(make_student, tmp_path, sentences):

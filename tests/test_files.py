@@ -186,14 +186,41 @@ def test_a_folder_is_replaced_through_no_link(tmp_path):
     assert (tmp_path / "elsewhere" / "new").is_dir()
 
 
+@pytest.mark.parametrize("target", ["nothing", "elsewhere"])
+def test_a_link_is_not_replaced(target, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to(target)
+    with pytest.raises(ValueError, match="out must be no link"), files.replacing_folder(tmp_path / "out"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "out"]
+
+
+def test_what_is_in_the_way_of_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "dangling").symlink_to("nothing")
+    for name, expected in (
+        ("folder/a/b", None),
+        ("link/a", None),
+        ("link", None),
+        ("file", "file"),
+        ("file/a/b", "file"),
+        ("dangling/a", "dangling"),
+    ):
+        assert files.in_the_way(tmp_path / name) == (None if expected is None else tmp_path / expected), name
+
+
 def test_lock_is_for_one_and_ends_with_its_block(tmp_path):
     with (
-        files.FolderLock(tmp_path),
+        files.FolderLock(tmp_path, purpose="a test is running"),
         pytest.raises(BlockingIOError, match=rf"locked by process {os.getpid()} \(a test is running\); wait"),
     ):
-        files.FolderLock(tmp_path, purpose="a test is running").__enter__()
+        files.FolderLock(tmp_path, purpose="it is being repaired").__enter__()
     with files.FolderLock(tmp_path):
-        pass
+        (tmp_path / "lock").write_text("process 5\n")  # as earlier versions wrote it
+        with pytest.raises(BlockingIOError, match="locked by process 5; wait"):
+            files.FolderLock(tmp_path).__enter__()
 
 
 def test_lock_ends_with_a_killed_process(tmp_path):

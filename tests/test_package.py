@@ -23,6 +23,8 @@ LAYERS = [
     "nearest",
     "options",
     "files",
+    "records",
+    "checksums",
     "stopping",
     "tables",
     "contained",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -624,9 +625,37 @@ def test_a_strangers_state_of_a_run_is_refused(stages, tmp_path, capsys):
     for options in ([], ["--repair"]):
         assert main(["verify", str(work), *options]) == 1
         assert "must list a run's stages" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="choose another work folder, or remove this one"):
+    with pytest.raises(ValueError, match="Choose another work folder, or remove this one"):
         RunState(work)
     assert kept.exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{}", '{"format": "st-distill/run", "version": 1, "stages": 5}'])
+def test_a_state_of_another_shape_comes_back_from_its_copy(content, finished, tmp_path, capsys):
+    work = shutil.copytree(finished / "out-run", tmp_path / "out-run")
+    (work / "run.json").write_text(content)
+    mending = f"does not. Put its copy run.copy.json in its place, or mend it with: st-distill verify {work} --repair"
+    assert main(["report", str(work)]) == 2
+    assert mending in capsys.readouterr().err
+    with pytest.raises(ValueError, match=re.escape(mending)):
+        RunState(work)
+    assert main(["verify", str(work), "--repair"]) == 0
+    capsys.readouterr()
+    assert RunState(work).stages == RunState(finished / "out-run").stages
+    for name in ("run.json", "run.copy.json"):
+        (work / name).write_text(content)
+    with pytest.raises(ValueError, match="It does not. Choose another work folder, or remove this one"):
+        RunState(work)
+    assert main(["verify", str(work), "--repair"]) == 1
+    assert "restore run.json from a copy, or remove" in capsys.readouterr().out
+
+
+def test_a_copy_of_a_state_that_has_another_shape_is_written_again(finished, tmp_path):
+    work = shutil.copytree(finished / "out-run", tmp_path / "out-run")
+    (work / "run.copy.json").write_text("[]")
+    assert found(verify(work)) == ["run.copy.json"]
+    assert verify(work, repair=True).is_whole
+    assert verify(work).findings == []
 
 
 @pytest.mark.parametrize("place", ["pooled", "stages/1-projection/checkpoints", "start"])

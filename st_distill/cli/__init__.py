@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check_names(options: argparse.Namespace) -> None:
     """An empty text names nothing, such as a variable of the shell that is not set: it is neither this folder nor left out."""
     for name, value in vars(options).items():
-        if value == "" and not name.endswith("_prompt"):
+        if isinstance(value, str) and not value.strip() and not name.endswith("_prompt"):
             raise ValueError(f"The '{name.replace('_', '-')}' must not be empty. Give a name, or leave the option out.")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,16 +30,15 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 import st_distill.modules  # noqa: F401 - registers the ALiBi encoder
+from st_distill.checksums import require_whole
 from st_distill.errors import one_line, sentence
-from st_distill.exporting import DESCRIPTION, export_damage
-from st_distill.files import describe, read_json, remove_abandoned, replacing_folder, write_json
+from st_distill.files import describe, in_the_way, read_json, remove_abandoned, replacing_folder, write_json
 from st_distill.glue.results import average, figures
 from st_distill.glue.tasks import Examples, TaskData, find_tasks
 from st_distill.modules.alibi_checkpoint import is_published_alibi
 from st_distill.modules.alibi_config import explain_other_model
 from st_distill.nearest import any_of, suggest
 from st_distill.options import check_whole_number
-from st_distill.pretrain.check import DESCRIPTION as ENCODER_DESCRIPTION
 from st_distill.recipe.arguments import RESERVED, complaints, hints_of, range_complaint
 from st_distill.recipe.models import why_not
 
@@ -178,10 +176,15 @@ def glue(
         where a task is missing.
 
     Raises:
+        NotADirectoryError: ``output`` lies under a file.
         ValueError: before any training, for a model that cannot serve, for mistakes in the data of any task, and for results
             in ``output`` that are of something else.
     """
     settings = Settings() if settings is None else settings
+    if (blocking := in_the_way(output)) is not None:
+        raise NotADirectoryError(
+            f"The 'output' must be a place for a folder. Got {output}, where {blocking} is no folder."
+        )
     found = find_tasks(os.fspath(data), tasks)
     loaded = _Model(os.fspath(model), trust_remote_code)
     for task in found:
@@ -200,7 +203,7 @@ class _Model:
     def __init__(self, name: str, trust_remote_code: bool) -> None:
         self.name = name
         self.how = {"trust_remote_code": trust_remote_code}
-        _require_undamaged(name)
+        require_whole(name)
         with _opening(name):
             self.config = AutoConfig.from_pretrained(name, **self.how)
             self.tokenizer = AutoTokenizer.from_pretrained(name, **self.how)
@@ -368,15 +371,6 @@ class _Rows(Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {**{name: values[row] for name, values in self.encoded.items()}, "labels": self.labels[row]}
-
-
-def _require_undamaged(name: str) -> None:
-    for description in (DESCRIPTION, ENCODER_DESCRIPTION):
-        for file, what in export_damage(name, description):
-            raise ValueError(
-                f"The model {name} cannot be used: {file}: {what}. To look at every file: "
-                f"st-distill verify {shlex.quote(name)}"
-            )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PretrainedConfig, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
+from st_distill.checksums import ENCODER, require_whole
 from st_distill.errors import Problem, RecipeError, one_line
 from st_distill.pretrain.schema import PRETRAINING, SHORTHAND_ARGUMENTS, Pretraining, TokenizerSpec
 from st_distill.pretrain.tokenizer import WordTokenizer
@@ -20,10 +21,8 @@ from st_distill.recipe.run_rules import RunRules, attention_dropout
 from st_distill.recipe.schema import Texts
 from st_distill.recipe.words import FieldPath
 
-__all__ = ["DESCRIPTION", "check_pretraining", "load_pretraining"]
+__all__ = ["check_pretraining", "load_pretraining"]
 
-#: What a finished model's folder says of itself, beside the files that transformers reads.
-DESCRIPTION = "st_distill_pretraining.json"
 _RESERVED = {
     **RESERVED,
     "learning_rate": "set the recipe's learning_rate instead",
@@ -84,7 +83,7 @@ def may_be_replaced(path: Path) -> bool:
     """Whether a finished model may be written to this path: nothing is there, or an earlier one of pretraining."""
     if not path.exists():
         return True
-    return path.is_dir() and ((path / DESCRIPTION).is_file() or not any(path.iterdir()))
+    return path.is_dir() and ((path / ENCODER).is_file() or not any(path.iterdir()))
 
 
 class _Rules(RunRules):
@@ -175,6 +174,11 @@ class _Rules(RunRules):
 
     def given_tokenizer(self, path: FieldPath, spec: TokenizerSpec, config: PretrainedConfig | None) -> None:
         masking = self.recipe.masking
+        try:
+            require_whole(str(spec.model))
+        except ValueError as error:
+            self.error(path, one_line(error))
+            return
         try:
             found = AutoTokenizer.from_pretrained(spec.model, revision=spec.revision)
         except Exception as error:  # files of any shape, and whatever a network does

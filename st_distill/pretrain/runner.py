@@ -27,8 +27,8 @@ from transformers import (
     set_seed,
 )
 
+from st_distill.checksums import CHECKED, ENCODER, require_whole
 from st_distill.errors import MissingExtraError, RecipeError, sentence
-from st_distill.exporting import CHECKED
 from st_distill.files import (
     flush_folder,
     manifest,
@@ -42,7 +42,7 @@ from st_distill.files import (
 )
 from st_distill.modules.alibi_checkpoint import is_published_alibi, refuse_published
 from st_distill.modules.alibi_config import explain_published
-from st_distill.pretrain.check import DESCRIPTION, check_pretraining, load_pretraining
+from st_distill.pretrain.check import check_pretraining, load_pretraining
 from st_distill.pretrain.corpus import MaskedRows, MaskedStream, Padding, rows_of, write_rows
 from st_distill.pretrain.evaluation import held_out_documents, masked_accuracy
 from st_distill.pretrain.masking import WordMasker
@@ -145,6 +145,7 @@ def evaluate_encoder(model: str | os.PathLike[str], recipe: Pretraining) -> dict
             another one.
     """
     name = os.fspath(model)
+    require_whole(name)
     config = _loaded(AutoConfig, name)
     if is_published_alibi(config.to_dict()):
         raise ValueError(explain_published(name))
@@ -433,7 +434,7 @@ class _Pretraining:
         output = Path(self.recipe.output)
         with replacing_folder(output) as folder:
             shutil.copytree(model, folder, dirs_exist_ok=True)
-            write_json(folder / DESCRIPTION, {"results": results, CHECKED: manifest(folder)})
+            write_json(folder / ENCODER, {"results": results, CHECKED: manifest(folder)})
         logger.info("The model is in %s.", output)
 
 

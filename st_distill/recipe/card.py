@@ -14,8 +14,8 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from st_distill import __version__
 from st_distill.card import dimensions, escaped, markdown_table, replace_sections, section, usage, widget
+from st_distill.checksums import EXPORT
 from st_distill.evaluation.failures import failures
-from st_distill.exporting import DESCRIPTION
 from st_distill.figures import defined, percent, quality_columns, task_table
 from st_distill.files import read_json
 from st_distill.recipe.conversion import Part
@@ -69,7 +69,7 @@ def write_run_card(
         environment: label to value.
     """
     name = Path(recipe.output).name
-    description = read_json(folder / DESCRIPTION)
+    description = read_json(folder / EXPORT)
     # Dimensions that a projection has and no loss looked at are not recommended.
     trained = trained_dims(recipe)
     told = description | {

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
+from st_distill.checksums import require_whole
 from st_distill.errors import Problem, one_line
 from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind
@@ -99,6 +100,7 @@ class Findings:
         if key not in self.models:
             self.models[key] = None
             try:
+                require_whole(name)
                 self.models[key] = read_model(name, revision)
             except UnknownModel as unknown:
                 self.warn((*path, "model"), str(unknown))

@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer, PretrainedConfig
 
+from st_distill.checksums import require_whole
 from st_distill.errors import one_line, sentence
 from st_distill.exporting import load_student
 from st_distill.limits import set_max_seq_length
@@ -284,6 +285,7 @@ def load_model(name: str, *, max_seq_length: int | None = None) -> SentenceTrans
     if (Path(name) / "modules.json").is_file():
         model = load_student(name)  # a student in training has modules that only st-distill knows
     else:
+        require_whole(name)
         try:
             model = SentenceTransformer(name)
         except (OSError, ValueError) as error:

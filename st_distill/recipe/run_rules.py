@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from transformers import PretrainedConfig, TrainingArguments
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_available, is_torch_xla_available
 
+from st_distill.checksums import stage_around
 from st_distill.errors import one_line
+from st_distill.files import in_the_way
 from st_distill.modules.alibi_attention import PLANS
 from st_distill.modules.alibi_config import AlibiBertConfig
 from st_distill.nearest import any_of, suggest
@@ -28,6 +31,24 @@ def attention_dropout(config: PretrainedConfig | None) -> float:
     """The share of the attention's weights that a model of this configuration drops; 0 where it says nothing of it."""
     shares = (getattr(config, name, None) for name in ("attention_probs_dropout_prob", "attention_dropout"))
     return next((share for share in shares if isinstance(share, int | float)), 0.0)
+
+
+def _complaint(folder: Path, *, replaced: bool) -> str | None:
+    """Why a folder cannot be written, as `RunRules.place` reports it."""
+    if str(folder).startswith("~"):  # a folder of that name would be made, and who removes it may remove his home
+        return "begins with '~', which is no home folder here; write the whole path"
+    if not str(folder).strip() or (replaced and folder.name in ("", "..")):
+        return f"must end with the name of a folder, got '{folder}'; name one, such as out/model"
+    if replaced and os.path.islink(folder):
+        return f"'{folder}' is a link; name the folder that it leads to"
+    try:
+        Path(os.path.realpath(folder)).exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
+        return f"cannot be a folder: {one_line(error)}"
+    if folder.is_file():
+        return "is a file; name a folder"
+    blocking = in_the_way(folder)
+    return None if blocking is None else f"'{blocking}' is no folder; name another place"
 
 
 class RunRules(Findings):
@@ -55,17 +76,15 @@ class RunRules(Findings):
         if not self.recipe.output or not self.sound(("output",), ("work",)):
             return
         where: FieldPath = ("work",) if self.recipe.work is not None else ("output",)
-        homes = [name for name in ("output", "work") if str(getattr(self.recipe, name) or "").startswith("~")]
-        for name in homes:  # a folder of that name would be made, and who removes it may remove his home
-            self.error((name,), "begins with '~', which is no home folder here; write the whole path")
-        if homes:
+        plain = Path(self.recipe.output)
+        named = [plain, *(plain.with_name(name) for name in beside if plain.name)]
+        targets = [real for path in named if (real := self.place(("output",), path, replaced=True)) is not None]
+        work = None
+        if len(targets) == len(named) or where == ("work",):  # else it is said already
+            work = self.place(where, self.recipe.work_folder)
+        if work is None or len(targets) < len(named):
             return
-        try:
-            output, work = Path(self.recipe.output).resolve(), self.recipe.work_folder.resolve()
-            files = [name for name, path in (("output", output), ("work", work)) if path.exists() and not path.is_dir()]
-        except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
-            self.error(where, f"cannot be a folder: {one_line(error)}")
-            return
+        output, *others = targets
         if output == work:
             self.error(where, "output and work must be two folders; leave work out for <output>-run")
         elif output in work.parents or work in output.parents:
@@ -73,23 +92,35 @@ class RunRules(Findings):
             self.error(
                 where, f"the {inner} folder must not be inside the {outer} folder; leave work out for <output>-run"
             )
-        others = [output.with_name(name) for name in beside]
         if work in others:
             self.error(where, f"'{self.recipe.work_folder}' is written beside the output; name another folder")
-        for name in files:
-            self.error((name,), "is a file; name a folder")
-        if files:
-            return
         # What a recipe reads is no folder to write to, whatever else there is to say of it.
-        models = {Path(model).resolve(): model for model in read if model is not None}
+        models = {Path(os.path.realpath(model)): model for model in read if model is not None}
         for place, path in ((("output",), output), (where, work)):
             if path in models:
                 self.error(place, f"'{models[path]}' is a model that the recipe reads; name another folder")
         for target in (output, *others):
+            if (around := stage_around(target)) is not None:
+                self.error(("output",), f"lies in {around}, where a run has its stages; name another folder")
+            for inner in (model for path, model in models.items() if target in path.parents):
+                self.error(("output",), f"'{inner}', which the recipe reads, lies in it; name another folder")
             if target not in models and not may_be_replaced(target):
                 self.error(("output",), f"'{target}' holds other files than an export's; name a new folder")
         if work.is_dir() and work not in models and not may_be_worked_in(work):
             self.error(where, f"'{self.recipe.work_folder}' holds other files than a run's; name a new folder")
+
+    def place(self, path: FieldPath, folder: Path, *, replaced: bool = False) -> Path | None:
+        """Where a folder that is to be written really lies; None where none can be, which is reported.
+
+        Args:
+            path: the field that names it.
+            folder: as it is named there.
+            replaced: whether it is replaced whole.
+        """
+        if (complaint := _complaint(folder, replaced=replaced)) is not None:
+            self.error(path, complaint)
+            return None
+        return Path(os.path.realpath(folder))
 
     # --- attention ---------------------------------------------------------------------------------------------------
 

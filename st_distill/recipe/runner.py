@@ -16,12 +16,13 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
+from st_distill.checksums import noted_damage
 from st_distill.diagnosis import DiagnosisCallback
 from st_distill.environment import environment
 from st_distill.errors import Problem, RecipeError, one_line, sentence
 from st_distill.evaluation import TeacherFidelityEvaluator
 from st_distill.evaluation.failures import failure, failures
-from st_distill.exporting import export, export_damage, export_teacher, load_student
+from st_distill.exporting import export, export_teacher, load_student
 from st_distill.files import differences, manifest, read_json, read_signed, write_json, write_signed, write_text
 from st_distill.limits import set_max_seq_length
 from st_distill.modules.matryoshka import find_projection
@@ -179,7 +180,7 @@ class _Run:
             if all(stage["done"] for stage in state.stages):
                 logger.info("Every stage is done already.")
                 self.processes.by_main(lambda: self._diagnose(len(state.stages), None, []))
-                model = load_student(state.finished_model(len(state.stages) - 1))
+                model = load_student(state.stage_folder(len(state.stages) - 1) / "model")
             else:
                 model = self._stages(state)
             results = self._finish(model, state)
@@ -335,7 +336,7 @@ class _Run:
     ) -> SentenceTransformer:
         """The student as it is before stage ``first`` (from 0)."""
         if first > 0:
-            return self._load(state.finished_model(first - 1))
+            return self._load(state.stage_folder(first - 1) / "model")
         start = self.folder / "start"
 
         def make() -> SentenceTransformer:
@@ -406,7 +407,7 @@ class _Run:
         # What was found is looked for again where it cannot be read.
         is_done = is_done and (not self.recipe.diagnosis or "after" in known_findings(self.folder))
         # One that is damaged is written again.
-        is_done = is_done and all((o / "modules.json").is_file() and not export_damage(o) for o in outputs)
+        is_done = is_done and all((o / "modules.json").is_file() and not noted_damage(o) for o in outputs)
         self.processes.meet()  # before the main process writes what the others are looking at
         if is_done:
             return stored["results"]

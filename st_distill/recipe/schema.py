@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from st_distill.files import is_folder_name
 from st_distill.nearest import nearest, suggest
 from st_distill.recipe.conversion import Part
 from st_distill.recipe.patterns import pattern_error
@@ -65,8 +66,7 @@ STAGE_DEFAULTS = {"learning_rate": 1e-4, "per_device_train_batch_size": 128}
 
 
 def file_name(value: Any) -> Iterator[Found]:
-    allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-    if value is not None and (not 0 < len(value) <= 100 or not set(value) <= allowed or "." in (value[0], value[-1])):
+    if value is not None and not is_folder_name(value):
         allowance = "up to 100 letters, digits, '-', '_' and inner '.'"
         yield (), f"names a folder, so it must be of {allowance}, got '{value}'"
 

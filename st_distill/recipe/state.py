@@ -15,28 +15,22 @@ from st_distill import __version__
 from st_distill.files import (
     FolderLock,
     copy_of,
-    differences,
     is_temporary,
     manifest,
-    read_record,
     read_signed,
-    restoring,
     write_record,
 )
 from st_distill.recipe.conversion import as_mapping
 from st_distill.recipe.processes import STORE
-from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Projection, Recipe, Stage, file_name
+from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Projection, Recipe, Stage
+from st_distill.records import FORMAT, RUN, VERSION, RunRecord
 from st_distill.store.format import DESCRIPTION
 from st_distill.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
-RUN = "run.json"
-"""The record of a run in its work folder."""
 #: What a work folder may have in it before it has a record.
 _BEGINNINGS = {FolderLock.NAME, STORE, "captions", "corpus", "pooled", "recipe.yaml", "stages", "start", "tokenizer"}
-_FORMAT = "st-distill/run"
-_VERSION = 1
 
 #: Training arguments that may change between two starts of one run, because the result does not depend on them.
 _FREE_ARGUMENTS = {
@@ -110,51 +104,19 @@ def may_be_worked_in(folder: Path) -> bool:
         return True
     # One that was killed early has neither yet, and one without teachers may have lost the first.
     lock = folder / FolderLock.NAME
-    if lock.exists() and not (lock.is_file() and re.fullmatch(rb"(process \d+\n)?", lock.read_bytes()[:100])):
+    if lock.exists() and not (
+        lock.is_file() and re.fullmatch(rb"(process \d+\n([^\n]*\n?)?)?", lock.read_bytes()[:100])
+    ):
         return False
     return all(path.name in _BEGINNINGS or is_temporary(path.name) for path in folder.iterdir())
 
 
-class RunState:
+class RunState(RunRecord):
     """The ``run.json`` of a work folder.
 
     A stage is known by its determining fields: data, model, losses, optimiser and effective batch, and those of the
     stages before it. Device, logging and worker fields are not among them.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = folder / RUN
-        self.stages: list[dict[str, Any]] = []
-        self.recipe: str | None = None
-        """The sha256 of recipe.yaml; None where the recipe has Python objects, and no file."""
-        self.begun_by: Any = __version__
-        if not self.path.is_file() and copy_of(self.path).is_file():
-            raise ValueError(f"The run in {folder} has lost its {self.path.name}. {restoring(self.path)}")
-        if not self.path.is_file() and (folder / "stages").is_dir():
-            # To begin anew would take the place of models that are there, or go on from checkpoints of who knows what.
-            raise ValueError(
-                f"The folder {folder} has the stages of a run, but has lost its {self.path.name}. Restore it, or remove "
-                f"{folder / 'stages'} to do them again."
-            )
-        if self.path.is_file():
-            stored = read_record(self.path)
-            if not isinstance(stored, dict) or stored.get("format") != _FORMAT or stored.get("version") != _VERSION:
-                raise ValueError(
-                    f"The file {self.path} must describe a run of version {_VERSION} of this format. It does not: choose "
-                    "another work folder, or remove this one."
-                )
-            if not _are_stages(stored.get("stages")):
-                raise ValueError(
-                    f"The file {self.path} must list a run's stages. It does not: choose another work folder, or remove this "
-                    "one."
-                )
-            self.stages = stored["stages"]
-            self.recipe, self.begun_by = stored.get("recipe"), stored.get("begun_by", __version__)
-
-    @property
-    def exists(self) -> bool:
-        return self.path.is_file()
 
     @property
     def has_begun(self) -> bool:
@@ -162,12 +124,8 @@ class RunState:
         return any("folder" in stage or self.stage_folder(index).exists() for index, stage in enumerate(self.stages))
 
     def write(self) -> None:
-        written = {"format": _FORMAT, "version": _VERSION, "begun_by": self.begun_by, "recipe": self.recipe}
+        written = {"format": FORMAT, "version": VERSION, "begun_by": self.begun_by, "recipe": self.recipe}
         write_record(self.path, {**written, "stages": self.stages})
-
-    def stage_folder(self, index: int) -> Path:
-        stage = self.stages[index]
-        return self.folder / stage.get("folder", f"stages/{index + 1}-{stage['name']}")
 
     def plan(self, wanted: list[dict[str, Any]], *, from_stage: int | None, can_go_back: bool = True) -> None:
         """Take over the stages of the recipe: keep what is done and unchanged, drop what comes after ``from_stage``.
@@ -222,42 +180,6 @@ class RunState:
         files = manifest(self.stage_folder(index) / "model")
         self.stages[index] |= {"done": True, "metrics": metrics, "files": files}
         self.write()
-
-    def finished_model(self, index: int) -> Path:
-        """Folder of the student after a stage (from 0) that is done.
-
-        Raises:
-            ValueError: it has changed since it was written; the sentence names what does the stage again.
-        """
-        folder = self.stage_folder(index) / "model"
-        for name, what in differences(folder, self.stages[index].get("files", {})):
-            raise ValueError(
-                f"The model of stage {index + 1} is damaged: in {folder / name}, {what}. Restore it, or {self.again(index)}."
-            )
-        return folder
-
-    def again(self, index: int) -> str:
-        """What does a stage that is done (from 0) again, for a sentence about its model."""
-        if "folder" in self.stages[index]:
-            return "pretrain again in a new work folder"
-        command = "" if self.recipe is None else f": st-distill run {shlex.quote(str(self.folder / 'recipe.yaml'))}"
-        return f"do the stage again with{command} --resume --from-stage {index + 1}"
-
-
-def _are_stages(value: Any) -> bool:
-    """Whether somebody, who may be a stranger, has described stages whose folders lie in that of the run."""
-    kinds = {"name": str, "done": bool, "fields": dict, "files": dict, "metrics": dict}
-    later: dict[str, Any] = {"files": {}, "metrics": {}}
-    return isinstance(value, list) and all(
-        isinstance(stage, dict)
-        and all(isinstance((later | stage).get(key), kind) for key, kind in kinds.items())
-        and not any(file_name(stage["name"]))
-        and all(
-            isinstance(file, dict) and {"bytes", "sha256"} <= file.keys() for file in (later | stage)["files"].values()
-        )
-        and ("folder" not in stage or (stage["folder"] == "." and len(value) == 1))
-        for stage in value
-    )
 
 
 def stage_fields(recipe: Recipe, index: int, data: dict[str, str], *, processes: int = 1) -> dict[str, Any]:

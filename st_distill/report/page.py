@@ -20,7 +20,7 @@ from st_distill.errors import MissingExtraError, one_line
 from st_distill.evaluation.failures import failures
 from st_distill.exporting import load_student
 from st_distill.figures import scores_of
-from st_distill.files import remove_abandoned, write_bytes, write_text
+from st_distill.files import in_the_way, remove_abandoned, write_bytes, write_text
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.measuring import measure, texts_and_vectors
 from st_distill.recipe.schema import Recipe, Texts
@@ -159,11 +159,11 @@ def write_page(
 
 def _require_writable(folder: Path) -> None:
     """Whether a part of the report can be written, and is no part of a model, before the work whose result goes there."""
-    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not nearest.is_dir():
+    if (blocking := in_the_way(folder)) is not None:
         raise NotADirectoryError(
-            f"The report cannot be written to {folder}: {nearest} is no folder. Name another place with --out."
+            f"The report cannot be written to {folder}: {blocking} is no folder. Name another place with --out."
         )
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise PermissionError(
             f"The report cannot be written to {folder}: the folder {nearest} is not writable. Name another place with --out."
@@ -295,7 +295,7 @@ def _collect(run: Run, *, speed: bool) -> _Found:
         )
         found.absent.append(("comparisons with the teachers, pictures and speed", reason))
         return found
-    student = SentenceTransformer(recipe.output)
+    student = load_student(recipe.output)
 
     def attempt(what: str, part: Callable[[Recipe, SentenceTransformer, Run, _Found], None]) -> None:
         # A page without one of its parts is of more use than none.

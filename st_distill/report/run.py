@@ -111,7 +111,8 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 
 def _beside(model: Path) -> Path:
     """The work folder of a run under its default name, beside the model that it exports."""
-    return model.with_name(f"{model.name}-run")
+    model = Path(os.path.abspath(model))  # the current folder has a name too
+    return model.parent / f"{model.name}-run"
 
 
 def _is_of_a_run(folder: Path) -> bool:

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from st_distill import files
+from st_distill.checksums import require_whole
 from st_distill.teacher.identity import cache_folder, commit_of, folder_revision, hub_names, model_checksum
 from st_distill.teacher.source import Variant
 
@@ -116,6 +117,7 @@ def load_model(name: str, *, of: str, **options: Any) -> SentenceTransformer:
 
     from st_distill.modules.alibi_checkpoint import refuse_published  # which registers the ALiBi encoder too
 
+    require_whole(name)
     try:
         model = SentenceTransformer(name, **options)
     except OF_FILES as error:

@@ -9,8 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from fault_helpers import ALL, Project, assert_told, forked, kill, same_results
+from made_glue import write_glue
 
+from st_distill.cli import main
 from st_distill.verify import Finding, verify
 
 CHECKPOINT = "stages/2-all/checkpoints/checkpoint-*/checksums.json"
@@ -47,6 +50,11 @@ class Kept:
         found = sorted(path.relative_to(self.copy) for path in self.copy.rglob("*") if path.is_file())
         found = [path for path in found if (self.copy / path).stat().st_size and path.parts[0].startswith("out")]
         return found if ALL else found[::23]
+
+    def model_files(self) -> list[Path]:
+        """All of the exported model, by their path in its folder."""
+        model = self.copy / "out"
+        return sorted(path.relative_to(model) for path in model.rglob("*") if path.is_file())
 
     def put_back(self) -> Project:
         shutil.rmtree(self.project.folder)
@@ -158,3 +166,64 @@ def test_the_users_recipe_is_lost_and_the_runs_own_copy_serves(stopped, undistur
     shutil.copy(project.work / "recipe.yaml", project.folder / "recipe.yaml")
     assert go_on(project, Path("recipe.yaml")) == 0
     same_results(project.results(), undisturbed.results)
+
+
+#: The commands that open a model, with what they are given beside it.
+OPENING = {
+    "info": ["info", "{model}"],
+    "eval": ["eval", "{model}", "{given}/pairs.tsv"],
+    "mine": ["mine", "{model}", "{given}/pairs.parquet", "{given}/other.parquet", "--negatives", "2"],
+    "export": ["export", "{model}", "{given}/other"],
+    "glue": ["glue", "{model}", "--data", "{given}/glue", "--out", "{given}/other"],
+    "report": ["report", "{model}-run", "--out", "{given}/other", "--no-speed"],
+    "pretrain": ["pretrain", "{given}/pretraining.yaml", "--evaluate", "{model}"],
+    **{
+        f"{command}, {part}": [command, "{given}/recipe.yaml", "--set", f"{field}={{model}}"]
+        for command in ("check", "embed", "run")
+        for part, field in (("student", "student.model"), ("teacher", "teachers.0.model"))
+    },
+}
+PRETRAINING = """\
+output: {folder}/other
+encoder: {{config: {{model_type: bert}}}}
+tokenizer: {{train: wordpiece}}
+texts: {{path: {folder}/texts.txt}}
+steps: 1
+"""
+
+
+@pytest.fixture
+def given(make_project, sentences, tmp_path) -> Path:
+    """A folder with a recipe that has not been run, and what else the commands are given beside a model."""
+    folder = make_project(tmp_path).folder
+    (folder / "recipe.yaml").write_text(
+        (folder / "recipe.yaml").read_text().replace("layers: [0, 3], pooling: mean, ", "")
+    )
+    (folder / "pairs.tsv").write_text("sentence1\tsentence2\tscore\na cat\ta dog\t3\na cat\tthe river\t0\n")
+    Dataset.from_dict({"query": sentences, "document": sentences}).to_parquet(folder / "pairs.parquet")
+    (folder / "pretraining.yaml").write_text(PRETRAINING.format(folder=folder))
+    write_glue(folder / "glue", ["rte"])
+    return folder
+
+
+@pytest.mark.parametrize("command", OPENING)
+def test_no_command_uses_a_damaged_model(command, finished, given, capsys, record_property):
+    """Each says which file is damaged and what makes the model again, before it begins any work."""
+    model = finished.project.folder / "out"
+    files = [path for path in finished.model_files() if path.name not in EDITABLE]
+    before, cases = sorted(given.rglob("*")), 0
+    for harm in HARMS if ALL else ("flipped", "deleted"):
+        for file in files if ALL else [Path("2_Dense/model.safetensors"), Path("tokenizer.json")]:
+            if harm == "deleted" and file.name in ("st_distill.json", "modules.json"):
+                continue  # then nothing is noted of it, or it is no model
+            finished.put_back()
+            HARMS[harm](model / file)
+            assert main([word.format(model=model, given=given) for word in OPENING[command]]) == 2, (harm, file)
+            said = "".join(capsys.readouterr())
+            assert f"{model} is damaged: " in said, said
+            assert f"{file}: " in said or file.name == "st_distill.json", said  # which says what the others are
+            assert "export it again: st-distill export STUDENT FOLDER" in said, said
+            assert_told(said)
+            assert sorted(given.rglob("*")) == before, (harm, file)
+            cases += 1
+    record_property("cases", cases)

@@ -200,6 +200,14 @@ def test_half_precision_is_trained_in_float32(encoder, glue_folder, tmp_path):
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
+def test_a_place_under_a_file_is_refused_before_work(encoder, glue_folder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        NotADirectoryError, match="must be a place for a folder. Got .*/file/out, where .*/file is no folder"
+    ):
+        glue(encoder, glue_folder, tmp_path / "file" / "out", settings=SHORT)
+
+
 def test_models_that_cannot_serve_are_refused_before_work(tiny_bert, encoder, glue_folder, tmp_path):
     def fails(model, message):
         with pytest.raises(ValueError, match=message):

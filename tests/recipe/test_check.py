@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -667,6 +668,51 @@ def test_nothing_of_the_users_is_written_over(recipe, folder, tiny_bert):
     assert problem.message == f"'{tiny_bert}' is a model that the recipe reads; name another folder"
     Path("mine/st_distill.json").write_text("{}")
     assert check(replace(recipe, output="mine")) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"output": " "}, "output: must end with the name of a folder, got ' '; name one, such as out/model"),
+        ({"output": "."}, "output: must end with the name of a folder, got '.'"),
+        ({"work": " "}, "work: must end with the name of a folder"),
+        ({"output": "dangling"}, "output: 'dangling' is a link; name the folder that it leads to"),
+        ({"output": "link"}, "output: 'link' is a link"),
+        ({"output": "loop"}, "output: 'loop' is a link"),
+        ({"output": "file/model"}, "output: 'file' is no folder; name another place"),
+        ({"work": "file/run"}, "work: 'file' is no folder"),
+        ({"work": "dangling"}, "work: 'dangling' is no folder"),
+        (
+            {"output": "other-run/stages/1-all/model/inner"},
+            "stages/1-all/model, where a run has its stages; name another",
+        ),
+    ],
+)
+def test_places_that_are_none(fields, told, recipe):
+    Path("file").touch()
+    Path("real").mkdir()
+    Path("other-run/stages/1-all/model").mkdir(parents=True)
+    Path("other-run/run.copy.json").touch()
+    for name, target in (("dangling", "nothing"), ("link", "real"), ("loop", "loop")):
+        Path(name).symlink_to(target)
+    (problem,) = check(replace(recipe, **fields))
+    assert told in str(problem)
+
+
+def test_a_work_folder_may_be_a_link(recipe):
+    Path("real").mkdir()
+    Path("link").symlink_to("real")
+    assert check(replace(recipe, work="link")) == []
+
+
+def test_a_model_within_the_output_is_kept(recipe, tiny_bert):
+    Path("mine").mkdir()
+    Path("mine/st_distill.json").write_text("{}")
+    shutil.copytree(tiny_bert, "mine/bert")
+    inner = replace(recipe, output="mine", student=replace(recipe.student, model="mine/bert"))
+    assert "output: 'mine/bert', which the recipe reads, lies in it; name another folder" in format_problems(
+        check(inner)
+    )
 
 
 @pytest.mark.parametrize(

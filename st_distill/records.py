@@ -1,0 +1,118 @@
+"""The record of a run: what ``run.json`` in its work folder says of the stages, and their models compared with it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from st_distill import __version__
+from st_distill.files import copy_of, differences, is_folder_name, read_record, read_signed, restoring
+
+__all__ = ["FORMAT", "RUN", "VERSION", "RunRecord", "good_copy"]
+
+RUN = "run.json"
+"""The record's name in the work folder."""
+FORMAT = "st-distill/run"
+VERSION = 1
+
+
+class RunRecord:
+    """What a ``run.json`` says, if there is one.
+
+    Raises:
+        ValueError: it is damaged, or has been lost; the sentence says which command brings it back.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / RUN
+        self.stages: list[dict[str, Any]] = []
+        self.recipe: str | None = None
+        """The sha256 of recipe.yaml; None where the recipe has Python objects, and no file."""
+        self.begun_by: Any = __version__
+        if not self.path.is_file() and copy_of(self.path).is_file():
+            raise ValueError(f"The run in {folder} has lost its {self.path.name}. {restoring(self.path)}")
+        if not self.path.is_file() and (folder / "stages").is_dir():
+            # To begin anew would take the place of models that are there, or go on from checkpoints of who knows what.
+            raise ValueError(
+                f"The folder {folder} has the stages of a run, but has lost its {self.path.name}. Restore it, or remove "
+                f"{folder / 'stages'} to do them again."
+            )
+        if self.path.is_file():
+            stored = read_record(self.path)
+            if (must := _what_it_must(stored)) is not None:
+                remedy = "Choose another work folder, or remove this one."
+                raise ValueError(
+                    f"The file {self.path} must {must}. It does not. "
+                    f"{remedy if good_copy(self.path) is None else restoring(self.path)}"
+                )
+            self.stages = stored["stages"]
+            self.recipe, self.begun_by = stored.get("recipe"), stored.get("begun_by", __version__)
+
+    @property
+    def exists(self) -> bool:
+        return self.path.is_file()
+
+    def stage_folder(self, index: int) -> Path:
+        stage = self.stages[index]
+        return self.folder / stage.get("folder", f"stages/{index + 1}-{stage['name']}")
+
+    def finished_model(self, index: int) -> Path:
+        """Folder of the student after a stage (from 0) that is done.
+
+        Raises:
+            ValueError: it has changed since it was written; the sentence names what does the stage again.
+        """
+        folder = self.stage_folder(index) / "model"
+        for name, what in differences(folder, self.stages[index].get("files", {})):
+            raise ValueError(
+                f"The model of stage {index + 1} is damaged: in {folder / name}, {what}. Restore it, or {self.again(index)}."
+            )
+        return folder
+
+    def require_whole(self, model: Path) -> None:
+        """As `finished_model`, of the folder of a student; of what no stage that is done has left, nothing is known."""
+        for index, stage in enumerate(self.stages):
+            if stage["done"] and os.path.realpath(self.stage_folder(index) / "model") == os.path.realpath(model):
+                self.finished_model(index)
+
+    def again(self, index: int) -> str:
+        """What does a stage that is done (from 0) again, for a sentence about its model."""
+        if "folder" in self.stages[index]:
+            return "pretrain again in a new work folder"
+        command = "" if self.recipe is None else f": st-distill run {shlex.quote(str(self.folder / 'recipe.yaml'))}"
+        return f"do the stage again with{command} --resume --from-stage {index + 1}"
+
+
+def good_copy(path: Path) -> dict[str, Any] | None:
+    """What the second copy of a ``run.json`` says; None where it cannot be read, or does not describe a run either."""
+    try:
+        stored = read_signed(copy_of(path))
+    except (OSError, ValueError):
+        return None
+    return stored if _what_it_must(stored) is None else None
+
+
+def _what_it_must(stored: Any) -> str | None:
+    """What a ``run.json`` must do and does not, for a sentence; None where it is as a run has written it."""
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT or stored.get("version") != VERSION:
+        return f"describe a run of version {VERSION} of this format"
+    return None if _are_stages(stored.get("stages")) else "list a run's stages"
+
+
+def _are_stages(value: Any) -> bool:
+    """Whether somebody, who may be a stranger, has described stages whose folders lie in that of the run."""
+    kinds = {"name": str, "done": bool, "fields": dict, "files": dict, "metrics": dict}
+    later: dict[str, Any] = {"files": {}, "metrics": {}}
+    return isinstance(value, list) and all(
+        isinstance(stage, dict)
+        and all(isinstance((later | stage).get(key), kind) for key, kind in kinds.items())
+        and is_folder_name(stage["name"])
+        and all(
+            isinstance(file, dict) and {"bytes", "sha256"} <= file.keys() for file in (later | stage)["files"].values()
+        )
+        and ("folder" not in stage or (stage["folder"] == "." and len(value) == 1))
+        for stage in value
+    )
