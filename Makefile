@@ -18,7 +18,7 @@ NEWEST := --upgrade "sentence-transformers[train]" transformers
 COMPATIBILITY_TESTS ?= tests/compatibility tests/test_functional.py tests/test_losses.py tests/store \
 	tests/test_exporting.py tests/modules tests/recipe/test_runner.py
 # For each module the tests of it, and how many of its mutants are tried, where not all are.
-STORE_TESTS := store,test_verify.py
+STORE_TESTS := store,test_verify.py,test_options.py
 MUTATED := functional.py:test_functional.py: hinges.py:test_functional.py: losses.py:test_losses.py: batch.py:test_losses.py: \
 	files.py:test_files.py:40 $(foreach part,build damage format labels processes store shards texts,store/$(part).py:$(STORE_TESTS):40)
 

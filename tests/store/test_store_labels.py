@@ -30,6 +30,15 @@ def test_labels_of_one_column(labelled_store):
     assert labelled_store.view().add_labels(pairs_dataset(), "question", roles="query")["label"][:] == [0, 1, 0]
 
 
+def test_labels_of_one_column_of_a_stream(labelled_store):
+    from datasets import IterableDataset
+
+    unknown = IterableDataset.from_generator(lambda: iter(pairs_dataset()))
+    for stream in (pairs_dataset().to_iterable_dataset(), unknown):
+        labels = [row["label"] for row in labelled_store.add_labels(stream, "answer")]
+        assert labels == labelled_store.ids(["b", "c", "d"]).tolist()
+
+
 @pytest.mark.parametrize("kind", ["dataset", "stream", "unknown stream", "dictionary"])
 def test_labels_of_several_columns(labelled_store, kind):
     from datasets import DatasetDict, IterableDataset
