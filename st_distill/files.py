@@ -426,6 +426,8 @@ def read_array_header(path: str | os.PathLike[str]) -> ArrayHeader:
             shape, fortran_order, dtype = read(file)
         except Exception as error:  # numpy's parser raises whatever the broken bytes lead it to
             raise ValueError(f"{os.fspath(path)} is not an npy file ({error}).") from error
+        if any(length < 0 for length in shape):
+            raise ValueError(f"{os.fspath(path)} is not an npy file (its header gives the shape {shape}).")
         if fortran_order or dtype.hasobject:
             raise ValueError(f"{os.fspath(path)} must hold plain numbers in C order.")
         needed, size = file.tell() + math.prod(shape) * dtype.itemsize, os.stat(file.fileno()).st_size

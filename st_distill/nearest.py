@@ -33,10 +33,12 @@ def suggest(word: str, words: Iterable[str], *, always: bool = False) -> str:
 
 def suggest_path(path: Path, fits: Callable[[Path], bool] = Path.exists) -> str:
     """As `suggest`, of a file or folder that is not there: with the first part of its path that is not there spelt as what
-    lies in its place, so that the whole ``fits``."""
+    lies in its place, so that the whole ``fits``; or that this part is a link to nothing."""
     missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), None)
     if missing is None or not missing.parent.is_dir():
         return ""
+    if missing.is_symlink():
+        return f"; {missing} is a link to what is not there"
     within = path.relative_to(missing)
     beside = [entry.name for entry in missing.parent.iterdir() if fits(missing.parent / entry.name / within)]
     name = nearest(missing.name, beside)

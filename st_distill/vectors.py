@@ -88,7 +88,8 @@ class Vectors:
         if self._revision is not None:
             return self._revision
         for texts, vectors in self.blocks():
-            vector = np.asarray(vectors[0], dtype=np.float32)
+            with np.errstate(over="ignore"):  # what is too large is refused where the vectors are taken over
+                vector = np.asarray(vectors[0], dtype=np.float32)
             digest = hashlib.sha256(texts[0].encode("utf-8", "surrogatepass"))
             digest.update(vector.tobytes())
             return f"first-row:{digest.hexdigest()[:40]}"

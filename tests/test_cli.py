@@ -390,10 +390,24 @@ def test_mistakes_are_a_sentence_and_exit_code_2(arguments, message, recipe, tmp
 def test_numbers_that_are_none(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["eval", "model", "data", "--dims", "a"])
-    error = capsys.readouterr().err
-    assert error.endswith(
-        "argument --dims: must be whole numbers with commas between them, as in 384,128. Got 'a' instead.\n"
+    assert capsys.readouterr().err == (
+        "st-distill: argument --dims: must be whole numbers with commas between them, as in 384,128. Got 'a' instead. "
+        "See st-distill eval --help.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["export", "a", "b", "--dim", "x"], "argument --dim: invalid int value: 'x'. See st-distill export --help."),
+        (["info"], "the following arguments are required: model. See st-distill info --help."),
+        ([], "the following arguments are required: command. See st-distill --help."),
+    ],
+)
+def test_words_that_are_not_understood_are_a_sentence(words, told, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert capsys.readouterr().err == f"st-distill: {told}\n"
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -80,6 +80,14 @@ def test_header_of_what_is_no_array(tmp_path, content):
         files.read_array_header(tmp_path / "a.npy")
 
 
+def test_header_of_fewer_rows_than_none(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((16, 24)))
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(content.replace(b"(16, 24), }  ", b"(-16, 24), } "))
+    with pytest.raises(ValueError, match=r"a.npy is not an npy file \(its header gives the shape \(-16, 24\)\)"):
+        files.read_array_header(tmp_path / "a.npy")
+
+
 def test_header_of_an_array_that_is_not_all_there(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((3, 2)))
     content = (tmp_path / "a.npy").read_bytes()

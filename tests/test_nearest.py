@@ -31,6 +31,14 @@ def test_the_first_part_that_is_not_there_is_mended(written, offered, tmp_path, 
     assert suggest_path(tmp_path / written) == whole
 
 
+def test_a_link_to_nothing_is_told(tmp_path):
+    link = tmp_path / "texts.txt"
+    link.symlink_to(tmp_path / "nothing.txt")
+    (tmp_path / "text.txt").touch()
+    for path in (link, link / "a"):
+        assert suggest_path(path) == f"; {link} is a link to what is not there"
+
+
 def test_only_what_fits_is_offered(tmp_path):
     (tmp_path / "texts.tsv").touch()
     (tmp_path / "texts").mkdir()

@@ -511,6 +511,13 @@ def test_a_broken_file_of_vectors_is_not_said_to_be_a_pickle(content, tmp_path):
     assert "pickle" not in str(caught.value)
 
 
+def test_vectors_beyond_float32_are_told_in_the_sentence_alone(tmp_path):
+    """Any warning of numpy would be an error here."""
+    teacher = Teacher.from_vectors(np.array([[1e300, 1.0]]), texts=["a"], name="t")
+    with pytest.raises(ValueError, match="must return finite numbers. Got NaN or infinity for the text 'a'"):
+        TeacherStore.create(tmp_path / "s", ["a"], teacher, show_progress=False)
+
+
 def test_vectors_without_a_file_need_a_name():
     with pytest.raises(ValueError, match="'name' .* must be given"):
         Teacher.from_vectors(VECTORS, texts=TEXTS)

@@ -16,7 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from st_distill import __version__
 from st_distill.cli.shared import checked_recipe, give_json, require_place, speaks, tell_failed
@@ -99,8 +99,16 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
     return f" What is done is kept; go on with: {shlex.join(words)}"
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says a mistake in a sentence, as everything else does, and not below the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        told = " ".join(message.split()).rstrip(".")
+        self.exit(2, f"st-distill: {told}. See {self.prog} --help.\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="st-distill", description="Distil small, fast text and image embedding models out of large ones."
     )
     parser.add_argument("--version", action="version", version=__version__)

@@ -248,6 +248,8 @@ def _read_root(path_or_preset: str | Path, kind: Kind) -> Entry:
         return _read_yaml(known[str(path_or_preset)], f"preset {path_or_preset}", kind)
     if str(path_or_preset) in _presets(kind.other) and not path.is_file():
         raise RecipeError([Problem(message=f"the recipe '{path_or_preset}' {_is_of(kind.other)}")])
+    if path.is_symlink() and not path.exists():
+        raise RecipeError([Problem(message=f"the recipe '{path_or_preset}' is a link to what is not there")])
     if not path.is_file():
         beside = [str(file) for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         what = "is a folder" if path.is_dir() else "is no file"
@@ -277,8 +279,11 @@ def _over_preset(root: Entry, kind: Kind) -> Entry:
 
 def _read_yaml(path: Path, source: str, kind: Kind) -> Entry:
     top = Place(source, None)
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RecipeError([problem_at(top, "", f"cannot be read: {error.strerror}")]) from error
     if len(content) > MAX_BYTES:
         raise RecipeError(
             [problem_at(top, "", f"is larger than {MAX_BYTES // 1_000_000} MB, which no recipe needs to be")]

@@ -215,6 +215,7 @@ def _row_count(file: Path) -> int:
 
 def _saved_split(path: Path, source: Texts | ImageSource) -> Path:
     if not (path / "dataset_dict.json").is_file():
+        _require_no_split(path, source)
         return path
     listed = path / "dataset_dict.json"
     splits = _reading(listed, lambda: [str(split) for split in read_json(listed)["splits"]])
@@ -224,8 +225,16 @@ def _saved_split(path: Path, source: Texts | ImageSource) -> Path:
     return require_below(path, path / split)
 
 
+def _require_no_split(path: Path, source: Texts | ImageSource) -> None:
+    if source.split is not None:
+        raise ValueError(
+            f"{path} has no splits, so that 'split' chooses nothing. Leave it out, and name the file that is meant."
+        )
+
+
 def _files(path: Path, source: Texts | ImageSource) -> list[Path]:
     """The files of one format that a path stands for."""
+    _require_no_split(path, source)
     if isinstance(source, ImageSource) and path.is_dir():
         metadata = [require_below(path, path / name) for name in _METADATA if (path / name).is_file()]
         if metadata:
@@ -234,6 +243,8 @@ def _files(path: Path, source: Texts | ImageSource) -> list[Path]:
         if path.suffix not in FORMATS:
             raise ValueError(f"{path} must be one of {', '.join(FORMATS)}. Got '{path.suffix}' instead.")
         return [path]
+    elif not path.is_dir():
+        raise ValueError(f"{path} must be a file or a folder. It is neither: a pipe, say, or a device.")
     files = sorted(
         file
         for file in path.iterdir()

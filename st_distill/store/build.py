@@ -75,6 +75,31 @@ class _Zeros:
         self.count += len(rows)
 
 
+class _Repeats:
+    """Texts that come with several vectors where the vectors of one teacher lie.
+
+    Args:
+        texts: how many the store has.
+    """
+
+    def __init__(self, texts: int) -> None:
+        self.numbers: set[int] = set()
+        self.first = ""
+        self._digests = np.zeros(texts, dtype=np.int64)
+
+    def look_at(self, vectors: np.ndarray, numbers: np.ndarray, texts: Sequence[str]) -> None:
+        """Compare ``vectors``, (n, dimension), with those that came before for the same of the texts, (n,)."""
+        for row, number in enumerate(numbers.tolist()):
+            if number < 0:
+                continue
+            digest = hash(vectors[row].tobytes()) or 1
+            if not self._digests[number]:
+                self._digests[number] = digest
+            elif self._digests[number] != digest:
+                self.first = self.first or texts[row]
+                self.numbers.add(number)
+
+
 class Builder:
     """One call of `TeacherStore.create`: by the process that holds the lock, or by another of several processes.
 
@@ -392,11 +417,13 @@ class Builder:
     ) -> None:
         """Take over the vectors of the wanted texts from where they are."""
         flags = wanted.get(np.arange(self._texts))
+        repeats = _Repeats(self._texts)
         zeros = self._zeros[teacher.name]
 
         def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for block_texts, vectors in teacher.blocks():
                 numbers = self.contents.table.find(hash_texts(block_texts))
+                repeats.look_at(vectors, numbers, block_texts)
                 places = np.flatnonzero(numbers >= 0)
                 places = places[flags[numbers[places]] > 0]
                 places = places[_first_of_each(numbers[places])]
@@ -410,6 +437,15 @@ class Builder:
         if not (flags > 0).any():
             return
         self._write(teacher, teacher.variant(), blocks(), progress)
+        if repeats.numbers:
+            logger.warning(
+                "Teacher '%s' has several different vectors for %d of the texts, such as %s. The first of each is kept; take "
+                "the others out of %s if that is not meant.",
+                teacher.name,
+                len(repeats.numbers),
+                shorten(repeats.first),
+                teacher.label,
+            )
         if count := int((flags > 0).sum()):
             number = int(np.argmax(flags > 0))
             raise ValueError(missing_sentence(teacher.label, count, self._text(number, texts, roles)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,6 +116,18 @@ def test_splits():
         load_texts(Texts(path="splits", split="tset"))
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "saved", "folder/rows.csv"])
+def test_a_split_of_what_has_none(name):
+    Path("folder").mkdir()
+    path = _write(name).split("/")[0]
+    for source in (Texts(path=path, split="train"), ImageSource(path=path, split="train")):
+        for read in (load_texts, columns_of):
+            with pytest.raises(
+                ValueError, match=f"{path} has no splits, so that 'split' chooses nothing. Leave it out, and"
+            ):
+                read(source)
+
+
 def test_data_in_python():
     assert load_texts(Texts(data=["a", "b", "c"], limit=2)).to_dict() == {"text": ["a", "b"]}
     assert rows_of(Texts(data=["a", "b", "c"], limit=2)) == 2
@@ -202,6 +215,12 @@ def test_what_is_not_there_is_said():
     _write("rows.csv")
     with pytest.raises(ValueError, match=r"There is no file or folder 'rosw.csv'; did you mean 'rows.csv'\?"):
         load_texts(Texts(path="rosw.csv"))
+    Path("link.csv").symlink_to("nothing.csv")
+    with pytest.raises(ValueError, match=r"no file or folder 'link.csv'; link.csv is a link to what is not there\.$"):
+        load_texts(Texts(path="link.csv"))
+    os.mkfifo("pipe.csv")
+    with pytest.raises(ValueError, match=r"pipe.csv must be a file or a folder. It is neither: a pipe, say"):
+        load_texts(Texts(path="pipe.csv"))
     with pytest.raises(ValueError, match=r"rows.csv has no column 'xyz'; it may be q, a or n\."):
         load_texts(Texts(path="rows.csv", columns=["xyz"]))
 

@@ -209,10 +209,19 @@ def test_anchors_and_merge_keys(load):
     assert load(text).stages[2].arguments == {"adam_beta2": 0.99, "weight_decay": 0.2}
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="a file of Linux")
+def test_a_file_that_cannot_be_read():
+    with pytest.raises(RecipeError, match="^/proc/self/mem: cannot be read: Input/output error$"):
+        load_recipe("/proc/self/mem")
+
+
 def test_a_file_that_is_not_there(load, tmp_path):
     load(SMALL)
     with pytest.raises(RecipeError, match=r"the recipe 'recipe.yml' is no file; did you mean 'recipe.yaml'\?"):
         load_recipe("recipe.yml")
+    Path("link.yaml").symlink_to("nothing.yaml")
+    with pytest.raises(RecipeError, match=r"the recipe 'link.yaml' is a link to what is not there"):
+        load_recipe("link.yaml")
     with pytest.raises(RecipeError, match=r"the recipe 'jaspre' is no file; did you mean 'jasper'\?"):
         load_recipe("jaspre")
     with pytest.raises(
