@@ -254,8 +254,6 @@ class _Model:
 
 class _Run:
     def __init__(self, model: _Model, folder: Path, settings: Settings, tasks: Sequence[TaskData]) -> None:
-        if folder.exists() and not folder.is_dir():
-            raise NotADirectoryError(f"The output must be a folder, new or not. Got the file {folder} instead.")
         self.model = model
         self.folder = folder
         self.settings = settings
