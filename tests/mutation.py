@@ -62,7 +62,7 @@ def _changes(node: ast.AST) -> Iterator[dict]:
         yield {"op": ast.UAdd()}
     elif isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
         yield {"value": not node.value if isinstance(node.value, bool) else node.value + 1}
-    elif isinstance(node, ast.Return) and node.value is not None:
+    elif isinstance(node, ast.Return) and node.value is not None and ast.unparse(node.value) != "None":
         yield {"value": ast.Constant(None)}
 
 
