@@ -103,7 +103,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser that says a mistake in a sentence, as everything else does, and not below the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        told = " ".join(message.split()).rstrip(".")
+        told = without_credentials(" ".join(message.split()).rstrip("."))
         self.exit(2, f"st-distill: {told}. See {self.prog} --help.\n")
 
 
