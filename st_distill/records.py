@@ -10,7 +10,7 @@ from typing import Any
 from st_distill import __version__
 from st_distill.files import copy_of, differences, is_folder_name, read_record, read_signed, restoring
 
-__all__ = ["FORMAT", "RUN", "VERSION", "RunRecord", "good_copy"]
+__all__ = ["FORMAT", "RUN", "VERSION", "RunRecord", "doing_again", "good_copy"]
 
 RUN = "run.json"
 """The record's name in the work folder."""
@@ -43,7 +43,7 @@ class RunRecord:
         if self.path.is_file():
             stored = read_record(self.path)
             if (must := _what_it_must(stored)) is not None:
-                remedy = "Choose another work folder, or remove this one."
+                remedy = doing_again(folder)
                 raise ValueError(
                     f"The file {self.path} must {must}. It does not. "
                     f"{remedy if good_copy(self.path) is None else restoring(self.path)}"
@@ -84,6 +84,14 @@ class RunRecord:
             return "pretrain again in a new work folder"
         command = "" if self.recipe is None else f": st-distill run {shlex.quote(str(self.folder / 'recipe.yaml'))}"
         return f"do the stage again with{command} --resume --from-stage {index + 1}"
+
+
+def doing_again(folder: Path) -> str:
+    """What is left to do where neither ``run.json`` nor its copy says anything; the teachers' vectors are kept by it."""
+    return (
+        f"Restore it, or remove it, {copy_of(folder / RUN).name} and {folder / 'stages'} to do the stages again; the teachers' "
+        "vectors stay."
+    )
 
 
 def good_copy(path: Path) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ from st_distill.recipe.processes import STORE
 from st_distill.recipe.runner import START
 from st_distill.recipe.schema import Recipe
 from st_distill.recipe.state import RunState, read_results, results_remedy
-from st_distill.records import RUN, good_copy
+from st_distill.records import RUN, doing_again, good_copy
 from st_distill.store.damage import find_damage, mend_store
 from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
 from st_distill.teacher import Teacher
@@ -295,9 +295,9 @@ def _run_state(folder: Path, repair: bool) -> tuple[RunState | None, list[Findin
         message = str(error).partition(". ")[0]  # what else it says is the remedy
     else:
         return state, list(_copy_of(path, repair)) if state.exists else []
-    lost = f"restore {RUN} from a copy, or remove {folder / 'stages'} to do the stages again"
     if (copied := good_copy(path)) is None:
-        return None, [Finding(file=RUN, message=message, remedy=lost)]
+        remedy = doing_again(folder)
+        return None, [Finding(file=RUN, message=message, remedy=f"{remedy[0].lower()}{remedy[1:-1]}")]
     if not repair:
         return None, [Finding(file=RUN, message=message, remedy=_repairing(folder))]
     files.write_record(path, copied)

@@ -16,7 +16,7 @@ from st_distill.cli import main
 from st_distill.exporting import export
 from st_distill.modules import MatryoshkaProjection
 from st_distill.recipe import run
-from st_distill.recipe.state import RunState
+from st_distill.recipe.state import RunState, may_be_worked_in
 from st_distill.report.run import read_run
 from st_distill.store import damage
 from st_distill.verify import verify
@@ -625,7 +625,7 @@ def test_a_strangers_state_of_a_run_is_refused(stages, tmp_path, capsys):
     for options in ([], ["--repair"]):
         assert main(["verify", str(work), *options]) == 1
         assert "must list a run's stages" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="Choose another work folder, or remove this one"):
+    with pytest.raises(ValueError, match="Restore it, or remove it, run.copy.json and"):
         RunState(work)
     assert kept.exists()
 
@@ -644,10 +644,15 @@ def test_a_state_of_another_shape_comes_back_from_its_copy(content, finished, tm
     assert RunState(work).stages == RunState(finished / "out-run").stages
     for name in ("run.json", "run.copy.json"):
         (work / name).write_text(content)
-    with pytest.raises(ValueError, match="It does not. Choose another work folder, or remove this one"):
+    with pytest.raises(ValueError, match="It does not. Restore it, or remove it, run.copy.json and"):
         RunState(work)
     assert main(["verify", str(work), "--repair"]) == 1
-    assert "restore run.json from a copy, or remove" in capsys.readouterr().out
+    assert "to mend it: restore it, or remove it, run.copy.json and" in capsys.readouterr().out
+    for name in ("run.json", "run.copy.json"):
+        (work / name).unlink()
+    shutil.rmtree(work / "stages")
+    assert may_be_worked_in(work)
+    assert not RunState(work).exists
 
 
 def test_a_copy_of_a_state_that_has_another_shape_is_written_again(finished, tmp_path):

@@ -53,6 +53,8 @@ _SPEED_TEXTS = 128
 _EXPORTED = 500_000_000
 _BEFORE = "before training"
 _PAGE = "index.html"
+#: By which a page of ours is known (templates/page.html).
+_OURS = b'<meta name="generator" content="st-distill '
 
 
 @dataclass
@@ -171,6 +173,11 @@ def _require_writable(folder: Path) -> None:
     if (page := folder / _PAGE).is_dir():
         raise IsADirectoryError(
             f"The report cannot be written to {folder}: {page} is a folder. Remove it, or name another place with --out."
+        )
+    if page.is_file() and _OURS not in page.read_bytes():
+        raise FileExistsError(
+            f"The report cannot be written to {folder}: {page} is no report of st-distill, and would be replaced. Name another "
+            "place with --out."
         )
     # The report shows texts of the evaluation, which would go with the model wherever it is pushed to.
     if model := next((path for path in (folder, *folder.parents) if (path / "modules.json").is_file()), None):

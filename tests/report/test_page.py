@@ -290,7 +290,8 @@ def test_a_report_from_another_folder_replaces_nothing(finished_run, tmp_path, m
     recipe = (copy / "recipe.yaml").read_text().replace(str(finished_run.parent / "small"), "small")
     (copy / "recipe.yaml").write_text(recipe)
     (copy / "report").mkdir()
-    (copy / "report" / "index.html").write_text("of before")
+    before = '<meta name="generator" content="st-distill 0.0.1">'
+    (copy / "report" / "index.html").write_text(before)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["report", str(copy)]) == 2
@@ -299,7 +300,15 @@ def test_a_report_from_another_folder_replaces_nothing(finished_run, tmp_path, m
         in capsys.readouterr().err
     )
     assert [path.name for path in (copy / "report").iterdir()] == ["index.html"]
-    assert (copy / "report" / "index.html").read_text() == "of before"
+    assert (copy / "report" / "index.html").read_text() == before
+
+
+def test_a_page_of_the_user_is_not_replaced(finished_run, tmp_path, capsys):
+    (tmp_path / "index.html").write_text("mine")
+    assert main(["report", str(finished_run), "--out", str(tmp_path), "--no-speed"]) == 2
+    assert "index.html is no report of st-distill, and would be replaced" in capsys.readouterr().err
+    assert (tmp_path / "index.html").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
 def test_a_report_runs_no_code_of_a_teacher(finished_run, tmp_path, monkeypatch):
