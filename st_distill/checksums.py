@@ -1,44 +1,88 @@
 """The checksums that are noted of a saved model, and the comparison with them before it is used.
 
-An exported model and a pretrained encoder note them in a file of their own, the model of a run's stage in the ``run.json`` of
-its work folder. Another program's model has none, and is taken as it is.
+A model notes them in a file in its folder, with which it may be copied: an exported one, a pretrained encoder, and that of a
+run's stage, which the ``run.json`` of its work folder knows too. Another program's model has none, and is taken as it is.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from st_distill.files import copy_of, differences, read_json
 from st_distill.records import RUN, RunRecord
 
-__all__ = ["AGAIN", "CHECKED", "ENCODER", "EXPORT", "noted_damage", "require_whole", "stage_around", "work_folder_of"]
+__all__ = [
+    "AGAIN",
+    "CHECKED",
+    "EDITABLE",
+    "ENCODER",
+    "EXPORT",
+    "STAGE",
+    "Damage",
+    "noted_damage",
+    "require_whole",
+    "stage_around",
+    "work_folder_of",
+]
 
 #: What an exported model's folder says of itself, beside the files that sentence-transformers reads.
 EXPORT = "st_distill.json"
 #: The same for an encoder that `st_distill.pretrain` has finished, beside the files that transformers reads.
 ENCODER = "st_distill_pretraining.json"
-#: The field of both that has the size and checksum of the folder's files.
+#: The same for a student that a run's stage has left, with the modules that only st-distill knows.
+STAGE = "st_distill_stage.json"
+#: The field of all three that has the size and checksum of the folder's files.
 CHECKED = "files"
+#: Of these files what is for a reader and may be edited, so that a change is no damage.
+EDITABLE = ("README.md",)
 #: What makes a damaged model again, by the file that notes what it was.
 AGAIN = {
     EXPORT: "export it again: st-distill export STUDENT FOLDER, or continue its run with --resume",
     ENCODER: "continue its pretraining: st-distill pretrain RECIPE --resume",
+    STAGE: "copy it again from its run",
 }
 
 
-def noted_damage(path: str | os.PathLike[str], description: str = EXPORT) -> list[tuple[str, str]]:
-    """The files of a model that are not as they were written, and what is wrong with each; an export's card may change.
+class Damage(NamedTuple):
+    """A file of a model that is not as it was written.
 
-    A folder that has not noted in the file ``description`` what its files are (another program's model) has none.
+    Args:
+        file: its name in the folder.
+        what: what is wrong with it.
+        again: what makes the model again, for a sentence.
     """
-    path = Path(path)
-    if not (path / description).is_file():
-        return []
+
+    file: str
+    what: str
+    again: str
+
+
+def noted_damage(model: str | os.PathLike[str]) -> list[Damage] | None:
+    """The files of a model that are not as they were written; None where nothing is noted of them (another program's model).
+
+    Raises:
+        ValueError: the ``run.json`` of its run is damaged.
+    """
+    folder = Path(model)
+    if (work := work_folder_of(folder)) is not None:
+        record = RunRecord(work)
+        if (index := record.stage_of(folder)) is not None:
+            return [Damage(name, what, record.again(index)) for name, what in record.damage(index)]
+    description = next((name for name in AGAIN if (folder / name).is_file()), None)
+    return None if description is None else _by_description(folder, description)
+
+
+def _by_description(folder: Path, description: str) -> list[Damage] | None:
+    again = AGAIN[description]
     try:
-        return list(differences(path, read_json(path / description).get(CHECKED, {})))
+        noted = read_json(folder / description)
+        if CHECKED not in noted:
+            return None  # written by an earlier version
+        return [Damage(name, what, again) for name, what in differences(folder, noted[CHECKED])]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return [(description, f"it cannot be read ({error})")]
+        return [Damage(description, f"it cannot be read ({error})", again)]
 
 
 def require_whole(model: str | os.PathLike[str]) -> None:
@@ -53,15 +97,18 @@ def require_whole(model: str | os.PathLike[str]) -> None:
     if not os.path.isdir(model):
         return
     folder = Path(model)
-    for description, again in AGAIN.items():
-        if damage := noted_damage(folder, description):
-            reason = "; ".join(f"{name}: {what}" for name, what in damage)
-            raise ValueError(
-                f"The model {folder} is damaged: {reason}. Restore it, or {again}. Where the change is your own, remove its "
-                f"{description}."
-            )
     if (work := work_folder_of(folder)) is not None:
-        RunRecord(work).require_whole(folder)
+        record = RunRecord(work)
+        if (index := record.stage_of(folder)) is not None:
+            record.finished_model(index)
+            return
+    description = next((name for name in AGAIN if (folder / name).is_file()), None)
+    if description is not None and (damage := _by_description(folder, description)):
+        reason = "; ".join(f"{found.file}: {found.what}" for found in damage)
+        raise ValueError(
+            f"The model {folder} is damaged: {reason}. Restore it, or {damage[0].again}. Where the change is your own, remove "
+            f"its {description}."
+        )
 
 
 def stage_around(path: str | os.PathLike[str]) -> Path | None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from st_distill.alignment import align_files, align_weights
 from st_distill.card import tell_usage
-from st_distill.checksums import CHECKED, EXPORT, require_whole, stage_around
+from st_distill.checksums import CHECKED, EDITABLE, EXPORT, require_whole, stage_around
 from st_distill.errors import one_line, sentence
 from st_distill.files import (
     in_the_way,
@@ -216,7 +216,7 @@ def _write(standard: SentenceTransformer, path: Path, *, dims: list[int], old_na
         if old_names:
             _name_as_before(folder)
         # The card is for its readers to change.
-        write_json(folder / EXPORT, description | {CHECKED: manifest(folder, without=["README.md"])})
+        write_json(folder / EXPORT, description | {CHECKED: manifest(folder, without=EDITABLE)})
         tell_usage(folder, description, standard.prompts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +67,27 @@ class RunRecord:
             ValueError: it has changed since it was written; the sentence names what does the stage again.
         """
         folder = self.stage_folder(index) / "model"
-        for name, what in differences(folder, self.stages[index].get("files", {})):
+        for name, what in self.damage(index):
             raise ValueError(
                 f"The model of stage {index + 1} is damaged: in {folder / name}, {what}. Restore it, or {self.again(index)}."
             )
         return folder
 
-    def require_whole(self, model: Path) -> None:
-        """As `finished_model`, of the folder of a student; of what no stage that is done has left, nothing is known."""
-        for index, stage in enumerate(self.stages):
-            if stage["done"] and os.path.realpath(self.stage_folder(index) / "model") == os.path.realpath(model):
-                self.finished_model(index)
+    def damage(self, index: int) -> Iterator[tuple[str, str]]:
+        """The files of the model of a stage that is done (from 0) that are not as they were written, and what is wrong."""
+        return differences(self.stage_folder(index) / "model", self.stages[index].get("files", {}))
+
+    def stage_of(self, model: Path) -> int | None:
+        """Which stage (from 0) has left a model in this folder; None where none that is done has."""
+        real = os.path.realpath(model)
+        return next(
+            (
+                index
+                for index, stage in enumerate(self.stages)
+                if stage["done"] and os.path.realpath(self.stage_folder(index) / "model") == real
+            ),
+            None,
+        )
 
     def again(self, index: int) -> str:
         """What does a stage that is done (from 0) again, for a sentence about its model."""

@@ -65,12 +65,14 @@ class Verification:
         path: the folder.
         findings: what is damaged or not all there, in the order of finding; none where all is as it was written.
         notes: what is as it was written, and yet worth knowing.
+        compared: whether there are checksums to compare with; False for another program's model.
     """
 
     kind: Kind
     path: str
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    compared: bool = True
 
     @property
     def is_whole(self) -> bool:
@@ -89,9 +91,10 @@ class Verification:
             lines.append(f"{found.file}: {found.message}; {state}")
         lines += self.notes
         left = sum(not found.repaired for found in self.findings)
+        told = "is whole." if self.compared else "can be used; whether it is as it was written, nothing tells."
         lines.append(
             f"The {self.kind} {self.path} "
-            + (f"is not whole: {left} finding{'s' if left > 1 else ''}." if left else "is whole.")
+            + (f"is not whole: {left} finding{'s' if left > 1 else ''}." if left else told)
         )
         return "\n".join(lines)
 
@@ -141,7 +144,17 @@ def verify(
         recipe = load_recipe(os.fspath(recipe), overrides)
     notes: list[str] = []
     if kind == "model":
-        return Verification(kind=kind, path=str(folder), findings=list(_of_model(folder, notes)), notes=notes)
+        noted = noted_damage(folder)
+        if noted is None:
+            notes.append("no checksums are noted of it, so that its files were not compared")
+        findings = [Finding(file=damage.file, message=damage.what, remedy=damage.again) for damage in noted or ()]
+        return Verification(
+            kind=kind,
+            path=str(folder),
+            findings=findings or list(_of_loaded(folder)),
+            notes=notes,
+            compared=noted is not None,
+        )
     if kind == "store":
         findings = _of_store(folder, notes)
         if repair and findings:
@@ -276,7 +289,7 @@ def _of_stages(folder: Path, state: RunState, repair: bool, writes: bool) -> Ite
     for index, stage in enumerate(state.stages):
         if stage["done"]:
             model = state.stage_folder(index) / "model"
-            for name, what in files.differences(model, stage.get("files", {})):
+            for name, what in state.damage(index):
                 file = (model / name).relative_to(folder).as_posix()
                 yield Finding(file=file, message=what, remedy=state.again(index))
         else:
@@ -350,7 +363,7 @@ def _of_start(folder: Path, repair: bool) -> Iterator[Finding]:
     if not start.is_dir():
         return
     try:
-        wrong = [f"{name}: {what}" for name, what in files.differences(start, files.read_json(start / START)["files"])]
+        wrong = [f"{name}: {what}" for name, what in files.differences(start, files.read_json(start / START)[CHECKED])]
     except (FileNotFoundError, IsADirectoryError, ValueError, LookupError, TypeError, AttributeError) as error:
         wrong = [f"{START} cannot be read ({error})"]
     if wrong:
@@ -368,21 +381,13 @@ def _made_again(folder: Path, path: Path, what: str, repair: bool) -> Finding:
 # --- models ------------------------------------------------------------------------------------------------------------
 
 
-def _of_model(folder: Path, notes: list[str]) -> Iterator[Finding]:
+def _of_loaded(folder: Path) -> Iterator[Finding]:
+    """What is wrong with a model of which no file is known to have changed."""
     if (folder / ENCODER).is_file():
-        for name, what in noted_damage(folder, ENCODER):
-            yield Finding(file=name, message=what, remedy=AGAIN[ENCODER])
-        return
-    remedy = AGAIN[EXPORT]
-    if wrong := noted_damage(folder):
-        yield from (Finding(file=name, message=what, remedy=remedy) for name, what in wrong)
         return
     described = folder / EXPORT
     noted: dict[str, Any] = files.read_json(described) if described.is_file() else {}
-    if CHECKED not in noted:
-        notes.append(
-            "no checksums are noted of it, so that nothing was compared: it was loaded, and its numbers are finite"
-        )
+    remedy = AGAIN[EXPORT] if noted else "restore it from a copy"
     try:
         model = load_student(folder, device="cpu")
         broken = list(not_finite(model))

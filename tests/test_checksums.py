@@ -10,10 +10,12 @@ from sentence_transformers import SentenceTransformer
 from st_distill import Teacher
 from st_distill.checksums import require_whole, work_folder_of
 from st_distill.exporting import export, info, load_student
-from st_distill.files import manifest, write_json, write_record
+from st_distill.files import manifest, sha256, write_json, write_record
 from st_distill.modules import MatryoshkaProjection
 from st_distill.pretrain.check import check_pretraining
 from st_distill.pretrain.schema import Encoder, Pretraining, TokenizerSpec
+from st_distill.recipe.state import RunState
+from st_distill.verify import verify
 
 
 def flip(path):
@@ -34,9 +36,13 @@ def stage(make_student, tmp_path):
     """The model of a stage that is done, in the work folder of a run."""
     work = tmp_path / "out-run"
     folder = work / "stages" / "1-all" / "model"
+    work.mkdir()
+    (work / "recipe.yaml").write_text("")
+    state = RunState(work)
+    state.recipe = sha256(work / "recipe.yaml")
+    state.plan([{"name": "all", "fields": {}}], from_stage=1)
     make_student(MatryoshkaProjection(32, [24, 8])).eval().save(str(folder))
-    stages = [{"name": "all", "done": True, "fields": {}, "files": manifest(folder)}]
-    write_record(work / "run.json", {"format": "st-distill/run", "version": 1, "recipe": "0", "stages": stages})
+    state.finish(0, {})
     return folder
 
 
@@ -65,6 +71,13 @@ def test_a_damaged_export_is_not_used(harm, told, exported, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_stage_is_no_teacher(stage):
+    with pytest.raises(
+        ValueError, match="it as a standard model with st-distill export .*/1-all/model FOLDER, and name"
+    ):
+        ask(stage)
+
+
 def ask(folder):
     return Teacher(str(folder)).encode(["a cat"], role="document")
 
@@ -91,6 +104,50 @@ def test_a_damaged_stage_is_not_exported(stage, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+def test_a_stage_is_known_where_it_is_copied_to(stage, tmp_path):
+    copied = shutil.copytree(stage, tmp_path / "copied")
+    (copied / "README.md").write_text("# My own card")
+    assert (verify(copied).is_whole, verify(copied).compared) == (True, True)
+    export(copied, tmp_path / "whole")
+    assert not (tmp_path / "whole" / "st_distill_stage.json").exists()
+    flip(copied / "2_MatryoshkaProjection" / "model.safetensors")
+    told = "copied is damaged: 2_Mat.*: the content has changed.*, or copy it again from its run"
+    with pytest.raises(ValueError, match=told):
+        export(copied, tmp_path / "model")
+    (found,) = verify(copied).findings
+    assert (found.file, found.remedy) == ("2_MatryoshkaProjection/model.safetensors", "copy it again from its run")
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_card_of_a_stage_may_be_changed(stage, tmp_path):
+    (stage / "README.md").write_text("# My own card")
+    assert verify(stage.parents[2]).findings == verify(stage).findings == []
+    export(stage, tmp_path / "model")
+
+
+def test_a_damaged_stage_is_told_once(stage):
+    flip(stage / "2_MatryoshkaProjection" / "model.safetensors")
+    found = verify(stage)
+    assert (found.notes, found.compared) == ([], True)
+    (finding,) = found.findings
+    assert finding.file == "2_MatryoshkaProjection/model.safetensors"
+    assert finding.remedy.startswith("do the stage again with: st-distill run ")
+    assert [told.remedy for told in verify(stage.parents[2]).findings if told.file.endswith(finding.file)] == [
+        finding.remedy
+    ]
+
+
+def test_nothing_tells_whether_another_programs_model_is_whole(make_student, tmp_path):
+    make_student().save(str(tmp_path / "model"))
+    found = verify(tmp_path / "model")
+    assert (found.findings, found.compared) == ([], False)
+    assert found.as_text().endswith("model can be used; whether it is as it was written, nothing tells.")
+    (tmp_path / "model" / "modules.json").write_text("[")
+    found = verify(tmp_path / "model")
+    assert [finding.remedy for finding in found.findings] == ["restore it from a copy"]
+    assert "can be used" not in found.as_text()
+
+
 def test_a_model_beside_the_run_json_of_another_program_is_taken_as_it_is(make_student, tmp_path):
     make_student().save(str(tmp_path / "model"))
     (tmp_path / "run.json").write_text("[]")
@@ -102,6 +159,7 @@ def test_a_stage_that_is_not_done_has_no_checksums_yet(stage):
     work = stage.parents[2]
     stages = [{"name": "all", "done": False, "fields": {}}]
     write_record(work / "run.json", {"format": "st-distill/run", "version": 1, "recipe": "0", "stages": stages})
+    (stage / "st_distill_stage.json").unlink()
     flip(stage / "2_MatryoshkaProjection" / "model.safetensors")
     load_student(stage)
 

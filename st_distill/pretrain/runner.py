@@ -27,7 +27,7 @@ from transformers import (
     set_seed,
 )
 
-from st_distill.checksums import CHECKED, ENCODER, require_whole
+from st_distill.checksums import CHECKED, EDITABLE, ENCODER, require_whole
 from st_distill.errors import MissingExtraError, RecipeError, sentence
 from st_distill.files import (
     flush_folder,
@@ -434,7 +434,7 @@ class _Pretraining:
         output = Path(self.recipe.output)
         with replacing_folder(output) as folder:
             shutil.copytree(model, folder, dirs_exist_ok=True)
-            write_json(folder / ENCODER, {"results": results, CHECKED: manifest(folder)})
+            write_json(folder / ENCODER, {"results": results, CHECKED: manifest(folder, without=EDITABLE)})
         logger.info("The model is in %s.", output)
 
 

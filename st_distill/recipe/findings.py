@@ -18,6 +18,7 @@ from st_distill.recipe.models import ModelFacts, UnknownModel, read_model
 from st_distill.recipe.schema import ImageSource, Recipe, Texts
 from st_distill.recipe.sources import columns_of, name_of
 from st_distill.recipe.words import FieldPath, Found
+from st_distill.teacher.models import explain_in_training
 
 __all__ = ["Findings"]
 
@@ -113,6 +114,8 @@ class Findings:
                 f"'{name}' is an ALiBi encoder in the published layout, which transformers takes for a plain BERT; write it "
                 "anew by st_distill.modules.load_published(folder).save_pretrained(other), with its tokenizer, and name that",
             )
+        elif model is not None and model.in_training and not trusted:
+            self.error((*path, "model"), explain_in_training(name))
         elif model is not None and model.code is not None and not trusted:
             self.error(
                 (*path, "model"),

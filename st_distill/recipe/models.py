@@ -55,6 +55,7 @@ class ModelFacts:
     pooled: int | None  # width of the pooled vector
     width: int | None  # width of the final vector
     config: PretrainedConfig | None  # of the text encoder, where the model is nothing else
+    in_training: bool = False  # a student that a stage has left, with modules of st-distill's own
     published_alibi: bool = False  # an ALiBi encoder whose configuration says that it is a BERT
 
     @property
@@ -118,6 +119,7 @@ def _understand_model(name: str, revision: str | None) -> ModelFacts:
         pooled=pooled,
         width=width,
         config=built if built is whole else None,
+        in_training=any(module["type"].startswith("st_distill.modules.") for module in modules or []),
         published_alibi=is_published_alibi(config),
     )
 

@@ -16,7 +16,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
-from st_distill.checksums import noted_damage
+from st_distill.checksums import CHECKED, EDITABLE, noted_damage
 from st_distill.diagnosis import DiagnosisCallback
 from st_distill.environment import environment
 from st_distill.errors import Problem, RecipeError, one_line, sentence
@@ -348,7 +348,7 @@ class _Run:
                 self.recipe, labelled, teacher, processes=self.processes.count, show_progress=self.show_progress
             )
             save_model(model, start)
-            write_json(start / START, {"of": digest, "files": manifest(start)})
+            write_json(start / START, {"of": digest, CHECKED: manifest(start, without=EDITABLE)})
             return model
 
         model = self.processes.by_main(make)

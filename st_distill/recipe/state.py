@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from st_distill import __version__
+from st_distill.checksums import CHECKED, EDITABLE, STAGE
 from st_distill.files import (
     FolderLock,
     copy_of,
+    describe,
     is_temporary,
     manifest,
     read_signed,
+    write_json,
     write_record,
 )
 from st_distill.recipe.conversion import as_mapping
@@ -177,8 +180,12 @@ class RunState(RunRecord):
 
     def finish(self, index: int, metrics: dict[str, Any]) -> None:
         """Enter a stage as done, with checksums of its model."""
-        files = manifest(self.stage_folder(index) / "model")
-        self.stages[index] |= {"done": True, "metrics": metrics, "files": files}
+        stage, model = self.stages[index], self.stage_folder(index) / "model"
+        files = manifest(model, without=EDITABLE)
+        if "folder" not in stage:  # a pretrained encoder notes its own where it is exported
+            write_json(model / STAGE, {"stage": stage["name"], CHECKED: files})
+            files[STAGE] = describe(model / STAGE)._asdict()
+        stage |= {"done": True, "metrics": metrics, "files": files}
         self.write()
 
 

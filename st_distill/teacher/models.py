@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,14 @@ class _Model:
                 model.max_seq_length = own_length
 
 
+def explain_in_training(name: str) -> str:
+    """What to do with the model of a run's stage, which is not code of a stranger."""
+    return (
+        f"'{name}' is a student in training, with modules of st-distill's own; write it as a standard model with "
+        f"{shlex.join(['st-distill', 'export', name])} FOLDER, and name that"
+    )
+
+
 def load_model(name: str, *, of: str, **options: Any) -> SentenceTransformer:
     """A SentenceTransformer by its name or folder, with the class's own options.
 
@@ -121,6 +130,8 @@ def load_model(name: str, *, of: str, **options: Any) -> SentenceTransformer:
     try:
         model = SentenceTransformer(name, **options)
     except OF_FILES as error:
+        if "'st_distill.modules." in str(error):
+            raise ValueError(f"The {of}'s model is not a standard one: {explain_in_training(name)}.") from None
         raise ValueError(
             f"The {of}'s model '{name}' could not be loaded; check its name or folder. The loader says: {error}"
         ) from error

@@ -538,6 +538,16 @@ def test_all_that_a_projection_wider_than_the_teachers_needs(recipe):
     assert check(recipe) == []
 
 
+def test_the_model_of_a_stage_is_to_be_exported(recipe, tmp_path):
+    (tmp_path / "stage").mkdir()
+    module = {"idx": 0, "name": "0", "path": "", "type": "st_distill.modules.matryoshka.MatryoshkaProjection"}
+    (tmp_path / "stage" / "modules.json").write_text(json.dumps([module]))
+    recipe.student = Student(model=str(tmp_path / "stage"))
+    told = format_problems(check(recipe))
+    assert f"write it as a standard model with st-distill export {tmp_path / 'stage'} FOLDER, and name that" in told
+    assert "trust_remote_code" not in told
+
+
 def test_a_model_that_needs_its_own_code(recipe, tmp_path):
     (tmp_path / "own").mkdir()
     config = {"model_type": "nobody_knows", "auto_map": {"AutoModel": "modeling.Model"}}
