@@ -9,11 +9,17 @@ ImportError
 RuntimeError
 └── OtherProcessError   another process of the same run has failed, and has said why
 ```
+
+What others raise is put into a sentence (`one_line`), or told with the file that it is about (`writing`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +34,7 @@ __all__ = [
     "format_problems",
     "one_line",
     "sentence",
+    "writing",
 ]
 
 
@@ -131,3 +138,27 @@ def one_line(error: BaseException) -> str:
 def sentence(text: str) -> str:
     """The text with a full stop, unless it asks something ("did you mean ...?")."""
     return text if text.endswith("?") else f"{text}."
+
+
+#: What torch, safetensors and tokenizers say, each in its own exception, of a disk that takes no more.
+_OF_THE_DISK = re.compile(r"inline_container|PytorchStreamWriter|\(os error \d+\)")
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within this something is written to ``path``, perhaps by a library: what the disk does not take is told with its name.
+
+    Raises:
+        OSError: the disk is full, say.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    except Exception as error:
+        if not _OF_THE_DISK.search(str(error)):
+            raise
+        what = f"The disk takes no more ({' '.join(str(error).split())})"
+        raise OSError(errno.ENOSPC, what, os.fspath(path)) from error

@@ -7,30 +7,19 @@ flushed too: after a crash or a power cut a reader finds the old file or the new
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import hashlib
-import io
 import json
-import math
 import os
 import re
 import shlex
 import shutil
-import time
-import types
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import numpy as np
-
-try:
-    import fcntl
-except ImportError:  # Windows has no fcntl; its own lock is used there
-    fcntl = None  # type: ignore[assignment]
+from st_distill.errors import writing
+from st_distill.locks import FolderLock, is_locked, lock
 
 TEMPORARY = ".tmp"
 """How the name of an unfinished file ends, behind the number of the process that writes it."""
@@ -66,7 +55,8 @@ def flush_folder(path: str | os.PathLike[str]) -> None:
         os.close(handle)
 
 
-def _temporary(path: Path) -> Path:
+def temporary_name(path: Path) -> Path:
+    """What a file is called until it is finished."""
     # The process number keeps two processes that write the same file from writing into each other's half.
     return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
 
@@ -82,44 +72,20 @@ def is_folder_name(name: str) -> bool:
     return 0 < len(name) <= 100 and set(name) <= allowed and "." not in (name[0], name[-1])
 
 
-def _new(path: Path) -> IO[bytes]:
+def new_file(path: Path) -> IO[bytes]:
     """A file that was not there before: a link that a stranger has put in its place is removed, not followed."""
     path.unlink(missing_ok=True)
     return open(path, "xb")
-
-
-#: What torch, safetensors and tokenizers say, each in its own exception, of a disk that takes no more.
-_OF_THE_DISK = re.compile(r"inline_container|PytorchStreamWriter|\(os error \d+\)")
-
-
-@contextlib.contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Within this something is written to ``path``, perhaps by a library: what the disk does not take is told with its name.
-
-    Raises:
-        OSError: the disk is full, say.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-    except Exception as error:
-        if not _OF_THE_DISK.search(str(error)):
-            raise
-        what = f"The disk takes no more ({' '.join(str(error).split())})"
-        raise OSError(errno.ENOSPC, what, os.fspath(path)) from error
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file to write to; it takes the place of ``path`` when the block ends, and is removed when it fails."""
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     try:
-        with writing(path), _new(temporary) as file:
-            _lock(file.fileno())  # so that who tidies up knows that somebody still writes
+        with writing(path), new_file(temporary) as file:
+            lock(file.fileno())  # so that who tidies up knows that somebody still writes
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -402,264 +368,6 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         finally:
             put_back()
             shutil.rmtree(beside, ignore_errors=True)
-
-
-class ArrayHeader(NamedTuple):
-    """What an npy file says about itself: ``shape``, ``dtype``, and the ``offset`` of its first element in bytes."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    offset: int
-
-
-def read_array_header(path: str | os.PathLike[str]) -> ArrayHeader:
-    """Shape and dtype of an npy file, without its content.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not an npy file in C order, holds Python objects, or is shorter than its header says.
-    """
-    with open(path, "rb") as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran_order, dtype = read(file)
-        except Exception as error:  # numpy's parser raises whatever the broken bytes lead it to
-            raise ValueError(f"{os.fspath(path)} is not an npy file ({error}).") from error
-        if any(length < 0 for length in shape):
-            raise ValueError(f"{os.fspath(path)} is not an npy file (its header gives the shape {shape}).")
-        if fortran_order or dtype.hasobject:
-            raise ValueError(f"{os.fspath(path)} must hold plain numbers in C order.")
-        needed, size = file.tell() + math.prod(shape) * dtype.itemsize, os.stat(file.fileno()).st_size
-        if size < needed:
-            raise ValueError(f"{os.fspath(path)} has {size} bytes, where its header says {needed}.")
-        return ArrayHeader(shape, dtype, file.tell())
-
-
-class ArrayWriter:
-    """An npy file of ``columns`` wide rows that grows by blocks, of which none need stay in memory.
-
-    Nothing stands under the final name before `close`. A writer whose `append` failed can only be discarded.
-
-    Args:
-        path: the final name.
-        dtype: of the rows.
-        columns: width of a row; None for an array of one dimension.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], dtype: np.dtype[Any], columns: int | None = None) -> None:
-        self.path = Path(path)
-        self.dtype = np.dtype(dtype)
-        self.columns = columns
-        self.rows = 0
-        self._broken = False
-        self._temporary = _temporary(self.path)
-        self._file = _new(self._temporary)
-        self._file.write(self._header())
-
-    def _header(self) -> bytes:
-        header = io.BytesIO()
-        # numpy leaves room in the header for the row count to grow, so that its length does not depend on it.
-        np.lib.format.write_array_header_1_0(
-            header,
-            {
-                "descr": np.lib.format.dtype_to_descr(self.dtype),
-                "fortran_order": False,
-                "shape": (self.rows,) if self.columns is None else (self.rows, self.columns),
-            },
-        )
-        return header.getvalue()
-
-    def append(self, block: np.ndarray) -> None:
-        """Add rows ``(rows, columns)``, or ``(rows,)``, converted to the writer's dtype.
-
-        Raises:
-            OSError: the disk is full, say.
-        """
-        self._broken = True
-        with writing(self.path):
-            self._file.write(np.ascontiguousarray(block, dtype=self.dtype).data)
-        self.rows += len(block)
-        self._broken = False
-
-    def close(self) -> Written:
-        """Give the file its final name, flushed to the disk, and return its size and checksum."""
-        return close_together([self])[0]
-
-    def _write_out(self) -> None:
-        """Hand everything to the operating system."""
-        if self._broken:
-            raise ValueError(f"{self.path} was not written to its end, so it can only be discarded.")
-        with writing(self.path):
-            self._file.seek(0)
-            self._file.write(self._header())
-            self._file.flush()
-
-    def _flush(self) -> Written:
-        """Flush the file to the disk, still under its temporary name."""
-        with writing(self.path):
-            os.fsync(self._file.fileno())
-            self._file.close()
-        return describe(self._temporary)
-
-    def _rename(self) -> None:
-        os.replace(self._temporary, self.path)
-
-    def discard(self) -> None:
-        """Remove the unfinished file; nothing happens after `close`."""
-        with contextlib.suppress(OSError):  # what a full disk did not take is not wanted any more
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-
-def close_together(writers: Sequence[ArrayWriter]) -> list[Written]:
-    """Close several files, as `ArrayWriter.close` closes one, in little more time: the disk flushes them at once.
-
-    When one fails, those that are not closed yet can only be discarded.
-    """
-    for writer in writers:
-        writer._write_out()
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        written = list(pool.map(ArrayWriter._flush, writers))
-        for writer in writers:
-            writer._rename()
-        list(pool.map(flush_folder, {writer.path.parent for writer in writers}))
-    return written
-
-
-_held: set[int] = set()
-
-
-def _let_go() -> None:
-    # A lock is held as long as any process has the file open: a child must not hold it beyond its parent's end.
-    while _held:
-        os.close(_held.pop())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
-
-
-class FolderLock:
-    """The right to write in a folder, held by one process at a time.
-
-    The lock belongs to the operating system, on the file ``lock`` in the folder: it ends with the process, however that
-    ends, so that a crash leaves nothing behind to be cleaned; processes that it has forked do not hold it. The file stays,
-    because removing it would let a second process lock a file that a third can no longer see.
-
-    Args:
-        folder: an existing folder.
-        purpose: what the holder does, in one line, for the sentence that a second process gets: "a store is being written",
-            say.
-        name: of the file.
-
-    Raises:
-        BlockingIOError: another process (or another part of this one) holds the lock.
-    """
-
-    NAME = "lock"
-
-    def __init__(self, folder: str | os.PathLike[str], *, purpose: str = "it is in use", name: str = "lock") -> None:
-        self.folder = Path(folder)
-        self.purpose = purpose
-        self.name = name
-        self._handle: int | None = None
-
-    def __enter__(self) -> FolderLock:
-        path = self.folder / self.name
-        if path.is_symlink():  # what it leads to would be written over
-            raise ValueError(f"The lock {path} must be a file. It is a link: remove it.")
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-        try:
-            locked = _lock(handle)
-            for wait in (0.01, 0.05, 0.2, 0.5):  # a process that looks whether the lock is held holds it for an instant
-                if locked is not False:
-                    break
-                time.sleep(wait)
-                locked = _lock(handle)
-            if locked is None:
-                warnings.warn(
-                    "This file system has no locks, so nothing keeps a second process from writing in the same folder.",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            # Who has just let go of it may have removed the folder: a lock on that file would keep nobody out.
-            if locked is False or not _is_at(handle, path):
-                holder, _, purpose = os.read(handle, 1000).decode("utf-8", "replace").strip().partition("\n")
-                does = f" ({purpose})" if purpose else ""
-                raise BlockingIOError(
-                    f"{self.folder} is locked by {holder or 'another process'}{does}; wait until it has finished, or end it."
-                )
-            with writing(path):
-                os.ftruncate(handle, 0)
-                os.write(handle, f"process {os.getpid()}\n{self.purpose}\n".encode("utf-8", "backslashreplace"))
-        except BaseException:
-            os.close(handle)
-            raise
-        self._handle = handle
-        _held.add(handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
-        if self._handle in _held:  # not in a child
-            _held.remove(self._handle)
-            os.close(self._handle)
-        self._handle = None
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def is_locked(path: str | os.PathLike[str]) -> bool:
-    """Whether a living process holds the `FolderLock` whose file is ``path``; False where there is no such file.
-
-    True where the file system has no locks: nobody is taken for dead there.
-    """
-    try:
-        # Who may not write there may yet look.
-        handle = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        return _lock(handle) is not True
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int) -> bool | None:
-    """Lock an open file without waiting; False when somebody else holds it, None where the file system has no locks."""
-    if fcntl is None:
-        return _lock_on_windows(handle)
-    # Some network file systems know only the second kind.
-    for lock in (fcntl.flock, fcntl.lockf):
-        try:
-            lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-                return False
-        else:
-            return True
-    return None
-
-
-def _lock_on_windows(handle: int) -> bool:
-    import msvcrt
-
-    try:
-        # A byte far behind the content, so that the holder's name stays readable.
-        os.lseek(handle, 1 << 20, os.SEEK_SET)
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    except OSError:
-        return False
-    finally:
-        os.lseek(handle, 0, os.SEEK_SET)
-    return True
 
 
 def remove_abandoned(folder: str | os.PathLike[str], name: str = "*") -> list[Path]:

@@ -19,7 +19,7 @@ from st_distill import files
 from st_distill.checksums import AGAIN, CHECKED, ENCODER, EXPORT, noted_damage
 from st_distill.errors import one_line
 from st_distill.exporting import left_aside, load_student, not_finite
-from st_distill.files import FolderLock
+from st_distill.locks import FolderLock, is_locked
 from st_distill.recipe.checkpoints import SEAL, numbered, what_is_wrong
 from st_distill.recipe.diagnose import FINDINGS, read_findings
 from st_distill.recipe.embedding import what_to_embed
@@ -245,7 +245,7 @@ def _of_run(
     folder: Path, repair: bool, recipe: Recipe | None, show_progress: bool, notes: list[str]
 ) -> Iterator[Finding]:
     files.refuse_links(folder, but=[STORE])
-    writes = not repair and files.is_locked(folder / FolderLock.NAME)
+    writes = not repair and is_locked(folder / FolderLock.NAME)
     if writes:
         notes.append(f"{folder} is being written: the checkpoint that is not finished, if there is one, was left out")
     state, findings = _run_state(folder, repair)

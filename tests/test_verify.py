@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from st_distill import Teacher, TeacherStore, files
 from st_distill.cli import main
 from st_distill.exporting import export
+from st_distill.locks import FolderLock
 from st_distill.modules import MatryoshkaProjection
 from st_distill.recipe import run
 from st_distill.recipe.state import RunState, may_be_worked_in
@@ -586,7 +587,7 @@ def test_a_run_that_is_writing(finished, tmp_path):
     state["stages"][1]["done"] = False
     files.write_record(work / "run.json", state)
     (work / "stages/2-all/checkpoints/checkpoint-2").mkdir(parents=True)
-    with files.FolderLock(work):
+    with FolderLock(work):
         found = verify(work)
     assert found.findings == []
     assert f"{work} is being written" in found.as_text()

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from st_distill.files import writing
+from st_distill.errors import writing
 
 DEFAULT_TOKENS = 64
 """Visual tokens for an image when none are asked for: the possible number nearest to this one."""

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from st_distill.checksums import CHECKED, EDITABLE, ENCODER, require_whole
-from st_distill.errors import MissingExtraError, RecipeError, sentence
+from st_distill.errors import MissingExtraError, RecipeError, sentence, writing
 from st_distill.files import (
     flush_folder,
     manifest,
@@ -38,7 +38,6 @@ from st_distill.files import (
     write_json,
     write_signed,
     write_text,
-    writing,
 )
 from st_distill.modules.alibi_checkpoint import is_published_alibi, refuse_published
 from st_distill.modules.alibi_config import explain_published

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from st_distill.files import differences, manifest, read_json, write_json, writing
+from st_distill.errors import writing
+from st_distill.files import differences, manifest, read_json, write_json
 from st_distill.stopping import Stop, postponed
 
 __all__ = [

@@ -16,7 +16,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 
-from st_distill.files import ArrayWriter, is_whole, write_checksum
+from st_distill.arrays import ArrayWriter
+from st_distill.files import is_whole, write_checksum
 from st_distill.progress import TextsProgress
 from st_distill.recipe.schema import Stage, Texts
 from st_distill.store.format import Hashes, hash_texts

@@ -23,7 +23,8 @@ from accelerate import PartialState
 from torch import distributed
 
 from st_distill.errors import OtherProcessError
-from st_distill.files import FolderLock, refuse_links, remove_leftovers
+from st_distill.files import refuse_links, remove_leftovers
+from st_distill.locks import FolderLock
 
 __all__ = ["STORE", "Processes", "leave", "locked"]
 

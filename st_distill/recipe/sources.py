@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from st_distill.contained import is_saved, load_named, load_saved, require_below
-from st_distill.errors import sentence
-from st_distill.files import read_json, writing
+from st_distill.errors import sentence, writing
+from st_distill.files import read_json
 from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind, kind_of_values, kinds_of_features, names_of, row_of_another_kind, table_of
 from st_distill.recipe.source_schema import ImageSource, Texts

@@ -26,7 +26,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from st_distill.card import widget
 from st_distill.diagnosis import DiagnosisCallback
-from st_distill.files import writing
+from st_distill.errors import writing
 from st_distill.losses import JasperDistill, TeacherRows
 from st_distill.recipe.adapters import add_adapters, merge_adapters
 from st_distill.recipe.checkpoints import drop_damaged, last_checkpoint

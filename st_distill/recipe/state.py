@@ -13,16 +13,8 @@ from typing import Any
 
 from st_distill import __version__
 from st_distill.checksums import CHECKED, EDITABLE, STAGE
-from st_distill.files import (
-    FolderLock,
-    copy_of,
-    describe,
-    is_temporary,
-    manifest,
-    read_signed,
-    write_json,
-    write_record,
-)
+from st_distill.files import copy_of, describe, is_temporary, manifest, read_signed, write_json, write_record
+from st_distill.locks import FolderLock
 from st_distill.recipe.conversion import as_mapping
 from st_distill.recipe.processes import STORE
 from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Projection, Recipe, Stage

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from st_distill import files
+from st_distill.arrays import read_array_header
 from st_distill.progress import TextsProgress
 from st_distill.stopping import uninterrupted
 from st_distill.store.format import (
@@ -610,7 +611,7 @@ def set_aside(folder: Path, paths: Iterable[Path]) -> Path:
 def _is_array(path: Path) -> bool:
     """Whether a file is an array, all of it."""
     try:
-        return files.read_array_header(path).shape[0] > 0
+        return read_array_header(path).shape[0] > 0
     except (ValueError, IndexError):
         return False
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from st_distill import files
+from st_distill.arrays import ArrayWriter, read_array_header
 from st_distill.store.build import SHARD_ROWS, SHARD_SECONDS, Builder, set_aside
 from st_distill.store.dtypes import DTYPES, SCALES
 from st_distill.store.format import (
@@ -252,7 +253,7 @@ def _wrong(
     if what := files.difference(path, file.bytes, file.sha256):
         return [Damage(file.file, what)]
     try:
-        header = files.read_array_header(path)
+        header = read_array_header(path)
     except ValueError as error:
         return [Damage(file.file, str(error).removesuffix("."))]
     if header.shape != shape or header.dtype != dtype:
@@ -401,7 +402,7 @@ def _rewritten(folder: Path, file: File, rows: np.ndarray) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The next build removes what is called so, should this one be killed.
     again = path.with_name(f"{path.stem}.again.{os.getpid()}{files.TEMPORARY}")
-    writer = files.ArrayWriter(again, rows.dtype, rows.shape[1])
+    writer = ArrayWriter(again, rows.dtype, rows.shape[1])
     writer.append(rows)
     written = writer.close()
     if written.sha256 != file.sha256:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from st_distill import files
+from st_distill.arrays import read_array_header
+from st_distill.locks import FolderLock
 from st_distill.store.dtypes import DTYPES, SCALES
 from st_distill.teacher import Variant, check_name
 from st_distill.vectors import shorten
@@ -190,7 +192,7 @@ def read_description(folder: Path) -> Description:
             raise FileNotFoundError(
                 f"{folder} is the work folder of a run. Open the store in it: {folder / 'teachers'}."
             ) from error
-        if (folder / files.FolderLock.NAME).exists() or (folder / "index").is_dir():
+        if (folder / FolderLock.NAME).exists() or (folder / "index").is_dir():
             raise FileNotFoundError(
                 f"The store {folder} has no {DESCRIPTION} yet, because its first build has not finished a file of vectors: it "
                 "is running, or was stopped. Wait for it, or run TeacherStore.create again with the same texts and teachers."
@@ -484,7 +486,7 @@ class Contents:
 
     def _check_header(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         try:
-            header = files.read_array_header(path)
+            header = read_array_header(path)
         except ValueError as error:
             raise _damaged(path, "there is no array, or not all of it", self.folder) from error
         if header.shape != shape or header.dtype != dtype:

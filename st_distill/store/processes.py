@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from st_distill import files
+from st_distill.locks import FolderLock, is_locked
 from st_distill.store.format import DESCRIPTION, Description, TeacherShard, damaged_record, read_journal
 
 __all__ = ["Alone", "Leader", "Member", "adopt", "enter", "journals", "process_of_environment"]
@@ -75,7 +76,7 @@ class Alone:
         self._session = folder / FOLDER
         self._checked = time.monotonic()
         self._state: dict[str, Any] = {}
-        self._locked: files.FolderLock | None = None
+        self._locked: FolderLock | None = None
 
     def __enter__(self) -> Any:
         return self
@@ -110,7 +111,7 @@ class Alone:
 
     def _take_lock(self, session: Path) -> None:
         """Show by the lock of this number in a session that this process lives."""
-        self._locked = files.FolderLock(
+        self._locked = FolderLock(
             session, name=self._lock(self.number).name, purpose=f"as process {self.number} of a build"
         ).__enter__()
 
@@ -126,7 +127,7 @@ class Alone:
     def _raise_for(self, number: int) -> str:
         """State of another process; an exception when it has failed, or is no more."""
         # Before the state is read: a process says its last word while it holds the lock.
-        alive = files.is_locked(self._lock(number))
+        alive = is_locked(self._lock(number))
         state = self._read(number)
         if state.get("state") == "failed":
             raise ChildProcessError(
@@ -166,7 +167,7 @@ class Leader(Alone):
         self._say("complete")
         for number in self._others():
             for _ in _poll():
-                if self._read(number).get("state") in ("left", "failed") or not files.is_locked(self._lock(number)):
+                if self._read(number).get("state") in ("left", "failed") or not is_locked(self._lock(number)):
                     break
         self._unlock()
         _remove([self._session])
@@ -236,7 +237,7 @@ class Member(Alone):
             if session is not None and session != self._session:
                 self._enter(session)
             first = self._read(0) if self._locked is not None else {}
-            running = files.is_locked(self._lock(0))
+            running = is_locked(self._lock(0))
             if first.get("tickets", {}).get(str(self.number)) == self._ticket:
                 self._raise_for(0)
                 self.salt = int(self._session.name, 16)
@@ -309,7 +310,7 @@ def adopt(folder: Path, description: Description, present: Alone) -> Callable[[]
     for session in sessions:
         for lock in session.glob("*.lock"):
             for waited in _poll():
-                if not files.is_locked(lock):
+                if not is_locked(lock):
                     break
                 if waited > _REMNANT_SECONDS:
                     raise BlockingIOError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from st_distill import files
+from st_distill.arrays import ArrayWriter, close_together
 from st_distill.store.dtypes import DTYPES, SCALES
 from st_distill.store.format import HASH_BYTES, File, IndexShard, TeacherShard
 from st_distill.teacher import Variant
@@ -21,11 +22,11 @@ class _Files:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.writers: dict[str, files.ArrayWriter] = {}
+        self.writers: dict[str, ArrayWriter] = {}
         self.is_closed = False
 
-    def open(self, kind: str, path: Path, dtype: np.dtype, columns: int | None = None) -> files.ArrayWriter:
-        self.writers[kind] = files.ArrayWriter(path, dtype, columns)
+    def open(self, kind: str, path: Path, dtype: np.dtype, columns: int | None = None) -> ArrayWriter:
+        self.writers[kind] = ArrayWriter(path, dtype, columns)
         return self.writers[kind]
 
     def described(self, written: dict[Path, files.Written]) -> dict[str, File]:
@@ -106,7 +107,7 @@ class NewIndexShard(_Files):
 def close(*shards: NewTeacherShard | NewIndexShard) -> dict[Path, files.Written]:
     """Give the shards' files their names, flushed to the disk; size and checksum by path."""
     writers = [writer for shard in shards for writer in shard.writers.values()]
-    written = files.close_together(writers)
+    written = close_together(writers)
     for shard in shards:
         shard.is_closed = True
     return dict(zip([writer.path for writer in writers], written))

@@ -47,7 +47,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from st_distill import files
+from st_distill.locks import FolderLock
 from st_distill.options import is_number
 from st_distill.store.build import SHARD_ROWS, SHARD_SECONDS, Builder
 from st_distill.store.damage import check_vectors
@@ -160,7 +160,7 @@ class TeacherStore:
 
         if number:
             return build(Member(folder, number, count))
-        with files.FolderLock(folder, purpose="a store is being written"):
+        with FolderLock(folder, purpose="a store is being written"):
             return build(Leader(folder, number, count) if count > 1 else Alone(folder))
 
     def check(self) -> None:

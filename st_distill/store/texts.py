@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from st_distill import files
+from st_distill.locks import FolderLock
 from st_distill.options import check_whole_number, is_number
 from st_distill.store.dtypes import DTYPES
 from st_distill.store.format import ASIDE, DESCRIPTION, lost_description
@@ -23,7 +24,7 @@ CHUNK = 4096  # texts that are looked up at a time
 # place of a role.
 _ROLE_WORDS, _ROLE_CHARACTERS, _ROLES = 3, 64, 32
 
-_OURS = {files.FolderLock.NAME, "index", "teachers", ASIDE, FOLDER}  # what a build writes before the description
+_OURS = {FolderLock.NAME, "index", "teachers", ASIDE, FOLDER}  # what a build writes before the description
 
 
 def check_create(

@@ -28,6 +28,7 @@ from fault_helpers import (
 )
 
 from st_distill import files
+from st_distill.locks import FolderLock
 from st_distill.recipe.checkpoints import SEAL, what_is_wrong
 from st_distill.recipe.trainer import StageTrainer
 from st_distill.verify import verify
@@ -229,7 +230,7 @@ def test_a_second_run_in_one_folder_is_refused_until_the_first_has_died(project)
     held, holding = os.pipe()
     first = os.fork()
     if not first:
-        with files.FolderLock(project.work, purpose="a recipe is running there"):
+        with FolderLock(project.work, purpose="a recipe is running there"):
             os.write(holding, b"held")
             signal.pause()
     assert os.read(held, 4) == b"held"

@@ -13,7 +13,8 @@ import torch
 from store_material import TEXTS, Counting, cosines_with, create, teacher_of
 
 from st_distill import Teacher, TeacherStore
-from st_distill.files import FolderLock
+from st_distill.arrays import ArrayWriter
+from st_distill.locks import FolderLock
 from st_distill.stopping import Stopped, raising
 
 # --- what is asked
@@ -379,10 +380,9 @@ def test_a_kill_before_the_description_leaves_no_trace_in_the_store(tmp_path, mo
 
 
 def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
-    from st_distill import files
 
     path = tmp_path / "s"
-    append = files.ArrayWriter.append
+    append = ArrayWriter.append
     written = []
 
     def full(self, block):
@@ -393,7 +393,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
         append(self, block)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.ArrayWriter, "append", full)
+        patch.setattr(ArrayWriter, "append", full)
         with pytest.raises(OSError, match="No space left"):
             create(path, TEXTS, Counting(), shard_rows=4)
     assert not list(path.rglob("*.tmp"))
@@ -432,9 +432,8 @@ def test_a_signal_while_files_are_closed_loses_nothing(number, name, tmp_path, m
 
 
 def test_a_signal_between_a_vector_and_its_text_number_loses_nothing(tmp_path, monkeypatch):
-    from st_distill import files
 
-    path, function, append = tmp_path / "s", Counting(), files.ArrayWriter.append
+    path, function, append = tmp_path / "s", Counting(), ArrayWriter.append
 
     def stopped(self, block):
         append(self, block)
@@ -442,7 +441,7 @@ def test_a_signal_between_a_vector_and_its_text_number_loses_nothing(tmp_path, m
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch, raising():
-        patch.setattr(files.ArrayWriter, "append", stopped)
+        patch.setattr(ArrayWriter, "append", stopped)
         with pytest.raises(Stopped):
             create(path, TEXTS, function)
     again = Counting()

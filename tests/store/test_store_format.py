@@ -12,6 +12,7 @@ import pytest
 from store_material import TEXTS, Counting, create, teacher_of, two_teachers
 
 from st_distill import Teacher, TeacherStore, files
+from st_distill.arrays import ArrayWriter
 from st_distill.store.damage import find_damage
 
 
@@ -199,7 +200,7 @@ def test_a_flipped_bit_of_the_index_is_seen(tmp_path, file):
 def test_text_numbers_outside(tmp_path):
     path = tmp_path / "s"
     create(path, TEXTS, Counting())
-    writer = files.ArrayWriter(path / "teachers/first/00000.texts.npy", np.dtype("<i8"))
+    writer = ArrayWriter(path / "teachers/first/00000.texts.npy", np.dtype("<i8"))
     writer.append(np.arange(1, 11))
     written = writer.close()
     edited(path, lambda description: shard_of(description)["texts"].update(written._asdict()))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from st_distill import Teacher, TeacherStore
-from st_distill.files import FolderLock
+from st_distill.locks import FolderLock
 from st_distill.store import processes
 
 #: The files that a process may read: what it embedded goes to stdout, the rows of its store to stderr's last line.
