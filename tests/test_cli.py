@@ -387,6 +387,76 @@ def test_mistakes_are_a_sentence_and_exit_code_2(arguments, message, recipe, tmp
     assert "--debug" not in error
 
 
+#: Every argument of a command that names what it writes.
+WRITTEN = {
+    "export": ["export", "model", "{}"],
+    "mine": ["mine", "model", "pairs.tsv", "{}"],
+    "report": ["report", "run", "--out", "{}"],
+    "glue --out": ["glue", "model", "--data", "data", "--out", "{}"],
+    "glue": ["glue", "model", "--data", "data", "--json", "{}"],
+    "verify": ["verify", "model", "--json", "{}"],
+    "pretrain": ["pretrain", "recipe.yaml", "--json", "{}"],
+    "eval": ["eval", "model", "pairs.tsv", "--json", "{}"],
+    "eval --csv": ["eval", "model", "pairs.tsv", "--csv", "{}"],
+    "eval --mteb-results": ["eval", "model", "mteb:STS12", "--mteb-results", "{}"],
+}
+
+
+@pytest.mark.parametrize("command", WRITTEN)
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("https://user:hidden@host/x.parquet", "is an address, not a place on this machine. Name another place"),
+        ("s3://bucket/x.parquet", "is an address, not a place on this machine"),
+        ("out/hf_hidden" + "Ab3" * 8, "holds a login or a token, and the names of what is written are kept"),
+        ("out/x\0.parquet", "holds a zero byte, which no name may"),
+        ("n" * 300, "is longer than names can be. Name another place"),
+        ("none/" + "n" * 245, "is longer than names can be"),  # with what is put behind it
+        ("/".join(["n" * 100] * 50), "is longer than names can be"),
+    ],
+)
+def test_places_that_nothing_can_be_written_at(command, place, told, tmp_path, monkeypatch, capsys):
+    """Told before anything is looked at, and without a login that stands in it."""
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(place) for word in WRITTEN[command]]
+    assert main(words) == 2
+    said = "".join(capsys.readouterr())
+    name = next((word for word in reversed(words) if word.startswith("--") and word != "--data"), "--path")
+    assert f"st-distill: The '{name.removeprefix('--')}' {told}" in said
+    assert "hidden" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["info", "{}"],
+        ["verify", "{}"],
+        ["report", "{}"],
+        ["run", "{}"],
+        ["check", "{}"],
+        ["eval", "model", "{}"],
+        ["export", "{}", "new"],
+    ],
+)
+def test_names_that_cannot_be(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, told in (("a" * 300, f"The name {'a' * 60}… is longer than names can be."), ("a\0", "holds a zero byte")):
+        assert main([word.format(name) for word in words]) == 2
+        said = capsys.readouterr().err
+        assert told in said
+        assert "Errno" not in said
+
+
+def test_no_prompt_holds_a_login(capsys):
+    """It would be kept with the figures."""
+    for use in ("query", "document", "text"):
+        assert main(["eval", "model", "pairs.tsv", f"--{use}-prompt", "token=hf_hidden" + "Ab3" * 8]) == 2
+        said = "".join(capsys.readouterr())
+        assert f"The '{use}-prompt' holds a login or a token" in said
+        assert "hidden" not in said
+
+
 def test_numbers_that_are_none(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["eval", "model", "data", "--dims", "a"])

@@ -20,7 +20,7 @@ from typing import NoReturn, TypeVar
 
 from st_distill import __version__
 from st_distill.cli.shared import checked_recipe, give_json, require_place, speaks, tell_failed
-from st_distill.credentials import without_credentials
+from st_distill.credentials import holds_credentials, without_credentials
 from st_distill.errors import OtherProcessError, Problem, RecipeError, one_line
 from st_distill.stopping import Stopped, raising
 
@@ -67,15 +67,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_names(options: argparse.Namespace) -> None:
-    """An empty text names nothing, such as a variable of the shell that is not set: it is neither this folder nor left out."""
+    """What no name can be, and no prompt, told before any work. None of them is repeated: a login may stand in it.
+
+    An empty text names nothing, such as a variable of the shell that is not set: it is neither this folder nor left out.
+    """
+    written = {"out", "json", "csv", "mteb_results"} | ({"path"} if options.command in (_export, _mine) else set())
     for name, value in vars(options).items():
-        if isinstance(value, str) and not value.strip() and not name.endswith("_prompt"):
-            raise ValueError(f"The '{name.replace('_', '-')}' must not be empty. Give a name, or leave the option out.")
+        shown = f"The '{name.replace('_', '-')}'"
+        if name.endswith("_prompt"):
+            if value and holds_credentials(value):
+                raise ValueError(
+                    f"{shown} holds a login or a token, and it would be kept with the figures. Leave it out."
+                )
+            continue
+        words = [word for word in (value if isinstance(value, list) else [value]) if isinstance(word, str)]
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"{shown} must not be empty. Give a name, or leave the option out.")
+        if any("\0" in word for word in words):
+            raise ValueError(f"{shown} holds a zero byte, which no name may. Give another name.")
+        if name not in written or value in (None, "-"):
+            continue
+        from st_distill.files import no_place
+
+        if (why := no_place(value)) is not None:
+            printed = ", or - to print the figures" if name == "json" else ""
+            raise ValueError(f"{shown} {why}. Name another place{printed}.")
+        if holds_credentials(value):
+            raise ValueError(
+                f"{shown} holds a login or a token, and the names of what is written are kept. Name another."
+            )
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, RecipeError):  # a line for each mistake
         return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return (
+            f"The name {without_credentials(str(error.filename))[:60]}… is longer than names can be. Give another one."
+        )
     if isinstance(error, (ValueError, TypeError, OSError, ImportError, MemoryError)):
         return " ".join(str(error).split()) or type(error).__name__
     return f"{type(error).__name__}: {one_line(error)}. Where it comes from is shown with --debug."
