@@ -472,9 +472,25 @@ def test_numbers_that_are_none(capsys):
         (["export", "a", "b", "--dim", "x"], "argument --dim: invalid int value: 'x'. See st-distill export --help."),
         (["info"], "the following arguments are required: model. See st-distill info --help."),
         ([], "the following arguments are required: command. See st-distill --help."),
+        (["--bogus"], "there is no option --bogus. See st-distill --help."),
+        (["-x", "check"], "there is no option -x. See st-distill --help."),
+        (["check", "--bogus=1"], "there is no option --bogus. See st-distill check --help."),
+        (
+            ["eval", "m", "t.tsv", "--quer", "x"],
+            "there is no option --quer; did you mean '--query-prompt'? See st-distill eval --help.",
+        ),
+        (["run", "r", "--resum"], "there is no option --resum; did you mean '--resume'? See st-distill run --help."),
+        (["run", "r", "--rseume"], "there is no option --rseume; did you mean '--resume'? See st-distill run --help."),
+        (["glue", "m", "--data", "d", "--steps", "-x"], "there is no option -x. See st-distill glue --help."),
+        (["eval", "m", "--", "--quer"], None),
+        (["mine", "m", "p", "n.parquet", "--margin", "-0.1"], None),
     ],
 )
 def test_words_that_are_not_understood_are_a_sentence(words, told, capsys):
+    if told is None:  # of words that are
+        assert main(words) == 2
+        assert "there is no option" not in capsys.readouterr().err
+        return
     with pytest.raises(SystemExit, match="2"):
         main(words)
     assert capsys.readouterr().err == f"st-distill: {told}\n"

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import argparse
 import errno
+import itertools
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from st_distill import __version__
 from st_distill.cli.shared import checked_recipe, give_json, require_place, speaks, tell_failed
 from st_distill.credentials import holds_credentials, without_credentials
 from st_distill.errors import OtherProcessError, Problem, RecipeError, one_line
+from st_distill.nearest import nearest, offer
 from st_distill.stopping import Stopped, raising
 
 _Number = TypeVar("_Number", int, float)
@@ -129,11 +132,32 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says a mistake in a sentence, as everything else does, and not below the whole usage."""
+    """A parser that says a mistake in a sentence, as everything else does, and not below the whole usage.
+
+    An option has one name, in whole: a shortened one would be another option's as soon as there is one that begins like it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """As everywhere, but an unknown option is told before what is missing, and with the one that may be meant."""
+        words = sys.argv[1:] if args is None else list(args)
+        known = self._option_string_actions
+        if self._subparsers is not None:  # the words behind the command are its own parser's
+            words = list(itertools.takewhile(lambda word: word.startswith("-"), words))
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            name = word.partition("=")[0]
+            # Neither a number below zero, nor several short options in one word.
+            if re.match(r"-[^\d.\s]\S*$", name) and name not in known and (name[1] == "-" or name[:2] not in known):
+                longer = next((option for option in known if option.startswith(name)), None)
+                meant = longer or nearest(name, known)
+                self.error(f"there is no option {name}{'' if meant is None else offer(meant)}")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         told = without_credentials(" ".join(message.split()).rstrip("."))
-        self.exit(2, f"st-distill: {told}. See {self.prog} --help.\n")
+        self.exit(2, f"st-distill: {told}{'' if told.endswith('?') else '.'} See {self.prog} --help.\n")
 
 
 def _parser() -> argparse.ArgumentParser:
