@@ -341,6 +341,14 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
             ["eval", "{model}", "{folder}/pairs.tsv", "--dims", "9"],
             "asks for 9 dimensions, but the model's vectors have 8",
         ),
+        (
+            ["eval", "{model}", "{folder}/pairs.tsv", "--dims", "8,4,8"],
+            "'dims' parameter must name each once. Got 8 twice",
+        ),
+        (
+            ["eval", "{model}", "{folder}/pairs.tsv", "--precisions", "int8,int8"],
+            "'precisions' parameter must name each once. Got 'int8' twice: take one of them out.",
+        ),
         (["eval", "{model}", "{folder}/pairs.tsv", "--precisions", "int4"], "list of float32, int8, binary"),
         (["eval", "{model}", "{folder}/pairs.tsv", "--json", "{folder}"], "--json must be a file. Got the folder"),
         (["eval", "{model}", "{folder}/pairs.tsv", "--mteb-results", "x"], "--mteb-results is for tasks of MTEB"),
