@@ -327,6 +327,10 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
             "changes the recipe of a run or a store, and {model} is a model. Leave it out",
         ),
         (
+            ["verify", "{model}", "--recipe", "{recipe}"],
+            "is the recipe of a run or a store, and {model} is a model. Leave it out.",
+        ),
+        (
             ["eval", "{folder}/mode", "{folder}/pairs.tsv"],
             "there is no folder '{folder}/mode'; did you mean '{folder}/model'?\n",
         ),
