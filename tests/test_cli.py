@@ -93,6 +93,30 @@ def test_run_embed_eval_export_info(recipe, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["dims"] == [8]
 
 
+def test_a_work_folder_that_is_a_link_is_the_one_that_it_leads_to(recipe, tmp_path, capsys):
+    """To a larger disk, say: the default one beside the output too. What lies there stays the user's."""
+    disk, link = tmp_path / "disk", tmp_path / "out-run"
+    words = [str(recipe), "--set", "stages.0.steps=1"]
+    link.symlink_to(disk)
+    assert main(["run", *words]) == 2
+    said = f"'{link}' is a link to what is not there; make that folder, or name another place"
+    assert said in capsys.readouterr().err
+    disk.mkdir()
+    (disk / "letter.txt").touch()
+    assert main(["run", *words]) == 2
+    assert f"output: '{link}' holds other files than a run's; name a new folder" in capsys.readouterr().err
+    (disk / "letter.txt").unlink()
+    assert main(["run", *words]) == 0
+    assert (disk / "run.json").is_file()
+    assert main(["run", *words]) == 2
+    assert "already holds a run. Continue it with --resume" in capsys.readouterr().err
+    assert main(["run", *words, "--resume"]) == 0
+    for folder in (link, disk):
+        assert main(["verify", str(folder)]) == 0
+        assert main(["report", str(folder), "--no-speed"]) == 0
+    assert link.is_symlink()
+
+
 def test_eval_on_tasks(tmp_path, make_student, capsys):
     make_student().save(str(tmp_path / "model"))
     (tmp_path / "pairs.tsv").write_text(PAIRS)

@@ -50,6 +50,8 @@ def _complaint(folder: Path, *, replaced: bool) -> str | None:
     if folder.is_file():
         return "is a file; name a folder"
     blocking = in_the_way(folder)
+    if blocking is not None and blocking.is_symlink() and not blocking.exists():
+        return f"'{blocking}' is a link to what is not there; make that folder, or name another place"
     return None if blocking is None else f"'{blocking}' is no folder; name another place"
 
 

@@ -687,7 +687,8 @@ def test_nothing_of_the_users_is_written_over(recipe, folder, tiny_bert):
         ({"output": "loop"}, "output: 'loop' is a link"),
         ({"output": "file/model"}, "output: 'file' is no folder; name another place"),
         ({"work": "file/run"}, "work: 'file' is no folder"),
-        ({"work": "dangling"}, "work: 'dangling' is no folder"),
+        ({"work": "dangling"}, "work: 'dangling' is a link to what is not there; make that folder, or name another"),
+        ({"output": "dangling/x"}, "output: 'dangling' is a link to what is not there"),
         (
             {"output": "other-run/stages/1-all/model/inner"},
             "stages/1-all/model, where a run has its stages; name another",
