@@ -834,6 +834,26 @@ def test_rows_of_an_evaluation_are_looked_at_before_the_run(problems_of, part, m
     assert message in told.message
 
 
+@pytest.mark.parametrize("name", ["gap.jsonl", "gap.parquet"])
+def test_a_text_that_is_missing_is_seen_before_the_run(problems_of, name):
+    rows = [{"a": "x", "b": "y", "image": "a.png"}, {"a": "x", "b": None, "image": "a.png"}]
+    if name.endswith("jsonl"):
+        Path(name).write_text("\n".join(map(json.dumps, rows)))
+    else:
+        Dataset.from_list(rows).to_parquet(name)
+    told = f"Row 1 of {name} has no text in column 'b' (null). Fill it or remove the row"
+    for before, after, place in (
+        ("path: texts.parquet\n    columns: [text]", f"path: {name}\n    columns: [a, b]", "texts[0]"),
+        (
+            "{path: pairs.csv, columns: [sentence1",
+            f"{{path: {name}, columns: [a, b], prompts: {{}}}} # [",
+            "stages[1].also[0].texts[0]",
+        ),
+        ("path: pictures.jsonl\n", f"path: {name}\n  caption: b\n", "images"),
+    ):
+        assert (place, told) in [(found.path, found.message) for found in problems_of(BASE.replace(before, after, 1))]
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 def test_texts_without_rows(problems_of, ending):
     path = Path(f"empty.{ending}")
