@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -10,10 +11,12 @@ import sys
 import pytest
 import torch
 from datasets import Dataset
+from made_glue import write_glue
 from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from st_distill import __version__
-from st_distill.cli import main
+from st_distill.cli import _parser, main
 from st_distill.evaluation.results import CSV_HEADER
 from st_distill.exporting import export
 from st_distill.modules import MatryoshkaProjection
@@ -198,6 +201,45 @@ def test_figures_replace_figures_alone(option, tmp_path, make_student, capsys):
     for own in (figures, figures, empty):
         assert main([*words, str(own)]) == 0
         assert "spearman_cosine" in own.read_text()
+
+
+PRETRAINING = """\
+output: {folder}/encoder
+encoder: {{model: {model}}}
+tokenizer: {{model: {model}}}
+texts: {folder}/texts.parquet
+steps: 1
+evaluation: {{texts: {folder}/texts.parquet, lengths: [8]}}
+"""
+
+#: Of each command with --json what makes it write some.
+FIGURES = {
+    "verify": ["verify {folder}/model"],
+    "eval": ["eval {folder}/model sts:{folder}/pairs.tsv", "eval {folder}/model {folder}/recipe.yaml"],
+    "pretrain": ["pretrain {folder}/pretraining.yaml --evaluate {folder}/masked"],
+    "glue": ["glue {bert} --data {folder}/glue --out {folder}/fine --steps 1 --limit 8 --set disable_tqdm=true"],
+}
+
+
+def test_every_command_replaces_its_own_figures(recipe, tmp_path, make_student, tiny_bert, capsys):
+    (commands,) = (action for action in _parser()._actions if action.choices)
+    with_figures = {name for name, command in commands.choices.items() if "--json" in command.format_usage()}
+    assert with_figures == set(FIGURES)
+    export(make_student(MatryoshkaProjection(32, [24, 8])), tmp_path / "model")
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    (tmp_path / "pretraining.yaml").write_text(PRETRAINING.format(folder=tmp_path, model=tiny_bert))
+    write_glue(tmp_path / "glue", ["rte"])
+    for part in (AutoModelForMaskedLM, AutoTokenizer):
+        part.from_pretrained(tiny_bert).save_pretrained(tmp_path / "masked")
+    for number, words in enumerate(itertools.chain.from_iterable(FIGURES.values())):
+        written = [
+            *words.format(folder=tmp_path, bert=tiny_bert).split(),
+            "--json",
+            f"{tmp_path}/figures-{number}.json",
+        ]
+        for _ in range(2):
+            assert main(written) == 0, capsys.readouterr().err
+        assert json.loads((tmp_path / f"figures-{number}.json").read_text())
 
 
 @pytest.mark.parametrize(
