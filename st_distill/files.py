@@ -304,6 +304,37 @@ def in_the_way(path: str | os.PathLike[str]) -> Path | None:
     return None if nearest.is_dir() else nearest
 
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+#: Where the system shows its devices and itself, and what there is a plain folder for everybody.
+_OF_THE_SYSTEM, _IN_MEMORY = (Path("/dev"), Path("/proc"), Path("/sys")), Path("/dev/shm")
+#: As long as what stands beside a name while it is written, or as a run's second folder.
+_BESIDE = "-" * 20
+
+
+def no_place(path: str | os.PathLike[str]) -> str | None:
+    """Why nothing can be written at a path, whatever is there, to follow its name in a sentence; None where it may be.
+
+    The path is not repeated: an address may have a login in it.
+    """
+    path = Path(path)
+    if _ADDRESS.match(str(path)):
+        return "is an address, not a place on this machine"
+    if "\0" in str(path):
+        return "holds a zero byte, which no name may"
+    for place in (Path(os.path.abspath(path)), Path(os.path.realpath(path))):
+        around = (place, *place.parents)
+        if (root := next((root for root in _OF_THE_SYSTEM if root in around), None)) and _IN_MEMORY not in around:
+            return f"lies in {root}, which is the system's"
+    nearest = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+    for name in (path.absolute(), *(nearest / f"{part}{_BESIDE}" for part in path.parts)):
+        try:
+            os.lstat(name)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return "is longer than names can be"
+    return None
+
+
 def refuse_link(path: str | os.PathLike[str]) -> None:
     """See to it that a folder which is replaced whole is no link: what it leads to may be of another disk, or nobody's.
 

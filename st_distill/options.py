@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
-__all__ = ["check_whole_number", "in_yaml", "is_number"]
+__all__ = ["check_distinct", "check_whole_number", "in_yaml", "is_number"]
 
 #: Python's words that YAML has otherwise.
 _YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
@@ -35,6 +35,18 @@ def check_whole_number(
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         alternative = f", or {written(None)}" if optional else ""
         raise ValueError(f"The {what} must be a whole number from {least}{alternative}. Got {written(value)} instead.")
+
+
+def check_distinct(what: str, values: Sequence[Any]) -> None:
+    """Raise ValueError where one of the values is there twice: another one may have been meant.
+
+    >>> check_distinct("'dims' parameter", [8, 4, 8])
+    Traceback (most recent call last):
+    ValueError: The 'dims' parameter must name each once. Got 8 twice: take one of them out.
+    """
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise ValueError(f"The {what} must name each once. Got {value!r} twice: take one of them out.")
 
 
 def in_yaml(value: Any) -> str:

@@ -127,8 +127,8 @@ def verify(
 
     Raises:
         FileNotFoundError: the folder is none of the three.
-        ValueError: a store is to be repaired, and neither a recipe nor texts and teachers are given, or overrides are given
-            for a model; a RecipeError where the recipe cannot be read, or lets code of a model run.
+        ValueError: a store is to be repaired, and neither a recipe nor texts and teachers are given, or a recipe or overrides
+            are given for a model; a RecipeError where the recipe cannot be read, or lets code of a model run.
         BlockingIOError: another process writes there.
     """
     folder = Path(path)
@@ -136,6 +136,11 @@ def verify(
     if overrides and kind == "model":
         raise ValueError(
             f"The option --set (in Python 'overrides') changes the recipe of a run or a store, and {folder} is a model. Leave "
+            "it out."
+        )
+    if recipe is not None and kind == "model":
+        raise ValueError(
+            f"The option --recipe (in Python 'recipe') is the recipe of a run or a store, and {folder} is a model. Leave "
             "it out."
         )
     if overrides and recipe is None:

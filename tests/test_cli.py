@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -10,10 +11,12 @@ import sys
 import pytest
 import torch
 from datasets import Dataset
+from made_glue import write_glue
 from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from st_distill import __version__
-from st_distill.cli import main
+from st_distill.cli import _parser, main
 from st_distill.evaluation.results import CSV_HEADER
 from st_distill.exporting import export
 from st_distill.modules import MatryoshkaProjection
@@ -91,6 +94,30 @@ def test_run_embed_eval_export_info(recipe, tmp_path, capsys):
     capsys.readouterr()
     assert main(["info", str(tmp_path / "small")]) == 0
     assert json.loads(capsys.readouterr().out)["dims"] == [8]
+
+
+def test_a_work_folder_that_is_a_link_is_the_one_that_it_leads_to(recipe, tmp_path, capsys):
+    """To a larger disk, say: the default one beside the output too. What lies there stays the user's."""
+    disk, link = tmp_path / "disk", tmp_path / "out-run"
+    words = [str(recipe), "--set", "stages.0.steps=1"]
+    link.symlink_to(disk)
+    assert main(["run", *words]) == 2
+    said = f"'{link}' is a link to what is not there; make that folder, or name another place"
+    assert said in capsys.readouterr().err
+    disk.mkdir()
+    (disk / "letter.txt").touch()
+    assert main(["run", *words]) == 2
+    assert f"output: '{link}' holds other files than a run's; name a new folder" in capsys.readouterr().err
+    (disk / "letter.txt").unlink()
+    assert main(["run", *words]) == 0
+    assert (disk / "run.json").is_file()
+    assert main(["run", *words]) == 2
+    assert "already holds a run. Continue it with --resume" in capsys.readouterr().err
+    assert main(["run", *words, "--resume"]) == 0
+    for folder in (link, disk):
+        assert main(["verify", str(folder)]) == 0
+        assert main(["report", str(folder), "--no-speed"]) == 0
+    assert link.is_symlink()
 
 
 def test_eval_on_tasks(tmp_path, make_student, capsys):
@@ -174,6 +201,45 @@ def test_figures_replace_figures_alone(option, tmp_path, make_student, capsys):
     for own in (figures, figures, empty):
         assert main([*words, str(own)]) == 0
         assert "spearman_cosine" in own.read_text()
+
+
+PRETRAINING = """\
+output: {folder}/encoder
+encoder: {{model: {model}}}
+tokenizer: {{model: {model}}}
+texts: {folder}/texts.parquet
+steps: 1
+evaluation: {{texts: {folder}/texts.parquet, lengths: [8]}}
+"""
+
+#: Of each command with --json what makes it write some.
+FIGURES = {
+    "verify": ["verify {folder}/model"],
+    "eval": ["eval {folder}/model sts:{folder}/pairs.tsv", "eval {folder}/model {folder}/recipe.yaml"],
+    "pretrain": ["pretrain {folder}/pretraining.yaml --evaluate {folder}/masked"],
+    "glue": ["glue {bert} --data {folder}/glue --out {folder}/fine --steps 1 --limit 8 --set disable_tqdm=true"],
+}
+
+
+def test_every_command_replaces_its_own_figures(recipe, tmp_path, make_student, tiny_bert, capsys):
+    (commands,) = (action for action in _parser()._actions if action.choices)
+    with_figures = {name for name, command in commands.choices.items() if "--json" in command.format_usage()}
+    assert with_figures == set(FIGURES)
+    export(make_student(MatryoshkaProjection(32, [24, 8])), tmp_path / "model")
+    (tmp_path / "pairs.tsv").write_text(PAIRS)
+    (tmp_path / "pretraining.yaml").write_text(PRETRAINING.format(folder=tmp_path, model=tiny_bert))
+    write_glue(tmp_path / "glue", ["rte"])
+    for part in (AutoModelForMaskedLM, AutoTokenizer):
+        part.from_pretrained(tiny_bert).save_pretrained(tmp_path / "masked")
+    for number, words in enumerate(itertools.chain.from_iterable(FIGURES.values())):
+        written = [
+            *words.format(folder=tmp_path, bert=tiny_bert).split(),
+            "--json",
+            f"{tmp_path}/figures-{number}.json",
+        ]
+        for _ in range(2):
+            assert main(written) == 0, capsys.readouterr().err
+        assert json.loads((tmp_path / f"figures-{number}.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -327,6 +393,10 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
             "changes the recipe of a run or a store, and {model} is a model. Leave it out",
         ),
         (
+            ["verify", "{model}", "--recipe", "{recipe}"],
+            "is the recipe of a run or a store, and {model} is a model. Leave it out.",
+        ),
+        (
             ["eval", "{folder}/mode", "{folder}/pairs.tsv"],
             "there is no folder '{folder}/mode'; did you mean '{folder}/model'?\n",
         ),
@@ -340,6 +410,14 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
         (
             ["eval", "{model}", "{folder}/pairs.tsv", "--dims", "9"],
             "asks for 9 dimensions, but the model's vectors have 8",
+        ),
+        (
+            ["eval", "{model}", "{folder}/pairs.tsv", "--dims", "8,4,8"],
+            "'dims' parameter must name each once. Got 8 twice",
+        ),
+        (
+            ["eval", "{model}", "{folder}/pairs.tsv", "--precisions", "int8,int8"],
+            "'precisions' parameter must name each once. Got 'int8' twice: take one of them out.",
         ),
         (["eval", "{model}", "{folder}/pairs.tsv", "--precisions", "int4"], "list of float32, int8, binary"),
         (["eval", "{model}", "{folder}/pairs.tsv", "--json", "{folder}"], "--json must be a file. Got the folder"),
@@ -387,6 +465,76 @@ def test_mistakes_are_a_sentence_and_exit_code_2(arguments, message, recipe, tmp
     assert "--debug" not in error
 
 
+#: Every argument of a command that names what it writes.
+WRITTEN = {
+    "export": ["export", "model", "{}"],
+    "mine": ["mine", "model", "pairs.tsv", "{}"],
+    "report": ["report", "run", "--out", "{}"],
+    "glue --out": ["glue", "model", "--data", "data", "--out", "{}"],
+    "glue": ["glue", "model", "--data", "data", "--json", "{}"],
+    "verify": ["verify", "model", "--json", "{}"],
+    "pretrain": ["pretrain", "recipe.yaml", "--json", "{}"],
+    "eval": ["eval", "model", "pairs.tsv", "--json", "{}"],
+    "eval --csv": ["eval", "model", "pairs.tsv", "--csv", "{}"],
+    "eval --mteb-results": ["eval", "model", "mteb:STS12", "--mteb-results", "{}"],
+}
+
+
+@pytest.mark.parametrize("command", WRITTEN)
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("https://user:hidden@host/x.parquet", "is an address, not a place on this machine. Name another place"),
+        ("s3://bucket/x.parquet", "is an address, not a place on this machine"),
+        ("out/hf_hidden" + "Ab3" * 8, "holds a login or a token, and the names of what is written are kept"),
+        ("out/x\0.parquet", "holds a zero byte, which no name may"),
+        ("n" * 300, "is longer than names can be. Name another place"),
+        ("none/" + "n" * 245, "is longer than names can be"),  # with what is put behind it
+        ("/".join(["n" * 100] * 50), "is longer than names can be"),
+    ],
+)
+def test_places_that_nothing_can_be_written_at(command, place, told, tmp_path, monkeypatch, capsys):
+    """Told before anything is looked at, and without a login that stands in it."""
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(place) for word in WRITTEN[command]]
+    assert main(words) == 2
+    said = "".join(capsys.readouterr())
+    name = next((word for word in reversed(words) if word.startswith("--") and word != "--data"), "--path")
+    assert f"st-distill: The '{name.removeprefix('--')}' {told}" in said
+    assert "hidden" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["info", "{}"],
+        ["verify", "{}"],
+        ["report", "{}"],
+        ["run", "{}"],
+        ["check", "{}"],
+        ["eval", "model", "{}"],
+        ["export", "{}", "new"],
+    ],
+)
+def test_names_that_cannot_be(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, told in (("a" * 300, f"The name {'a' * 60}… is longer than names can be."), ("a\0", "holds a zero byte")):
+        assert main([word.format(name) for word in words]) == 2
+        said = capsys.readouterr().err
+        assert told in said
+        assert "Errno" not in said
+
+
+def test_no_prompt_holds_a_login(capsys):
+    """It would be kept with the figures."""
+    for use in ("query", "document", "text"):
+        assert main(["eval", "model", "pairs.tsv", f"--{use}-prompt", "token=hf_hidden" + "Ab3" * 8]) == 2
+        said = "".join(capsys.readouterr())
+        assert f"The '{use}-prompt' holds a login or a token" in said
+        assert "hidden" not in said
+
+
 def test_numbers_that_are_none(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["eval", "model", "data", "--dims", "a"])
@@ -402,9 +550,25 @@ def test_numbers_that_are_none(capsys):
         (["export", "a", "b", "--dim", "x"], "argument --dim: invalid int value: 'x'. See st-distill export --help."),
         (["info"], "the following arguments are required: model. See st-distill info --help."),
         ([], "the following arguments are required: command. See st-distill --help."),
+        (["--bogus"], "there is no option --bogus. See st-distill --help."),
+        (["-x", "check"], "there is no option -x. See st-distill --help."),
+        (["check", "--bogus=1"], "there is no option --bogus. See st-distill check --help."),
+        (
+            ["eval", "m", "t.tsv", "--quer", "x"],
+            "there is no option --quer; did you mean '--query-prompt'? See st-distill eval --help.",
+        ),
+        (["run", "r", "--resum"], "there is no option --resum; did you mean '--resume'? See st-distill run --help."),
+        (["run", "r", "--rseume"], "there is no option --rseume; did you mean '--resume'? See st-distill run --help."),
+        (["glue", "m", "--data", "d", "--steps", "-x"], "there is no option -x. See st-distill glue --help."),
+        (["eval", "m", "--", "--quer"], None),
+        (["mine", "m", "p", "n.parquet", "--margin", "-0.1"], None),
     ],
 )
 def test_words_that_are_not_understood_are_a_sentence(words, told, capsys):
+    if told is None:  # of words that are
+        assert main(words) == 2
+        assert "there is no option" not in capsys.readouterr().err
+        return
     with pytest.raises(SystemExit, match="2"):
         main(words)
     assert capsys.readouterr().err == f"st-distill: {told}\n"

@@ -129,6 +129,33 @@ def test_a_link_is_not_replaced(target, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "out"]
 
 
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("/proc/x", "lies in /proc, which is the system's"),
+        ("/dev", "lies in /dev, which is the system's"),
+        ("/dev/x/y", "lies in /dev, which is the system's"),
+        ("/sys/../proc/x", "lies in /proc, which is the system's"),
+        ("link/x", "lies in /proc, which is the system's"),
+        ("s3:/bucket/x", "is an address, not a place on this machine"),  # as a Path has it
+        ("file:///x", "is an address, not a place on this machine"),
+        ("/dev/shm/x", None),
+        ("/devices/x", None),
+        ("proc/x", None),
+        ("folder/new", None),
+        ("file/new", None),
+        ("c:/x", None),
+        (".", None),
+    ],
+)
+def test_places_of_the_system_and_of_others(place, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("/proc")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    assert files.no_place(place) == told
+
+
 def test_what_is_in_the_way_of_a_folder(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()

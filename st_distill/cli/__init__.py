@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import argparse
 import errno
+import itertools
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from st_distill import __version__
 from st_distill.cli.shared import checked_recipe, give_json, require_place, speaks, tell_failed
-from st_distill.credentials import without_credentials
+from st_distill.credentials import holds_credentials, without_credentials
 from st_distill.errors import OtherProcessError, Problem, RecipeError, one_line
+from st_distill.nearest import nearest, offer
 from st_distill.stopping import Stopped, raising
 
 _Number = TypeVar("_Number", int, float)
@@ -67,15 +70,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_names(options: argparse.Namespace) -> None:
-    """An empty text names nothing, such as a variable of the shell that is not set: it is neither this folder nor left out."""
+    """What no name can be, and no prompt, told before any work. None of them is repeated: a login may stand in it.
+
+    An empty text names nothing, such as a variable of the shell that is not set: it is neither this folder nor left out.
+    """
+    written = {"out", "json", "csv", "mteb_results"} | ({"path"} if options.command in (_export, _mine) else set())
     for name, value in vars(options).items():
-        if isinstance(value, str) and not value.strip() and not name.endswith("_prompt"):
-            raise ValueError(f"The '{name.replace('_', '-')}' must not be empty. Give a name, or leave the option out.")
+        shown = f"The '{name.replace('_', '-')}'"
+        if name.endswith("_prompt"):
+            if value and holds_credentials(value):
+                raise ValueError(
+                    f"{shown} holds a login or a token, and it would be kept with the figures. Leave it out."
+                )
+            continue
+        words = [word for word in (value if isinstance(value, list) else [value]) if isinstance(word, str)]
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"{shown} must not be empty. Give a name, or leave the option out.")
+        if any("\0" in word for word in words):
+            raise ValueError(f"{shown} holds a zero byte, which no name may. Give another name.")
+        if name not in written or value in (None, "-"):
+            continue
+        from st_distill.files import no_place
+
+        if (why := no_place(value)) is not None:
+            printed = ", or - to print the figures" if name == "json" else ""
+            raise ValueError(f"{shown} {why}. Name another place{printed}.")
+        if holds_credentials(value):
+            raise ValueError(
+                f"{shown} holds a login or a token, and the names of what is written are kept. Name another."
+            )
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, RecipeError):  # a line for each mistake
         return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return (
+            f"The name {without_credentials(str(error.filename))[:60]}… is longer than names can be. Give another one."
+        )
     if isinstance(error, (ValueError, TypeError, OSError, ImportError, MemoryError)):
         return " ".join(str(error).split()) or type(error).__name__
     return f"{type(error).__name__}: {one_line(error)}. Where it comes from is shown with --debug."
@@ -100,11 +132,32 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says a mistake in a sentence, as everything else does, and not below the whole usage."""
+    """A parser that says a mistake in a sentence, as everything else does, and not below the whole usage.
+
+    An option has one name, in whole: a shortened one would be another option's as soon as there is one that begins like it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """As everywhere, but an unknown option is told before what is missing, and with the one that may be meant."""
+        words = sys.argv[1:] if args is None else list(args)
+        known = self._option_string_actions
+        if self._subparsers is not None:  # the words behind the command are its own parser's
+            words = list(itertools.takewhile(lambda word: word.startswith("-"), words))
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            name = word.partition("=")[0]
+            # Neither a number below zero, nor several short options in one word.
+            if re.match(r"-[^\d.\s]\S*$", name) and name not in known and (name[1] == "-" or name[:2] not in known):
+                longer = next((option for option in known if option.startswith(name)), None)
+                meant = longer or nearest(name, known)
+                self.error(f"there is no option {name}{'' if meant is None else offer(meant)}")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         told = without_credentials(" ".join(message.split()).rstrip("."))
-        self.exit(2, f"st-distill: {told}. See {self.prog} --help.\n")
+        self.exit(2, f"st-distill: {told}{'' if told.endswith('?') else '.'} See {self.prog} --help.\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from st_distill.errors import RecipeError
 if TYPE_CHECKING:
     from st_distill.recipe import Recipe
 
-#: The keys by which a JSON object is known as a result of st-distill.
+#: The keys by which a JSON object is known as a result of st-distill; a new command's are entered here.
 _RESULTS: tuple[set[str], ...] = (
     {"dims", "precisions", "tasks", "averages"},  # of eval
     {"dims", "models"},  # of eval as a recipe says

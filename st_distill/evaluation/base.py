@@ -15,12 +15,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import BaseEvaluator
 from torch.nn.functional import normalize
 
-from st_distill.options import check_whole_number
+from st_distill.options import check_distinct, check_whole_number
 from st_distill.tables import is_utf8
 
 
 def checked_dims(dims: Sequence[int] | None) -> tuple[int, ...] | None:
-    """``dims`` without repetitions, largest first; None stays None (the model's full width)."""
+    """``dims``, largest first; None stays None (the model's full width)."""
     if dims is None:
         return None
     if isinstance(dims, str) or not isinstance(dims, Sequence) or not dims:
@@ -28,7 +28,8 @@ def checked_dims(dims: Sequence[int] | None) -> tuple[int, ...] | None:
     for dim in dims:
         if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
             raise ValueError(f"The 'dims' parameter must hold whole numbers of at least 1. Got {dim!r} in it instead.")
-    return tuple(sorted(set(dims), reverse=True))
+    check_distinct("'dims' parameter", dims)
+    return tuple(sorted(dims, reverse=True))
 
 
 def checked_model(name: str, model: SentenceTransformer) -> SentenceTransformer:

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from st_distill.evaluation.base import append_row, checked_dims, checked_prompt, checked_vectors, dims_of, width_of
 from st_distill.evaluation.precisions import as_stored, int8_ranges
+from st_distill.options import check_distinct
 
 __all__ = ["EncodedOnce", "Precision", "SweepEvaluator", "Use", "checked_precisions", "own_prompt"]
 
@@ -267,10 +268,11 @@ class _WithoutCard(_StandIn):
 
 
 def checked_precisions(precisions: Sequence[str]) -> tuple[Precision, ...]:
-    """``precisions`` without repetitions, in the order float32, int8, binary."""
+    """``precisions``, in the order float32, int8, binary."""
     known: tuple[Precision, ...] = get_args(Precision)
     if isinstance(precisions, str) or not precisions or not set(precisions) <= set(known):
         raise ValueError(
             f"The 'precisions' parameter must be a list of {', '.join(known)}. Got {precisions!r} instead."
         )
+    check_distinct("'precisions' parameter", precisions)
     return tuple(precision for precision in known if precision in precisions)

@@ -38,7 +38,7 @@ from st_distill.glue.tasks import Examples, TaskData, find_tasks
 from st_distill.modules.alibi_checkpoint import is_published_alibi
 from st_distill.modules.alibi_config import explain_other_model
 from st_distill.nearest import any_of, suggest
-from st_distill.options import check_whole_number
+from st_distill.options import check_distinct, check_whole_number
 from st_distill.recipe.arguments import RESERVED, complaints, hints_of, range_complaint
 from st_distill.recipe.models import why_not
 
@@ -119,6 +119,7 @@ class Settings:
             raise ValueError(f"The 'epochs' must be a number above 0. Got {self.epochs!r} instead.")
         if not self.learning_rates or not all(0 < rate < math.inf for rate in self.learning_rates):
             raise ValueError(f"The 'learning_rates' must be numbers above 0. Got {list(self.learning_rates)} instead.")
+        check_distinct("'learning_rates'", list(self.learning_rates))
         known = hints_of(TrainingArguments)
         for name, value in self.arguments.items():
             if name not in known:

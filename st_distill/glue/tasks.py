@@ -14,6 +14,7 @@ from st_distill.errors import one_line
 from st_distill.evaluation.data import Part, Table, parts_of_hub, parts_of_path
 from st_distill.files import describe
 from st_distill.nearest import any_of, suggest
+from st_distill.options import check_distinct
 
 __all__ = ["TASKS", "Examples", "GlueTask", "TaskData", "find_tasks"]
 
@@ -181,6 +182,7 @@ def find_tasks(data: str, wanted: Sequence[str] | None) -> list[TaskData]:
     for name in wanted or ():
         if name not in TASKS:
             raise ValueError(f"The 'tasks' must be of {', '.join(TASKS)}. Got '{name}'{suggest(name, TASKS)}")
+    check_distinct("'tasks'", list(wanted or ()))
     folder = Path(data)
     if not folder.is_dir():
         names = [name for name in TASKS if name in (wanted or TASKS)]

@@ -22,7 +22,15 @@ from st_distill.modules.image_loading import load_image
 from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind, kinds_of_features
 from st_distill.recipe.source_schema import ImageSource, Texts
-from st_distill.recipe.sources import columns_of, name_of, pictures_by_path, read_rows, rows_of, stream_rows
+from st_distill.recipe.sources import (
+    columns_of,
+    name_of,
+    pictures_by_path,
+    read_rows,
+    rows_of,
+    stream_rows,
+    without_text,
+)
 from st_distill.tables import existing_path, is_utf8
 from st_distill.vectors import shorten
 
@@ -308,9 +316,7 @@ def _checked(dataset: datasets.Dataset, source: Texts | ImageSource, names: list
             column = batch.column(name)
             if column.null_count:
                 row = start + pc.index(pc.is_null(column), True).as_py()
-                raise ValueError(
-                    f"Row {row} of {name_of(source)} has no text in column '{name}' (null). Fill it or remove the row."
-                )
+                raise ValueError(without_text(source, row, name))
             if (broken := _not_utf8(column)) is not None:
                 raise ValueError(
                     f"Row {start + broken} of {name_of(source)} has a text in column '{name}' that is not UTF-8. Write it "

@@ -16,7 +16,7 @@ from st_distill.recipe.conversion import convert, default_of
 from st_distill.recipe.load import Document
 from st_distill.recipe.models import ModelFacts, UnknownModel, read_model
 from st_distill.recipe.schema import ImageSource, Recipe, Texts
-from st_distill.recipe.sources import columns_of, name_of
+from st_distill.recipe.sources import columns_of, missing_text, name_of, without_text
 from st_distill.recipe.words import FieldPath, Found
 from st_distill.teacher.models import explain_in_training
 
@@ -223,4 +223,13 @@ class Findings:
                     self.error((*path, field, name), f"there is no such column{suggest(name, known, always=True)}")
         if "text" not in chosen.values() and len(chosen) == len(names):
             self.error(path, f"there is no column of texts, only {', '.join(kinds)}")
+        self.whole(path, texts, [name for name, kind in chosen.items() if kind == "text"])
         return chosen
+
+    def whole(self, path: FieldPath, source: Texts | ImageSource, columns: list[str]) -> None:
+        """No text of these columns is missing, as far as that is seen without reading all: a run reads it, and would end."""
+        try:
+            if (missing := missing_text(source, columns)) is not None:
+                self.error(path, without_text(source, *missing).rstrip("."))
+        except ValueError as error:
+            self.error((*path, "path"), one_line(error))

@@ -58,6 +58,8 @@ class ImageRules(Findings):
                 self.error((*path, field), f"there is no column '{name}'{suggest(name, kinds, always=True)}")
             elif kinds[name] not in wanted:
                 self.error((*path, field), f"the column '{name}' must hold {what}, and it does not")
+        if kinds.get(source.caption) == "text":
+            self.whole(path, source, [source.caption])
         if kinds.get(image) in ("text", "image"):
             self.absent(path, source)
 

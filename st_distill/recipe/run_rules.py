@@ -15,7 +15,7 @@ from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_avai
 
 from st_distill.checksums import stage_around
 from st_distill.errors import one_line
-from st_distill.files import in_the_way
+from st_distill.files import in_the_way, no_place
 from st_distill.modules.alibi_attention import PLANS
 from st_distill.modules.alibi_config import AlibiBertConfig
 from st_distill.nearest import any_of, suggest
@@ -41,13 +41,17 @@ def _complaint(folder: Path, *, replaced: bool) -> str | None:
         return f"must end with the name of a folder, got '{folder}'; name one, such as out/model"
     if replaced and os.path.islink(folder):
         return f"'{folder}' is a link; name the folder that it leads to"
+    if (why := no_place(folder)) is not None:
+        return f"{why}; name another place"
     try:
         Path(os.path.realpath(folder)).exists()
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
+    except OSError as error:  # a folder around it may not be looked into
         return f"cannot be a folder: {one_line(error)}"
     if folder.is_file():
         return "is a file; name a folder"
     blocking = in_the_way(folder)
+    if blocking is not None and blocking.is_symlink() and not blocking.exists():
+        return f"'{blocking}' is a link to what is not there; make that folder, or name another place"
     return None if blocking is None else f"'{blocking}' is no folder; name another place"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from st_distill.contained import is_saved, load_named, load_saved, require_below
@@ -20,10 +21,19 @@ from st_distill.recipe.source_schema import ImageSource, Texts
 from st_distill.recipe.words import describe
 from st_distill.tables import FORMATS, existing_path, text_rows, unreadable
 
-__all__ = ["columns_of", "name_of", "pictures_by_path", "read_rows", "rows_of", "stream_rows"]
+__all__ = [
+    "columns_of",
+    "missing_text",
+    "name_of",
+    "pictures_by_path",
+    "read_rows",
+    "rows_of",
+    "stream_rows",
+    "without_text",
+]
 
-#: Rows that the columns of a text format are judged by.
-_SAMPLE = 1000
+#: Rows that the columns of a text format are judged by, and rows of one that are read for a text that is missing.
+_SAMPLE, _BEGINNING = 1000, 10_000
 _METADATA = ("metadata.parquet", "metadata.jsonl", "metadata.csv")
 
 
@@ -118,6 +128,73 @@ def rows_of(source: Texts | ImageSource) -> int | None:
     return count if source.limit is None else min(count, source.limit)
 
 
+def missing_text(source: Texts | ImageSource, columns: Sequence[str]) -> tuple[int, str] | None:
+    """Row and column of the first text that is missing (null), as far as it is seen without much reading.
+
+    Parquet and Arrow count theirs, so that only a part that has one is read; of a text format the beginning is, and of parquet
+    that counts none; of a hub dataset nothing.
+
+    Raises:
+        ValueError: for a file that is absent or cannot be read, once the reading comes to it.
+    """
+    names = list(columns)
+    for start, table in _parts_with_missing(source, names):
+        found = [
+            (start + pc.index(pc.is_null(table.column(name)), True).as_py(), name)
+            for name in names
+            if table.column(name).null_count
+        ]
+        if found:
+            row, name = min(found, key=lambda place: place[0])
+            return None if source.limit is not None and row >= source.limit else (row, name)
+    return None
+
+
+def without_text(source: Texts | ImageSource, row: int, column: str) -> str:
+    """The sentence on a text that is missing."""
+    return f"Row {row} of {name_of(source)} has no text in column '{column}' (null). Fill it or remove the row."
+
+
+def _parts_with_missing(source: Texts | ImageSource, names: list[str]) -> Iterator[tuple[int, pa.Table]]:
+    """Parts of a source's columns in which a text may be missing, each with the number of its first row."""
+    path = None if source.path is None else existing_path(source.path)
+    if isinstance(source.data, list):
+        return  # in which a recipe takes nothing else than texts
+    if source.data is not None or (path is not None and is_saved(path)):
+        dataset = source.data if path is None else load_saved(_saved_split(path, source))
+        if any(dataset.data.column(name).null_count for name in names):
+            tables = dataset.select_columns(names).with_format("arrow").iter(_BEGINNING)
+            yield from zip(itertools.count(0, _BEGINNING), tables)
+    elif path is not None:
+        files = _files(path, source)
+        if files[0].suffix == ".parquet":
+            yield from _groups_with_missing(files, names)
+            return
+        rows = itertools.islice(itertools.chain.from_iterable(text_rows(file) for file in files), _BEGINNING)
+        present = [[None if row.get(name) is None else True for name in names] for row in rows]
+        columns = zip(*present) if present else [()] * len(names)
+        yield 0, pa.table({name: pa.array(column, pa.bool_()) for name, column in zip(names, columns)})
+
+
+def _groups_with_missing(files: list[Path], names: list[str]) -> Iterator[tuple[int, pa.Table]]:
+    start = 0
+    for file in files:
+        try:
+            with pq.ParquetFile(file) as parquet:
+                for group in range(parquet.num_row_groups):
+                    rows = parquet.metadata.row_group(group)
+                    counts = [_null_count(rows, name) for name in names]
+                    if any(counts) or (None in counts and start < _BEGINNING):
+                        batches = parquet.iter_batches(batch_size=_SAMPLE, row_groups=[group], columns=names)
+                        for place, batch in zip(itertools.count(start, _SAMPLE), batches):
+                            if not any(counts) and place >= _BEGINNING:
+                                break
+                            yield place, pa.Table.from_batches([batch])
+                    start += rows.num_rows
+        except (OSError, pa.ArrowException, UnicodeDecodeError, KeyError) as error:
+            raise unreadable(file, error) from error
+
+
 def pictures_by_path(source: ImageSource, column: str) -> Iterator[tuple[int, str]]:
     """Row and path of each picture that is not in its table itself, of a table on the disk; ``limit`` is not looked at.
 
@@ -153,9 +230,14 @@ def _paths_of_file(file: Path, column: str) -> Iterator[Any]:
 
 
 def _has_all_bytes(group: pq.RowGroupMetaData, column: str) -> bool:
+    return _null_count(group, f"{column}.bytes") == 0
+
+
+def _null_count(group: pq.RowGroupMetaData, column: str) -> int | None:
+    """How many values of a column are missing in a row group; None where it does not say."""
     parts = {(part := group.column(place)).path_in_schema: part.statistics for place in range(group.num_columns)}
-    statistics = parts.get(f"{column}.bytes")
-    return statistics is not None and statistics.has_null_count and statistics.null_count == 0
+    statistics = parts.get(column)
+    return statistics.null_count if statistics is not None and statistics.has_null_count else None
 
 
 def _paths_in(pictures: pa.Array | pa.ChunkedArray) -> Iterator[Any]:

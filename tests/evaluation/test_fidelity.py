@@ -144,6 +144,7 @@ def test_prompt_reaches_the_student():
         ({"neighbours": 0}, ValueError, "'neighbours' parameter must be a whole number"),
         ({"dims": []}, ValueError, "non-empty list"),
         ({"dims": [0]}, ValueError, "Got 0 in it"),
+        ({"dims": [8, 4, 8]}, ValueError, "must name each once. Got 8 twice: take one of them out"),
         ({"dims": [True]}, ValueError, "Got True in it"),
         ({"max_pairs": 0}, ValueError, "'max_pairs'"),
     ],

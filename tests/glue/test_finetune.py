@@ -307,6 +307,7 @@ def test_a_folder_of_the_user_s_called_training_stays(encoder, glue_folder, tmp_
         ({"epochs": math.inf}, "'epochs' must be a number above 0. Got inf"),
         ({"learning_rates": []}, "'learning_rates' must be numbers above 0"),
         ({"learning_rates": [1e-5, math.inf]}, "'learning_rates' must be numbers above 0"),
+        ({"learning_rates": [1e-5, 1e-5]}, "'learning_rates' must name each once. Got 1e-05 twice"),
         ({"arguments": {"weight_dekay": 1}}, "Got 'weight_dekay'; did you mean 'weight_decay'"),
         ({"arguments": {"seed": 1}}, "must not have 'seed': set seed instead"),
         ({"arguments": {"weight_decay": -1}}, "'weight_decay' must be at least 0, got -1"),

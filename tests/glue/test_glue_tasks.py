@@ -77,6 +77,8 @@ def test_mistakes_in_the_rows_are_said(glue_folder, task, rows, message):
 def test_mistakes_in_the_folders_are_said(glue_folder, tmp_path):
     with pytest.raises(ValueError, match="'tasks' must be of mnli, .* Got 'sst'; did you mean 'sst2'"):
         find_tasks(str(glue_folder), ["sst"])
+    with pytest.raises(ValueError, match="'tasks' must name each once. Got 'rte' twice"):
+        find_tasks(str(glue_folder), ["rte", "sst2", "rte"])
     (glue_folder / "rte" / "validation.parquet").unlink()
     with pytest.raises(ValueError, match="The data of rte must have validation. Got train in .*rte"):
         find_tasks(str(glue_folder), None)

@@ -686,12 +686,19 @@ def test_nothing_of_the_users_is_written_over(recipe, folder, tiny_bert):
         ({"output": " "}, "output: must end with the name of a folder, got ' '; name one, such as out/model"),
         ({"output": "."}, "output: must end with the name of a folder, got '.'"),
         ({"work": " "}, "work: must end with the name of a folder"),
+        ({"output": "/proc/x"}, "output: lies in /proc, which is the system's; name another place"),
+        ({"output": "/dev/x"}, "output: lies in /dev, which is the system's"),
+        ({"work": "/dev/x"}, "work: lies in /dev, which is the system's"),
+        ({"output": "s3://bucket/x"}, "output: is an address, not a place on this machine; name another place"),
+        ({"output": "n" * 300}, "output: is longer than names can be"),
+        ({"output": "a\0b"}, "output: holds a zero byte, which no name may"),
         ({"output": "dangling"}, "output: 'dangling' is a link; name the folder that it leads to"),
         ({"output": "link"}, "output: 'link' is a link"),
         ({"output": "loop"}, "output: 'loop' is a link"),
         ({"output": "file/model"}, "output: 'file' is no folder; name another place"),
         ({"work": "file/run"}, "work: 'file' is no folder"),
-        ({"work": "dangling"}, "work: 'dangling' is no folder"),
+        ({"work": "dangling"}, "work: 'dangling' is a link to what is not there; make that folder, or name another"),
+        ({"output": "dangling/x"}, "output: 'dangling' is a link to what is not there"),
         (
             {"output": "other-run/stages/1-all/model/inner"},
             "stages/1-all/model, where a run has its stages; name another",
@@ -835,6 +842,26 @@ def test_rows_of_an_evaluation_are_looked_at_before_the_run(problems_of, part, m
     ]
     assert (told.path, told.level) == (f"evaluation.{field}", "error")
     assert message in told.message
+
+
+@pytest.mark.parametrize("name", ["gap.jsonl", "gap.parquet"])
+def test_a_text_that_is_missing_is_seen_before_the_run(problems_of, name):
+    rows = [{"a": "x", "b": "y", "image": "a.png"}, {"a": "x", "b": None, "image": "a.png"}]
+    if name.endswith("jsonl"):
+        Path(name).write_text("\n".join(map(json.dumps, rows)))
+    else:
+        Dataset.from_list(rows).to_parquet(name)
+    told = f"Row 1 of {name} has no text in column 'b' (null). Fill it or remove the row"
+    for before, after, place in (
+        ("path: texts.parquet\n    columns: [text]", f"path: {name}\n    columns: [a, b]", "texts[0]"),
+        (
+            "{path: pairs.csv, columns: [sentence1",
+            f"{{path: {name}, columns: [a, b], prompts: {{}}}} # [",
+            "stages[1].also[0].texts[0]",
+        ),
+        ("path: pictures.jsonl\n", f"path: {name}\n  caption: b\n", "images"),
+    ):
+        assert (place, told) in [(found.path, found.message) for found in problems_of(BASE.replace(before, after, 1))]
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])

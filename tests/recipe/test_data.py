@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from st_distill.recipe.data import (
     rows_of,
 )
 from st_distill.recipe.schema import Images, ImageSource, Texts
+from st_distill.recipe.sources import missing_text, without_text
 
 ROWS = [
     {"q": "one, two", "a": "eins\nzwei", "n": 1.5},
@@ -175,6 +177,48 @@ def test_a_missing_text_names_its_row(name):
     rows[10_500] = {"q": None}
     with pytest.raises(ValueError, match=rf"Row 10500 of {name} has no text in column 'q' \(null\)"):
         load_texts(Texts(path=_write(name, rows)))
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl", "saved", "data"])
+def test_a_missing_text_is_seen_without_much_reading(name):
+    """By what parquet and Arrow count of themselves; of a text format in its first 10,000 rows."""
+    rows = [{"q": f"text {row}", "r": "same", "s": "other"} for row in range(20_000)]
+    rows[9_000]["s"] = rows[9_500]["r"] = rows[15_000]["q"] = None
+    if name == "data":
+        source = Texts(data=Dataset.from_list(rows).select([*range(20_000), 1]))
+    else:
+        source = Texts(path=_write(name, rows))
+    assert missing_text(source, ["q"]) == (None if name == "rows.jsonl" else (15_000, "q"))
+    assert missing_text(source, ["q", "r", "s"]) == (9_000, "s")
+    with pytest.raises(ValueError, match=re.escape(without_text(source, 9_500, "r"))):
+        load_texts(Texts(path=source.path, data=source.data, columns=["r"]))
+    source.limit = 9_000
+    assert missing_text(source, ["q", "r", "s"]) is None
+
+
+def test_of_parquet_the_part_alone_is_read_that_has_one(monkeypatch):
+    read, original = [], pq.ParquetFile.iter_batches
+
+    def iter_batches(self, *, row_groups, **options):
+        read.extend(row_groups)
+        return original(self, row_groups=row_groups, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    Path("folder").mkdir()
+    for part in range(2):
+        texts = [f"text {row}" for row in range(5_000)]
+        texts[3_456] = texts[3_456] if part == 0 else None
+        pq.write_table(pa.table({"q": texts}), f"folder/{part}.parquet", row_group_size=500)
+    assert missing_text(Texts(path="folder"), ["q"]) == (8_456, "q")
+    assert read == [6]
+
+
+def test_parquet_that_counts_nothing_is_read_at_its_beginning(monkeypatch):
+    for row, found in ((9_000, (9_000, "q")), (15_000, None)):
+        texts = [f"text {place}" for place in range(20_000)]
+        texts[row] = None
+        pq.write_table(pa.table({"q": texts}), "rows.parquet", write_statistics=False)
+        assert missing_text(Texts(path="rows.parquet"), ["q"]) == found
 
 
 def test_empty_texts_are_kept_and_counted(caplog):
