@@ -7,6 +7,7 @@ flushed too: after a crash or a power cut a reader finds the old file or the new
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json

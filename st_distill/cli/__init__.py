@@ -24,6 +24,7 @@ from st_distill import __version__
 from st_distill.cli.shared import checked_recipe, give_json, require_place, speaks, tell_failed
 from st_distill.credentials import holds_credentials, without_credentials
 from st_distill.errors import OtherProcessError, Problem, RecipeError, one_line
+from st_distill.files import no_place
 from st_distill.nearest import nearest, offer
 from st_distill.stopping import Stopped, raising
 
@@ -90,8 +91,6 @@ def _check_names(options: argparse.Namespace) -> None:
             raise ValueError(f"{shown} holds a zero byte, which no name may. Give another name.")
         if name not in written or value in (None, "-"):
             continue
-        from st_distill.files import no_place
-
         if (why := no_place(value)) is not None:
             printed = ", or - to print the figures" if name == "json" else ""
             raise ValueError(f"{shown} {why}. Name another place{printed}.")
