@@ -16,7 +16,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from st_distill import __version__
-from st_distill.cli import _parser, main
+from st_distill.cli import main
+from st_distill.cli.parser import make_parser
 from st_distill.evaluation.results import CSV_HEADER
 from st_distill.exporting import export
 from st_distill.modules import MatryoshkaProjection
@@ -222,7 +223,7 @@ FIGURES = {
 
 
 def test_every_command_replaces_its_own_figures(recipe, tmp_path, make_student, tiny_bert, capsys):
-    (commands,) = (action for action in _parser()._actions if action.choices)
+    (commands,) = (action for action in make_parser()._actions if action.choices)
     with_figures = {name for name, command in commands.choices.items() if "--json" in command.format_usage()}
     assert with_figures == set(FIGURES)
     export(make_student(MatryoshkaProjection(32, [24, 8])), tmp_path / "model")
