@@ -71,7 +71,7 @@ def read(paths: list[Path]) -> tuple[dict[tuple[str, str], Row], str, int]:
                 file, _, test = entry.get("name").removeprefix(_STATISTICS).partition("::")
                 key = file.removeprefix("tests/").removesuffix(".py"), test.partition("[")[0]
                 said = base64.b64decode(entry.get("value")).decode()
-                passing = sum(int(number) for number in re.findall(r"(\d+) passing examples", said))
+                passing = sum(int(number) for number in re.findall(r"(\d+) passing\b", said))
                 rows[key].outcomes[_RIGHT] += max(passing - 1, 0)  # the test itself is counted as one
     return rows, date, round(seconds)
 
