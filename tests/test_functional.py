@@ -113,6 +113,21 @@ class TestTripletIsExact:
         assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
         assert relative_error(gradient_of(loss, student), gradient_of(expected, student)) < 1e-9
 
+    def test_a_piece_is_as_many_pairs_as_a_cpu_handles_at_a_time(self, monkeypatch):
+        """Another device is given all at once, which it handles better than many small pieces."""
+        student, teacher = torch.rand(2, 1500, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        sizes, count_piece = [], hinges._count_piece
+        monkeypatch.setattr(
+            hinges, "_count_piece", lambda state, net: sizes.append(len(net)) or count_piece(state, net)
+        )
+        monkeypatch.setattr(hinges, "_PIECE", 200)
+        functional.triplet_term(student, functional.PairRanking(teacher), 0.1)
+        # Halved at powers of two, as long as there are more than 200.
+        assert sizes == [128] * 11 + [92]
+        assert hinges._piece(torch.device("cpu"), 1500) == 200
+        assert hinges._piece(torch.device("meta"), 1500) == 1500
+        assert hinges._piece(torch.device("meta"), 0) == 1
+
     @pytest.mark.parametrize(("part", "together"), [(64, 64), (64, 256), (512, 1024)])
     @pytest.mark.parametrize("levels", [None, 500, 5])
     @pytest.mark.parametrize("margin", [0.0, 0.125])
@@ -166,6 +181,20 @@ class TestTripletIsExact:
         assert torch.equal(matrix, matrix.mT)
         assert torch.equal(matrix[:half], matrix[half:])
         assert torch.equal(matrix[:half, half:].diagonal(), torch.ones(half, dtype=dtype))
+
+    def test_both_zeros_tie(self):
+        """A product of vectors at right angles may be either."""
+        ranking = functional.PairRanking(torch.tensor([0.0, 0.5, -0.0]))
+        assert ranking.tied.tolist() == [0, 1]
+        assert ranking.comparisons == 2
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+    def test_numbers_are_sorted_by_their_bits(self, dtype):
+        finfo = torch.finfo(dtype)
+        positive = torch.tensor([finfo.tiny, finfo.eps, 0.25, 1.0, 1.0 + finfo.eps, finfo.max, math.inf], dtype=dtype)
+        integers = hinges.sortable(torch.cat([-positive.flip(0), torch.zeros(1, dtype=dtype), positive]))
+        assert not integers.is_floating_point()
+        assert (integers[1:] > integers[:-1]).all()
 
     def test_rows_that_differ_by_a_bit_do_not_tie(self):
         teacher = torch.ones(3, 4, dtype=torch.float64)
