@@ -120,11 +120,11 @@ class TestTripletIsExact:
         monkeypatch.setattr(
             hinges, "_count_piece", lambda state, net: sizes.append(len(net)) or count_piece(state, net)
         )
-        monkeypatch.setattr(hinges, "_PIECE", 200)
+        monkeypatch.setattr(hinges, "_PIECE", 128)
         functional.triplet_term(student, functional.PairRanking(teacher), 0.1)
-        # Halved at powers of two, as long as there are more than 200.
+        # Halved at powers of two, as long as there are more than 128.
         assert sizes == [128] * 11 + [92]
-        assert hinges._piece(torch.device("cpu"), 1500) == 200
+        assert hinges._piece(torch.device("cpu"), 1500) == 128
         assert hinges._piece(torch.device("meta"), 1500) == 1500
         assert hinges._piece(torch.device("meta"), 0) == 1
 
@@ -143,6 +143,51 @@ class TestTripletIsExact:
         expected = all_pairs_of_pairs(student, teacher, margin)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
         assert relative_error(gradient_of(loss, student), gradient_of(expected, student)) < 1e-9
+
+    @pytest.mark.parametrize(
+        ("count", "widths"),
+        [
+            (1, [64]),
+            (64, [64]),
+            (65, [128]),
+            (128, [128]),
+            (129, [256]),
+            (256, [256]),
+            (257, [256] * 2),
+            (1500, [256] * 8),
+        ],
+    )
+    def test_no_more_is_counted_at_a_time_than_there_is_memory_for(self, count, widths, monkeypatch):
+        """What is added to the pairs makes a power of two of them, and no more; a CPU has the smaller tables."""
+        student, teacher = torch.rand(2, count, generator=torch.Generator().manual_seed(0))
+        found, count_parts = [], hinges._count_parts
+        monkeypatch.setattr(
+            hinges, "_count_parts", lambda state, part: found.append(state.shape[1]) or count_parts(state, part)
+        )
+        monkeypatch.setattr(hinges, "_PART", 128)
+        monkeypatch.setattr(hinges, "_TABLES", (256, 1024))
+        functional.triplet_term(student, functional.PairRanking(teacher), 0.1)
+        assert found == widths
+
+    def test_the_largest_tables_count_as_small_ones_do(self, monkeypatch):
+        """A table holds as many pairs as numbers of seven bits tell its blocks apart."""
+        student, teacher = torch.rand(2, 20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        student.requires_grad_()
+        largest = functional.triplet_term(student, functional.PairRanking(teacher), 0.1)
+        monkeypatch.setattr(hinges, "_PART", 512)
+        small = functional.triplet_term(student, functional.PairRanking(teacher), 0.1)
+        assert torch.equal(gradient_of(largest, student), gradient_of(small, student))
+        assert largest.item() == pytest.approx(small.item(), rel=1e-12)
+
+    def test_pairs_in_the_wrong_order(self):
+        """Of n pairs in the opposite order, a unit apart, each is above as many as the teacher has above it."""
+        count = 20_000
+        student = torch.arange(0, -count, -1, dtype=torch.float64).requires_grad_()
+        loss = functional.triplet_term(student, functional.PairRanking(torch.arange(count).double()), 0.5)
+        assert loss.item() == pytest.approx((count + 1) / 3 + 0.5, rel=1e-12)  # the mean distance of two of n places
+        gradient = gradient_of(loss, student) * (count * (count - 1) / 2)
+        wanted = torch.arange(count - 1, -count, -2, dtype=torch.float64)
+        torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-9)
 
     @pytest.mark.parametrize("levels", [None, 8, 2])
     def test_no_margin(self, levels):
