@@ -145,29 +145,31 @@ class TestTripletIsExact:
         assert relative_error(gradient_of(loss, student), gradient_of(expected, student)) < 1e-9
 
     @pytest.mark.parametrize(
-        ("count", "widths"),
+        ("count", "bits", "widths"),
         [
-            (1, [64]),
-            (64, [64]),
-            (65, [128]),
-            (128, [128]),
-            (129, [256]),
-            (256, [256]),
-            (257, [256] * 2),
-            (1500, [256] * 8),
+            (1, [], [64]),
+            (64, [], [64]),
+            (65, [], [128]),
+            (128, [], [128]),
+            (129, [7], [256]),
+            (257, [8, 7], [256, 256]),
+            (1500, [10, 9, 8, 7], [256] * 8),
         ],
     )
-    def test_no_more_is_counted_at_a_time_than_there_is_memory_for(self, count, widths, monkeypatch):
-        """What is added to the pairs makes a power of two of them, and no more; a CPU has the smaller tables."""
+    def test_no_more_is_done_than_there_are_pairs_for(self, count, bits, widths, monkeypatch):
+        """They are sorted by the bits above those of a table, and are a power of two with what is added to them."""
         student, teacher = torch.rand(2, count, generator=torch.Generator().manual_seed(0))
-        found, count_parts = [], hinges._count_parts
+        split_by, counted = [], []
+        split, count_parts = hinges._split, hinges._count_parts
+        monkeypatch.setattr(hinges, "_split", lambda *given: split_by.append(given[2]) or split(*given))
         monkeypatch.setattr(
-            hinges, "_count_parts", lambda state, part: found.append(state.shape[1]) or count_parts(state, part)
+            hinges, "_count_parts", lambda state, part: counted.append(state.shape[1]) or count_parts(state, part)
         )
         monkeypatch.setattr(hinges, "_PART", 128)
-        monkeypatch.setattr(hinges, "_TABLES", (256, 1024))
+        monkeypatch.setattr(hinges, "_TABLES", (256, 1024))  # of which a CPU has the smaller one
         functional.triplet_term(student, functional.PairRanking(teacher), 0.1)
-        assert found == widths
+        assert split_by == bits
+        assert counted == widths
 
     def test_the_largest_tables_count_as_small_ones_do(self, monkeypatch):
         """A table holds as many pairs as numbers of seven bits tell its blocks apart."""
