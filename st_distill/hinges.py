@@ -162,7 +162,8 @@ def _count_piece(state: Tensor, net: Tensor) -> Tensor:
         places = slice(first, first + together)
         state[:3, places] -= first
         within, count_within = _count_parts(state[:, places], part)
-        net[places] = within[: max(0, size - first)]
+        wanted = net[places]  # without what was added
+        wanted.copy_(within[: wanted.numel()])
         count += count_within
     return count
 

@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from st_distill import functional, hinges
 
@@ -170,6 +172,24 @@ class TestTripletIsExact:
         functional.triplet_term(student, functional.PairRanking(teacher), 0.1)
         assert split_by == bits
         assert counted == widths
+
+    @pytest.mark.parametrize(("count", "numbers"), [(2**14, 16), (2**17, 4)])
+    def test_memory_is_some_numbers_for_each_pair(self, count, numbers):
+        """No tensor on the way has more: blocks take the most where pairs are few, and four columns where they are many."""
+
+        class Sizes(TorchDispatchMode):
+            largest = 0
+
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                result = function(*args, **kwargs or {})
+                found = [part.numel() for part in tree_leaves(result) if isinstance(part, torch.Tensor)]
+                self.largest = max(self.largest, *found, 0)
+                return result
+
+        student, teacher = torch.rand(2, count, generator=torch.Generator().manual_seed(0))
+        with Sizes() as sizes:
+            functional.triplet_term(student, functional.PairRanking(teacher), 0.1)
+        assert 0 < sizes.largest <= numbers * count
 
     def test_the_largest_tables_count_as_small_ones_do(self, monkeypatch):
         """A table holds as many pairs as numbers of seven bits tell its blocks apart."""
