@@ -147,23 +147,23 @@ def _count_hinges(state: Tensor, spare: Tensor, net: Tensor) -> Tensor:
 def _count_piece(state: Tensor, net: Tensor) -> Tensor:
     """`_count_hinges` for pairs that are not too many to be handled together, however many parts they are in."""
     size = state.shape[1]
-    bits = max(size - 1, _BLOCK - 1).bit_length()
+    bits = (max(size, _BLOCK) - 1).bit_length()
     # Parts of equal size need a power of two; what is added comes last in both orders and is in no hinge.
     added = torch.arange(size, 1 << bits, dtype=torch.int32, device=state.device)
     state = torch.cat([state, torch.stack([added, added, added + 1, torch.zeros_like(added)])], dim=1)
     count = torch.zeros((), dtype=torch.int64, device=state.device)
-    if 1 << bits > _PART:
-        spare = torch.empty_like(state)
-        for bit in reversed(range(_PART.bit_length() - 1, bits)):
-            count += _split(state, spare, bit, 1 << (bits - 1 - bit))
-            state, spare = spare, state
+    spare = torch.empty_like(state)
+    for bit in reversed(range(_PART.bit_length() - 1, bits)):
+        count += _split(state, spare, bit, 1 << (bits - 1 - bit))
+        state, spare = spare, state
     part = min(1 << bits, _PART)
     together = max(part, _TABLES[state.device.type != "cpu"])
     for first in range(0, 1 << bits, together):
         places = slice(first, first + together)
         state[:3, places] -= first
         within, count_within = _count_parts(state[:, places], part)
-        net[places] = within[: max(0, size - first)]
+        wanted = net[places]  # without what was added
+        wanted.copy_(within[: wanted.numel()])
         count += count_within
     return count
 

@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from st_distill import functional, hinges
 
@@ -113,6 +115,21 @@ class TestTripletIsExact:
         assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
         assert relative_error(gradient_of(loss, student), gradient_of(expected, student)) < 1e-9
 
+    def test_a_piece_is_as_many_pairs_as_a_cpu_handles_at_a_time(self, monkeypatch):
+        """Another device is given all at once, which it handles better than many small pieces."""
+        student, teacher = torch.rand(2, 1500, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        sizes, count_piece = [], hinges._count_piece
+        monkeypatch.setattr(
+            hinges, "_count_piece", lambda state, net: sizes.append(len(net)) or count_piece(state, net)
+        )
+        monkeypatch.setattr(hinges, "_PIECE", 128)
+        functional.triplet_term(student, functional.PairRanking(teacher), 0.1)
+        # Halved at powers of two, as long as there are more than 128.
+        assert sizes == [128] * 11 + [92]
+        assert hinges._piece(torch.device("cpu"), 1500) == 128
+        assert hinges._piece(torch.device("meta"), 1500) == 1500
+        assert hinges._piece(torch.device("meta"), 0) == 1
+
     @pytest.mark.parametrize(("part", "together"), [(64, 64), (64, 256), (512, 1024)])
     @pytest.mark.parametrize("levels", [None, 500, 5])
     @pytest.mark.parametrize("margin", [0.0, 0.125])
@@ -128,6 +145,71 @@ class TestTripletIsExact:
         expected = all_pairs_of_pairs(student, teacher, margin)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
         assert relative_error(gradient_of(loss, student), gradient_of(expected, student)) < 1e-9
+
+    @pytest.mark.parametrize(
+        ("count", "bits", "widths"),
+        [
+            (1, [], [64]),
+            (64, [], [64]),
+            (65, [], [128]),
+            (128, [], [128]),
+            (129, [7], [256]),
+            (257, [8, 7], [256, 256]),
+            (1500, [10, 9, 8, 7], [256] * 8),
+        ],
+    )
+    def test_no_more_is_done_than_there_are_pairs_for(self, count, bits, widths, monkeypatch):
+        """They are sorted by the bits above those of a table, and are a power of two with what is added to them."""
+        student, teacher = torch.rand(2, count, generator=torch.Generator().manual_seed(0))
+        split_by, counted = [], []
+        split, count_parts = hinges._split, hinges._count_parts
+        monkeypatch.setattr(hinges, "_split", lambda *given: split_by.append(given[2]) or split(*given))
+        monkeypatch.setattr(
+            hinges, "_count_parts", lambda state, part: counted.append(state.shape[1]) or count_parts(state, part)
+        )
+        monkeypatch.setattr(hinges, "_PART", 128)
+        monkeypatch.setattr(hinges, "_TABLES", (256, 1024))  # of which a CPU has the smaller one
+        functional.triplet_term(student, functional.PairRanking(teacher), 0.1)
+        assert split_by == bits
+        assert counted == widths
+
+    @pytest.mark.parametrize(("count", "numbers"), [(2**14, 16), (2**17, 4)])
+    def test_memory_is_some_numbers_for_each_pair(self, count, numbers):
+        """No tensor on the way has more: blocks take the most where pairs are few, and four columns where they are many."""
+
+        class Sizes(TorchDispatchMode):
+            largest = 0
+
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                result = function(*args, **kwargs or {})
+                found = [part.numel() for part in tree_leaves(result) if isinstance(part, torch.Tensor)]
+                self.largest = max(self.largest, *found, 0)
+                return result
+
+        student, teacher = torch.rand(2, count, generator=torch.Generator().manual_seed(0))
+        with Sizes() as sizes:
+            functional.triplet_term(student, functional.PairRanking(teacher), 0.1)
+        assert 0 < sizes.largest <= numbers * count
+
+    def test_the_largest_tables_count_as_small_ones_do(self, monkeypatch):
+        """A table holds as many pairs as numbers of seven bits tell its blocks apart."""
+        student, teacher = torch.rand(2, 20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        student.requires_grad_()
+        largest = functional.triplet_term(student, functional.PairRanking(teacher), 0.1)
+        monkeypatch.setattr(hinges, "_PART", 512)
+        small = functional.triplet_term(student, functional.PairRanking(teacher), 0.1)
+        assert torch.equal(gradient_of(largest, student), gradient_of(small, student))
+        assert largest.item() == pytest.approx(small.item(), rel=1e-12)
+
+    def test_pairs_in_the_wrong_order(self):
+        """Of n pairs in the opposite order, a unit apart, each is above as many as the teacher has above it."""
+        count = 20_000
+        student = torch.arange(0, -count, -1, dtype=torch.float64).requires_grad_()
+        loss = functional.triplet_term(student, functional.PairRanking(torch.arange(count).double()), 0.5)
+        assert loss.item() == pytest.approx((count + 1) / 3 + 0.5, rel=1e-12)  # the mean distance of two of n places
+        gradient = gradient_of(loss, student) * (count * (count - 1) / 2)
+        wanted = torch.arange(count - 1, -count, -2, dtype=torch.float64)
+        torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-9)
 
     @pytest.mark.parametrize("levels", [None, 8, 2])
     def test_no_margin(self, levels):
@@ -166,6 +248,20 @@ class TestTripletIsExact:
         assert torch.equal(matrix, matrix.mT)
         assert torch.equal(matrix[:half], matrix[half:])
         assert torch.equal(matrix[:half, half:].diagonal(), torch.ones(half, dtype=dtype))
+
+    def test_both_zeros_tie(self):
+        """A product of vectors at right angles may be either."""
+        ranking = functional.PairRanking(torch.tensor([0.0, 0.5, -0.0]))
+        assert ranking.tied.tolist() == [0, 1]
+        assert ranking.comparisons == 2
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+    def test_numbers_are_sorted_by_their_bits(self, dtype):
+        finfo = torch.finfo(dtype)
+        positive = torch.tensor([finfo.tiny, finfo.eps, 0.25, 1.0, 1.0 + finfo.eps, finfo.max, math.inf], dtype=dtype)
+        integers = hinges.sortable(torch.cat([-positive.flip(0), torch.zeros(1, dtype=dtype), positive]))
+        assert not integers.is_floating_point()
+        assert (integers[1:] > integers[:-1]).all()
 
     def test_rows_that_differ_by_a_bit_do_not_tie(self):
         teacher = torch.ones(3, 4, dtype=torch.float64)

@@ -68,18 +68,20 @@ class Alone:
         count: of processes.
     """
 
+    #: What shares the texts out by chance, the same for all of several processes; known when they have entered.
+    salt: int
+
     def __init__(self, folder: Path, number: int = 0, count: int = 1) -> None:
         self.folder = folder
         self.number = number
         self.count = count
-        self.salt = 0
         self._session = folder / FOLDER
         self._checked = time.monotonic()
         self._state: dict[str, Any] = {}
         self._locked: FolderLock | None = None
 
-    def __enter__(self) -> Any:
-        return self
+    def __enter__(self) -> None:
+        """Nobody is waited for."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
@@ -88,7 +90,7 @@ class Alone:
 
     def check(self) -> None:
         """Raise when another process has failed; to be called often."""
-        if self.count > 1 and time.monotonic() - self._checked >= _CHECK_SECONDS:
+        if time.monotonic() - self._checked >= _CHECK_SECONDS:
             self._check()
             self._checked = time.monotonic()
 
@@ -145,7 +147,7 @@ class Alone:
 class Leader(Alone):
     """The first of several processes; holds the store's lock already."""
 
-    def __enter__(self) -> Leader:
+    def __enter__(self) -> None:
         name = secrets.token_hex(8)
         self._session = self.folder / FOLDER / name
         self._session.mkdir(parents=True)
@@ -153,7 +155,6 @@ class Leader(Alone):
         files.write_json(self.folder / FOLDER / "current.json", {"session": name})
         self.salt = int(name, 16)
         self._say("here", processes=self.count)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
@@ -219,7 +220,7 @@ class Leader(Alone):
 class Member(Alone):
     """Another one of several processes."""
 
-    def __enter__(self) -> Member:
+    def __enter__(self) -> None:
         self._ticket = secrets.token_hex(8)
         try:
             self._join()
@@ -228,7 +229,6 @@ class Member(Alone):
                 self._say_failure(error)
                 self._unlock()
             raise
-        return self
 
     def _join(self) -> None:
         hope = time.monotonic()
