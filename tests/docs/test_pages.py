@@ -20,6 +20,7 @@ from page_blocks import PAGES, ROOT, Block, blocks_of
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 
 from st_distill import Teacher, TeacherStore, cli, losses
+from st_distill.cli.parser import make_parser
 from st_distill.evaluation.task_list import tasks_of_words
 from st_distill.pretrain import check_pretraining
 from st_distill.recipe import Recipe, arguments, check
@@ -173,7 +174,7 @@ def understand(words: list[str], where: str) -> None:
     module = rest.index("-m") if "-m" in rest else None
     if program == "st-distill" or (module is not None and rest[module + 1] == "st_distill"):
         try:
-            cli._parser().parse_args(rest if program == "st-distill" else rest[module + 2 :])
+            make_parser().parse_args(rest if program == "st-distill" else rest[module + 2 :])
         except SystemExit:
             pytest.fail(f"{shlex.join(words)} is no command: {where}")
     elif program == "python" and module is not None:
