@@ -12,11 +12,13 @@ _SPOKEN_OF = re.compile(r"token(?!s|iz)|password|secret|api.?key", re.IGNORECASE
 _SECRETS = (
     # What an address has before its host, with one slash where it was taken for a path; of its query what lets somebody in.
     re.compile(r"(?<=\w\w:/)(/?)[^/\s?#'\"]+(?=@)"),
+    # The same with both slashes forgotten.
+    re.compile(r"(?<=\w\w:)[^/\s?#'\"@:]+:[^/\s?#'\"@]+(?=@)"),
     re.compile(
         r"(?<=[?&])((?:[\w-]*(?:token|signature|credential|password|secret|api_?key)|sig|key)=)[^&\s'\"]+", re.I
     ),
     # As hubs and clouds write them: Hugging Face, OpenAI and its like, GitHub, Amazon.
-    re.compile(r"hf_[A-Za-z0-9]{20,}|\bsk-[\w-]{20,}|gh[a-z]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}"),
+    re.compile(r"hf_[A-Za-z0-9]{20,}|\bsk-[\w-]{20,}|(?:gh[a-z]|github_pat)_[A-Za-z0-9_]{20,}|A[KS]IA[A-Z0-9]{16}"),
 )
 
 

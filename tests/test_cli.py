@@ -560,7 +560,16 @@ def test_numbers_that_are_none(capsys):
         ),
         (["run", "r", "--resum"], "there is no option --resum; did you mean '--resume'? See st-distill run --help."),
         (["run", "r", "--rseume"], "there is no option --rseume; did you mean '--resume'? See st-distill run --help."),
-        (["glue", "m", "--data", "d", "--steps", "-x"], "there is no option -x. See st-distill glue --help."),
+        (["glue", "m", "--data", "d", "-x"], "there is no option -x. See st-distill glue --help."),
+        (
+            ["eval", "m", "t.tsv", "--text-prompt", "-q:"],
+            "there is no option -q:; if it is the value of --text-prompt, write --text-prompt=-q:. See st-distill eval --help.",
+        ),
+        (
+            ["--debug", "check", "r"],
+            "the option --debug stands behind the command: st-distill COMMAND --debug. See st-distill --help.",
+        ),
+        (["eval", "m", "t.tsv", "--text-prompt", "--foo=bar baz"], None),
         (["eval", "m", "--", "--quer"], None),
         (["mine", "m", "p", "n.parquet", "--margin", "-0.1"], None),
     ],

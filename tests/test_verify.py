@@ -464,6 +464,24 @@ def test_a_link_out_of_the_store_is_damage(store, tmp_path):
     ]
 
 
+def test_nothing_behind_a_link_in_a_store_is_read_or_moved(store, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    files.write_record(outside / "1.journal.json", {"mine": True})
+    (outside / "1.journal.json").write_text("mine")
+    (store / "processes").mkdir()
+    (store / "processes" / "abc").symlink_to(outside)
+    expected = damage.Damage("processes/abc", "a link leads out of the store", "put what it leads to in its place")
+    assert damage.find_damage(store) == [expected]
+    with pytest.raises(ValueError, match="processes/abc is a link: put what it leads to in its place"):
+        verify(store, repair=True, texts=["a cat"], teachers=[])
+    assert (outside / "1.journal.json").read_text() == "mine"
+    shutil.rmtree(store / "processes")
+    shutil.move(store / "store.json", outside / "store.json")
+    (store / "store.json").symlink_to(outside / "store.json")
+    assert [found.file for found in damage.find_damage(store)] == ["store.json"]
+
+
 # --- runs and models ---------------------------------------------------------------------------------------------------
 
 RECIPE = """\

@@ -42,17 +42,28 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """As everywhere, but an unknown option is told before what is missing, and with the one that may be meant."""
         words = sys.argv[1:] if args is None else list(args)
-        known = self._option_string_actions
+        known, before = self._option_string_actions, ""
         if self._subparsers is not None:  # the words behind the command are its own parser's
             words = list(itertools.takewhile(lambda word: word.startswith("-"), words))
         for word in itertools.takewhile(lambda word: word != "--", words):
             name = word.partition("=")[0]
-            # Neither a number below zero, nor several short options in one word.
-            if re.match(r"-[^\d.\s]\S*$", name) and name not in known and (name[1] == "-" or name[:2] not in known):
-                longer = next((option for option in known if option.startswith(name)), None)
-                meant = longer or nearest(name, known)
-                self.error(f"there is no option {name}{'' if meant is None else offer(meant)}")
+            # Neither a number below zero, nor several short options in one word, nor a text with spaces, which is a value.
+            is_option = re.match(r"-[^\d.\s]\S*$", word) and (name[1] == "-" or name[:2] not in known)
+            if is_option and name not in known:
+                self.error(self._about(word, name, before))
+            before = word
         return super().parse_known_args(args, namespace)
+
+    def _about(self, word: str, name: str, before: str) -> str:
+        """What to say of an option that there is not."""
+        known = self._option_string_actions
+        parsers = {} if self._subparsers is None else self._subparsers._group_actions[0].choices
+        if any(name in parser._option_string_actions for parser in parsers.values()):  # type: ignore[union-attr]
+            return f"the option {name} stands behind the command: {self.prog} COMMAND {name}"
+        if before in known and known[before].nargs is None:
+            return f"there is no option {name}; if it is the value of {before}, write {before}={word}"
+        meant = next((option for option in known if option.startswith(name)), None) or nearest(name, known)
+        return f"there is no option {name}{'' if meant is None else offer(meant)}"
 
     def error(self, message: str) -> NoReturn:
         told = without_credentials(" ".join(message.split()).rstrip("."))

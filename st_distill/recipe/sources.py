@@ -135,7 +135,7 @@ def missing_text(source: Texts | ImageSource, columns: Sequence[str]) -> tuple[i
     that counts none; of a hub dataset nothing.
 
     Raises:
-        ValueError: for a file that is absent or cannot be read, once the reading comes to it.
+        ValueError: for a file that is absent, cannot be read or lacks a column, once the reading comes to it.
     """
     names = list(columns)
     for start, table in _parts_with_missing(source, names):
@@ -181,6 +181,11 @@ def _groups_with_missing(files: list[Path], names: list[str]) -> Iterator[tuple[
     for file in files:
         try:
             with pq.ParquetFile(file) as parquet:
+                if absent := [name for name in names if name not in parquet.schema_arrow.names]:
+                    raise ValueError(
+                        f"All files of {file.parent} must have the column '{absent[0]}'. {file} has not: take it out of the "
+                        "folder, or name another column."
+                    )
                 for group in range(parquet.num_row_groups):
                     rows = parquet.metadata.row_group(group)
                     counts = [_null_count(rows, name) for name in names]

@@ -135,7 +135,8 @@ class RunState(RunRecord):
             can_go_back: whether the user can ask for that.
 
         Raises:
-            ValueError: where a stage that is kept has changed, naming the fields and the remedy.
+            ValueError: where a stage that is kept has changed, naming the fields and the remedy, or is damaged and further
+                ones would be removed.
         """
         if not self.has_begun:
             self.stages = []
@@ -152,7 +153,10 @@ class RunState(RunRecord):
                     f"The run in {self.folder} was started with other fields for stage {index + 1} ('{old['name']}'): "
                     f"{shown}{more}. Continue it as it was{again} or choose a new output or work folder."
                 )
-        for index in range(min(keep, len(wanted)), len(self.stages)):
+        first = min(keep, len(wanted))
+        if 0 < first < len(self.stages) and self.stages[first - 1]["done"]:
+            self.finished_model(first - 1)  # nothing is removed where there is nothing whole to go on from
+        for index in range(first, len(self.stages)):
             if (folder := self.stage_folder(index)).exists():  # a checkpoint that stayed would be gone on from
                 shutil.rmtree(folder)
         kept = [{**new, **old} for old, new in zip(self.stages[:keep], wanted)]

@@ -32,7 +32,7 @@ from st_distill.store.format import (
     write_description,
 )
 from st_distill.store.processes import Alone, enter, journals
-from st_distill.store.texts import check_create, prepare_folder, read_texts
+from st_distill.store.texts import INSTEAD_OF_LINK, check_create, check_links, links_in, prepare_folder, read_texts
 from st_distill.teacher import Teacher, Variant
 
 __all__ = ["Damage", "check_vectors", "find_damage", "mend_store"]
@@ -63,6 +63,9 @@ def find_damage(folder: str | os.PathLike[str], zeros: Counter[str] | None = Non
     """
     zeros = Counter() if zeros is None else zeros
     folder = Path(folder)
+    if links := links_in(folder):  # what they lead to is nobody's business here
+        what = "a link leads out of the store"
+        return [Damage(link.relative_to(folder).as_posix(), what, INSTEAD_OF_LINK) for link in links]
     path, second = folder / DESCRIPTION, files.copy_of(folder / DESCRIPTION)
     try:
         description = read_description(folder)
@@ -148,6 +151,7 @@ def mend_store(
         ValueError: a teacher is not the one of its name whose vectors are stored.
     """
     folder = Path(folder)
+    check_links(folder)
     _mend_description(folder)
     try:
         description = read_description(folder)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import time
@@ -98,10 +99,18 @@ class Alone:
         """Nobody else can fail."""
 
     def _read(self, number: int) -> dict[str, Any]:
+        """What another process says of itself.
+
+        Raises:
+            ValueError: the file is no process's: a stranger has written it.
+        """
+        path = self._session / f"{number}.json"
         try:
-            state: dict[str, Any] = files.read_json(self._session / f"{number}.json")
+            state = files.read_json(path)
         except (FileNotFoundError, NotADirectoryError):
             return {}
+        if not isinstance(state, dict) or not isinstance(state.get("tickets", {}), dict):
+            raise ValueError(f"The file {path} must say what a process of a build does. It does not: remove it.")
         return state
 
     def _say(self, state: str, **more: Any) -> None:
@@ -161,7 +170,8 @@ class Leader(Alone):
     ) -> None:
         if error is not None:
             # The others find out at their next batch; what they have in their journals is for the next build.
-            self._state.setdefault("tickets", self._tickets())
+            with contextlib.suppress(ValueError):  # what another one says cannot be read, which may be the error
+                self._state.setdefault("tickets", self._tickets())
             self._say_failure(error)
             self._unlock()
             return
@@ -257,12 +267,21 @@ class Member(Alone):
                 )
 
     def _current(self) -> Path | None:
+        """The folder of the build that the first process has begun, or of an earlier one; None where there is none.
+
+        Raises:
+            ValueError: the file that names it names something else: a stranger has written it.
+        """
+        path = self.folder / FOLDER / "current.json"
         try:
-            name = files.read_json(self.folder / FOLDER / "current.json")["session"]
+            noted = files.read_json(path)
         except FileNotFoundError:
             return None
+        name = noted.get("session") if isinstance(noted, dict) else None
+        if not isinstance(name, str) or not re.fullmatch("[0-9a-f]{16}", name):
+            raise ValueError(f"The file {path} must name the folder of a build beside it. It does not: remove it.")
         session = self.folder / FOLDER / name
-        return session if session.is_dir() else None
+        return session if session.is_dir() and not session.is_symlink() else None
 
     def _enter(self, session: Path) -> None:
         self._unlock()
@@ -356,7 +375,8 @@ def enter(folder: Path, description: Description, path: Path) -> int:
 
 def journals(folder: Path) -> list[Path]:
     """The journals that lie in a store: of processes that live, or of builds that died."""
-    return [journal for session in sorted((folder / FOLDER).glob("*/")) for journal in _journals(session)]
+    sessions = [path for path in sorted((folder / FOLDER).glob("*/")) if not path.is_symlink()]
+    return [journal for session in sessions for journal in _journals(session)]
 
 
 def _journals(session: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from st_distill.store.processes import FOLDER, process_of_environment
 from st_distill.teacher import Teacher
 from st_distill.vectors import shorten
 
+INSTEAD_OF_LINK = "put what it leads to in its place"
 CHUNK = 4096  # texts that are looked up at a time
 
 
@@ -90,7 +91,7 @@ def prepare_folder(folder: Path) -> None:
             f"The 'path' of TeacherStore.create must be a folder. {folder} is a file: choose another name."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    _check_links(folder)
+    check_links(folder)
     present = {entry.name for entry in os.scandir(folder) if not entry.name.endswith(files.TEMPORARY)}
     if DESCRIPTION not in present and files.copy_of(DESCRIPTION).name in present:
         # To build anew would remove the vectors that are there, which were paid for.
@@ -102,14 +103,27 @@ def prepare_folder(folder: Path) -> None:
         )
 
 
-def _check_links(folder: Path) -> None:
-    """See to it that nothing is written elsewhere: a store may come from a stranger."""
-    for inner in (*(folder / name for name in _OURS), *(folder / "teachers").glob("*")):
-        if inner.is_symlink():
-            raise ValueError(
-                f"The 'path' of TeacherStore.create must be a store of plain folders. {inner} is a link: put what it leads to "
-                "in its place."
-            )
+def links_in(folder: Path) -> list[Path]:
+    """What lies in a store and is a link, so that something would be read or written elsewhere; but for the arrays, each of
+    which is looked at where it is read.
+    """
+    names = {*_OURS, DESCRIPTION, files.copy_of(DESCRIPTION).name}
+    inner = [folder / name for name in sorted(names)]
+    if not (folder / FOLDER).is_symlink():
+        inner += sorted((folder / FOLDER).rglob("*"))
+    return [path for path in (*inner, *sorted((folder / "teachers").glob("*"))) if path.is_symlink()]
+
+
+def check_links(folder: Path) -> None:
+    """See to it that nothing is written elsewhere: a store may come from a stranger.
+
+    Raises:
+        ValueError: something in it is a link.
+    """
+    for inner in links_in(folder):
+        raise ValueError(
+            f"The store {folder} must have plain files and plain folders. {inner} is a link: {INSTEAD_OF_LINK}."
+        )
 
 
 def read_texts(texts: Iterable[Any], roles: str | None) -> Iterator[tuple[list[str], list[str]]]:

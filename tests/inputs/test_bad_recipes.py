@@ -297,6 +297,8 @@ SECRETS = [
     "hf_hidden" + "Ab3" * 8,
     "my_hf_hidden" + "Ab3" * 8 + "_x",
     "sk-hidden-" + "Ab3" * 8,
+    "github_pat_hidden" + "Ab3" * 8,
+    "https:me:hidden@example.org/a",
     "https://me:hid@hidden@example.org/a",
 ]
 FIELDS = [

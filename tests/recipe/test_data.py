@@ -213,6 +213,15 @@ def test_of_parquet_the_part_alone_is_read_that_has_one(monkeypatch):
     assert read == [6]
 
 
+def test_a_file_of_other_columns_is_told(folder):
+    Path("folder").mkdir()
+    for part, columns in enumerate([["q", "r"], ["q"]]):
+        pq.write_table(pa.table({name: ["a text"] for name in columns}), f"folder/{part}.parquet")
+    told = "All files of folder must have the column 'r'. folder/1.parquet has not: take it out of the folder"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        missing_text(Texts(path="folder"), ["q", "r"])
+
+
 def test_parquet_that_counts_nothing_is_read_at_its_beginning(monkeypatch):
     for row, found in ((9_000, (9_000, "q")), (15_000, None)):
         texts = [f"text {place}" for place in range(20_000)]

@@ -383,6 +383,15 @@ class TestContinuing:
         with pytest.raises(ValueError, match=r"\(1 projection, 2 last-1-layers\). Got 3"):
             run(done, resume=True, from_stage=3)
 
+    def test_a_stage_is_kept_where_the_one_before_it_is_damaged(self, done):
+        stages = done.work_folder / "stages"
+        tokenizer, later = stages / "1-projection" / "model" / "tokenizer.json", stages / "2-last-1-layers"
+        tokenizer.unlink()
+        before = sorted(later.rglob("*"))
+        with pytest.raises(ValueError, match="model of stage 1 is damaged"):
+            run(done, resume=True, from_stage=2)
+        assert sorted(later.rglob("*")) == before
+
     def test_more_stages_may_follow(self, done, make_recipe, monkeypatch):
         trained = []
         original = runner.run_stage

@@ -248,6 +248,39 @@ def session_in(folder):
     return folder / processes.FOLDER / current["session"]
 
 
+@pytest.mark.parametrize("session", ["../../outside", "{outside}", "abc", 5, None, ""])
+def test_a_strangers_session_leads_nowhere(session, tmp_path, clock):
+    store, outside = tmp_path / "store", tmp_path / "outside"
+    for folder in (outside, store / "processes" / "abc"):
+        folder.mkdir(parents=True)
+    noted = {"session": session.format(outside=outside) if isinstance(session, str) else session}
+    write_json(store / "processes" / "current.json", noted if session != "" else [])
+    with pytest.raises(ValueError, match=r"current.json must name the folder of a build beside it. .* remove it"):
+        processes.Member(store, 1, 2).__enter__()
+    assert list(outside.iterdir()) == []
+
+
+def test_a_session_that_is_a_link_is_none(tmp_path, clock):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "processes").mkdir()
+    (tmp_path / "processes" / (16 * "a")).symlink_to(tmp_path / "outside")
+    write_json(tmp_path / "processes" / "current.json", {"session": 16 * "a"})
+    with pytest.raises(TimeoutError, match="process 0 has not begun"):
+        processes.Member(tmp_path, 1, 2).__enter__()
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+@pytest.mark.parametrize("state", [[], {"tickets": []}])
+def test_a_strangers_word_of_a_process_is_told(state, tmp_path, clock):
+    leader = processes.Leader(tmp_path, 0, 2)
+    leader.__enter__()
+    write_json(session_in(tmp_path) / "1.json", state)
+    clock.sleep(2.0)
+    with pytest.raises(ValueError, match=r"1.json must say what a process of a build does. .* remove it") as raised:
+        leader.check()
+    leader.__exit__(raised.type, OSError("ended"), None)
+
+
 def test_another_process_is_looked_at_every_two_seconds(tmp_path, clock, monkeypatch):
     """However often a build asks, because each look reads files of a folder that may be far away."""
     looks = []
