@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from st_distill.files import copy_of, differences, read_json
+from st_distill.files import copy_of, differences, read_json, require_plain_files
 from st_distill.records import RUN, RunRecord
 
 __all__ = [
@@ -70,44 +70,62 @@ def noted_damage(model: str | os.PathLike[str]) -> list[Damage] | None:
         record = RunRecord(work)
         if (index := record.stage_of(folder)) is not None:
             return [Damage(name, what, record.again(index)) for name, what in record.damage(index)]
-    description = next((name for name in AGAIN if (folder / name).is_file()), None)
-    return None if description is None else _by_description(folder, description)
+    return _by_description(folder)
 
 
-def _by_description(folder: Path, description: str) -> list[Damage] | None:
+def _by_description(folder: Path) -> list[Damage] | None:
+    # A pipe, say, or a link that leads nowhere, is not the same as none.
+    description = next((name for name in AGAIN if os.path.lexists(folder / name)), None)
+    if description is None:
+        return None
     again = AGAIN[description]
     try:
         noted = read_json(folder / description)
-        if CHECKED not in noted:
+        if isinstance(noted, dict) and CHECKED not in noted:
             return None  # written by an earlier version
+        if not isinstance(noted, dict) or not _are_files(noted[CHECKED]):
+            return [Damage(description, "it does not say what the files were", again)]
         return [Damage(name, what, again) for name, what in differences(folder, noted[CHECKED])]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError) as error:
         return [Damage(description, f"it cannot be read ({error})", again)]
 
 
+def _are_files(value: Any) -> bool:
+    """Whether somebody, who may be a stranger, has noted the sizes and checksums of files."""
+    return isinstance(value, dict) and all(
+        isinstance(file, dict) and isinstance(file.get("bytes"), int) and isinstance(file.get("sha256"), str)
+        for file in value.values()
+    )
+
+
 def require_whole(model: str | os.PathLike[str]) -> None:
-    """Compare a model's folder with the checksums that are noted of it, before anything in it is used.
+    """Compare a model's folder with the checksums that are noted of it, before anything in it is used, and see to it that it
+    holds nothing that would be waited for.
 
     Args:
         model: its folder. A name on the hub has no checksums of ours.
 
     Raises:
-        ValueError: a file is not as it was written; the sentence says which, and what makes it again.
+        ValueError: a file is not as it was written; the sentence says which, and what makes it again. Or it is a pipe, say, or
+            a device.
     """
     if not os.path.isdir(model):
         return
-    folder = Path(model)
+    _require_noted(Path(model))
+    require_plain_files(model)
+
+
+def _require_noted(folder: Path) -> None:
     if (work := work_folder_of(folder)) is not None:
         record = RunRecord(work)
         if (index := record.stage_of(folder)) is not None:
             record.finished_model(index)
             return
-    description = next((name for name in AGAIN if (folder / name).is_file()), None)
-    if description is not None and (damage := _by_description(folder, description)):
+    if damage := _by_description(folder):
         reason = "; ".join(f"{found.file}: {found.what}" for found in damage)
         raise ValueError(
             f"The model {folder} is damaged: {reason}. Restore it, or {damage[0].again}. Where the change is your own, remove "
-            f"its {description}."
+            f"its {next(name for name, again in AGAIN.items() if again == damage[0].again)}."
         )
 
 

@@ -10,7 +10,8 @@ RuntimeError
 └── OtherProcessError   another process of the same run has failed, and has said why
 ```
 
-What others raise is put into a sentence (`one_line`), or told with the file that it is about (`writing`).
+What others raise is put into a sentence (`one_line`), or told with the file that it is about (`writing`). What is printed, of
+names that a stranger has chosen too, can do nothing to a terminal (`printable`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ __all__ = [
     "RecipeError",
     "format_problems",
     "one_line",
+    "printable",
     "sentence",
     "writing",
 ]
@@ -118,8 +120,29 @@ def format_problems(problems: Iterable[Problem], source: str | None = None) -> s
         elif problem.line is not None:
             place = f"line {problem.line}"
         level = "warning" if problem.level == "warning" else ""
-        lines.append(": ".join(part for part in (place, level, problem.path, problem.message) if part))
-    return without_credentials("\n".join(lines))
+        lines.append(printable(": ".join(part for part in (place, level, problem.path, problem.message) if part)))
+    return "\n".join(lines)
+
+
+#: Line ends, the codes that terminals obey, and the marks that turn the direction of a line around.
+_OBEYED = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """What a terminal is given of a text that may come from a stranger: no login, no token, and no character that it obeys.
+
+    Args:
+        text: a line, in which a line end is written as any other such character.
+        lines: keep the ends of lines, where they are our own.
+
+    >>> print(printable("README.txt\\nis whole\\x1b[8m"))
+    README.txt\\nis whole\\x1b[8m
+    """
+
+    def escape(found: re.Match[str]) -> str:
+        return "\n" if lines and found[0] == "\n" else found[0].encode("unicode_escape").decode("ascii")
+
+    return _OBEYED.sub(escape, without_credentials(text))
 
 
 def one_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -25,6 +26,10 @@ from st_distill.locks import FolderLock, is_locked, lock
 TEMPORARY = ".tmp"
 """How the name of an unfinished file ends, behind the number of the process that writes it."""
 _CHECKSUM = ".sha256"
+LARGEST = 256 * 2**20
+"""Bytes of the largest description that is read: far more than any that is written."""
+#: Files outside a folder that links in it may lead to: a model has a few dozen, and a whole disk is not gone through.
+_LINKED = 10_000
 
 
 class Written(NamedTuple):
@@ -34,8 +39,80 @@ class Written(NamedTuple):
     sha256: str
 
 
+#: What may have a file's name and is none. A pipe would be waited for, and a device may have no end.
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+
+
+def not_plain(path: str | os.PathLike[str]) -> str | None:
+    """Why a path is not read, which may come from a stranger, to follow its name in a sentence; None for a plain file.
+
+    A link is what it leads to.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    kind = stat.S_IFMT(os.stat(path).st_mode)
+    if kind != stat.S_IFREG:
+        return f"is {_KINDS.get(kind, 'a device')}, where a plain file is expected"
+    root = _of_the_system(Path(os.path.realpath(path)))
+    return None if root is None else f"lies in {root}, which is the system's, where a plain file is expected"
+
+
+def require_plain(path: str | os.PathLike[str]) -> None:
+    """See to it that a path is that of a plain file, or of a link to one, before it is opened.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a folder, a pipe or a device.
+    """
+    if (what := not_plain(path)) is not None:
+        raise ValueError(f"{os.fspath(path)} {what}")
+
+
+def odd_file(folder: str | os.PathLike[str]) -> tuple[Path, str] | None:
+    """What in a folder no library should be given to read, and why, to follow its name in a sentence; None for nothing.
+
+    Behind links to folders too. A link that leads nowhere is no matter: who needs it says that it is not there.
+    """
+    root, seen, linked = Path(os.path.realpath(folder)), set(), 0
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        if not Path(real).is_relative_to(root):
+            linked += len(folders) + len(names)
+            if linked > _LINKED:
+                return Path(parent), f"is behind a link that leads to more than {_LINKED:,} files outside the folder"
+        for path in (Path(parent, name) for name in sorted(names)):
+            with contextlib.suppress(OSError):
+                if (what := not_plain(path)) is not None:
+                    return path, what
+    return None
+
+
+def require_plain_files(folder: str | os.PathLike[str]) -> None:
+    """See to it that a model's folder, which may come from a stranger, holds files and folders alone, or links to such.
+
+    Args:
+        folder: its folder; a name of the hub has no files yet.
+
+    Raises:
+        ValueError: there is a pipe or a device among them.
+    """
+    if os.path.isdir(folder) and (odd := odd_file(folder)) is not None:
+        path, what = odd
+        raise ValueError(f"The model {os.fspath(folder)} is not read: {path} {what}. Remove it, or restore the file.")
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content as 64 hex digits, what the ``sha256sum`` command prints."""
+    """SHA-256 of a file's content as 64 hex digits, what the ``sha256sum`` command prints.
+
+    Raises:
+        FileNotFoundError, ValueError: as `require_plain`.
+    """
+    require_plain(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -132,7 +209,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON; the sentence names the file and the place.
+        ValueError: the file is no plain one, too large, or not JSON; the sentence names the file and the place.
     """
     try:
         return _parsed(path)
@@ -141,11 +218,25 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def _parsed(path: str | os.PathLike[str]) -> Any:
-    content = Path(path).read_bytes()
+    content = read_small(path)
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)} is not a JSON file ({error})") from error
+
+
+def read_small(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file that is never large, such as a description or a model's card.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no plain file, or larger than `LARGEST`.
+    """
+    require_plain(path)
+    with open(path, "rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > LARGEST:
+            raise ValueError(f"{os.fspath(path)} has {size:,} bytes, where at most {LARGEST:,} are read")
+        return file.read()
 
 
 def copy_of(path: str | os.PathLike[str]) -> Path:
@@ -164,7 +255,7 @@ def read_signed(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON, or has changed since it was written.
+        ValueError: the file is no plain one, too large, not JSON, or has changed since it was written.
     """
     try:
         value = _parsed(path)
@@ -262,7 +353,13 @@ def differences(folder: str | os.PathLike[str], expected: Manifest) -> Iterator[
 
 def difference(path: Path, size: int, checksum: str) -> str | None:
     """What distinguishes a file from what was written; None where nothing does."""
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError as error:  # a stranger may have written the name
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        is_there = False
+    if not is_there:
         return "there is no such file"
     if (found := path.stat().st_size) != size:
         return f"there are {found} bytes, where {size} were written"
@@ -277,7 +374,7 @@ def write_checksum(path: Path, checksum: str) -> None:
 def is_whole(path: Path) -> bool:
     """Whether a file is there, and has the checksum that `write_checksum` has written beside it."""
     checksum = path.with_suffix(_CHECKSUM)
-    return path.is_file() and checksum.is_file() and checksum.read_bytes() == sha256(path).encode("ascii")
+    return path.is_file() and checksum.is_file() and read_small(checksum) == sha256(path).encode("ascii")
 
 
 def refuse_links(folder: Path, *, but: Sequence[str] = ()) -> None:
@@ -323,8 +420,7 @@ def no_place(path: str | os.PathLike[str]) -> str | None:
     if "\0" in str(path):
         return "holds a zero byte, which no name may"
     for place in (Path(os.path.abspath(path)), Path(os.path.realpath(path))):
-        around = (place, *place.parents)
-        if (root := next((root for root in _OF_THE_SYSTEM if root in around), None)) and _IN_MEMORY not in around:
+        if (root := _of_the_system(place)) is not None:
             return f"lies in {root}, which is the system's"
     nearest = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
     for name in (path.absolute(), *(nearest / f"{part}{_BESIDE}" for part in path.parts)):
@@ -334,6 +430,12 @@ def no_place(path: str | os.PathLike[str]) -> str | None:
             if error.errno == errno.ENAMETOOLONG:
                 return "is longer than names can be"
     return None
+
+
+def _of_the_system(place: Path) -> Path | None:
+    """Where the system shows a thing that lies there; None for a plain file's place."""
+    around = (place, *place.parents)
+    return None if _IN_MEMORY in around else next((root for root in _OF_THE_SYSTEM if root in around), None)
 
 
 def refuse_link(path: str | os.PathLike[str]) -> None:

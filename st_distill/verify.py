@@ -17,7 +17,7 @@ import numpy as np
 
 from st_distill import files
 from st_distill.checksums import AGAIN, CHECKED, ENCODER, EXPORT, noted_damage
-from st_distill.errors import one_line
+from st_distill.errors import one_line, printable
 from st_distill.exporting import left_aside, load_student, not_finite
 from st_distill.locks import FolderLock, is_locked
 from st_distill.recipe.checkpoints import SEAL, numbered, what_is_wrong
@@ -84,7 +84,7 @@ class Verification:
         return {"whole": self.is_whole, **asdict(self)}
 
     def as_text(self) -> str:
-        """A line for each finding and note, and one for the whole."""
+        """A line for each finding and note, and one for the whole, as a terminal may have them."""
         lines = []
         for found in self.findings:
             state = "mended" if found.repaired else f"to mend it: {found.remedy}"
@@ -96,7 +96,7 @@ class Verification:
             f"The {self.kind} {self.path} "
             + (f"is not whole: {left} finding{'s' if left > 1 else ''}." if left else told)
         )
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def verify(
@@ -156,7 +156,7 @@ def verify(
         return Verification(
             kind=kind,
             path=str(folder),
-            findings=findings or list(_of_loaded(folder)),
+            findings=findings or list(_of_model(folder)),
             notes=notes,
             compared=noted is not None,
         )
@@ -183,11 +183,12 @@ def _kind(folder: Path) -> Kind:
     def has(name: str) -> bool:
         return (folder / name).is_file() or files.copy_of(folder / name).is_file()
 
-    if has(RUN) or (folder / "stages").is_dir() or (folder / STORE / STORE_DESCRIPTION).is_file():
+    if has(RUN) or (folder / "stages").is_dir() or (folder / STORE / STORE_DESCRIPTION).exists():
         return "run"
-    if has(STORE_DESCRIPTION) or (folder / "index").is_dir():
+    # A pipe in the place of a file, say, is told as what is wrong with it.
+    if has(STORE_DESCRIPTION) or (folder / STORE_DESCRIPTION).exists() or (folder / "index").is_dir():
         return "store"
-    if has("modules.json") or has(EXPORT) or has(ENCODER):
+    if any((folder / name).exists() for name in ("modules.json", EXPORT, ENCODER)):
         return "model"
     if (aside := files.put_aside(folder)) is not None:
         raise FileNotFoundError(left_aside(folder, aside))
@@ -327,7 +328,7 @@ def _copy_of(path: Path, repair: bool) -> Iterator[Finding]:
     copy = files.copy_of(path)
     if good_copy(path) is not None:
         return
-    what = "it cannot be read, or has changed since it was written" if copy.is_file() else "there is no such file"
+    what = "it cannot be read, or has changed since it was written" if copy.exists() else "there is no such file"
     if repair:
         files.write_record(path, files.read_record(path))
     yield Finding(file=copy.name, message=what, remedy=_repairing(path.parent), repaired=repair)
@@ -384,6 +385,16 @@ def _made_again(folder: Path, path: Path, what: str, repair: bool) -> Finding:
 
 
 # --- models ------------------------------------------------------------------------------------------------------------
+
+
+def _of_model(folder: Path) -> Iterator[Finding]:
+    if (odd := files.odd_file(folder)) is None:
+        yield from _of_loaded(folder)
+        return
+    path, what = odd
+    yield Finding(
+        file=path.relative_to(folder).as_posix(), message=f"it {what}", remedy="remove it, or restore it from a copy"
+    )
 
 
 def _of_loaded(folder: Path) -> Iterator[Finding]:

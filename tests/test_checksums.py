@@ -9,6 +9,7 @@ from sentence_transformers import SentenceTransformer
 
 from st_distill import Teacher
 from st_distill.checksums import require_whole, work_folder_of
+from st_distill.cli import main
 from st_distill.exporting import export, info, load_student
 from st_distill.files import manifest, sha256, write_json, write_record
 from st_distill.modules import MatryoshkaProjection
@@ -194,3 +195,41 @@ def test_an_export_that_would_be_taken_for_whole(make_student, tmp_path):
     ):
         export(tmp_path / "broken", tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+NAME = "README.txt\nThe model c/m is whole.\n\x1b[8m hf_abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.mark.parametrize(
+    ("noted", "told"),
+    [
+        ([], "it does not say what the files were"),
+        (None, "it does not say what the files were"),
+        ({"files": []}, "it does not say what the files were"),
+        ({"files": {"a": None}}, "it does not say what the files were"),
+        ({"files": {"a": {"bytes": 1}}}, "it does not say what the files were"),
+        ({"files": {"a": {"bytes": "1", "sha256": "0"}}}, "it does not say what the files were"),
+        ({"files": {"a" * 300: {"bytes": 1, "sha256": "0"}}}, "there is no such file"),
+    ],
+)
+@pytest.mark.parametrize("description", ["st_distill.json", "st_distill_stage.json"])
+def test_what_a_stranger_has_noted(description, noted, told, make_student, tmp_path, capsys):
+    make_student().save(str(tmp_path / "model"))
+    write_json(tmp_path / "model" / description, noted)
+    assert main(["verify", str(tmp_path / "model")]) == 1
+    assert f": {told}; to mend it: " in capsys.readouterr().out
+    with pytest.raises(ValueError, match=f"is damaged: .*{told}.*remove its {description}"):
+        load_student(tmp_path / "model")
+
+
+def test_a_strangers_name_is_one_line_and_no_code(make_student, tmp_path, capsys):
+    make_student().save(str(tmp_path / "model"))
+    write_json(tmp_path / "model" / "st_distill_stage.json", {"files": {NAME: {"bytes": 1, "sha256": "0"}}})
+    assert main(["verify", str(tmp_path / "model")]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(r"README.txt\nThe model c/m is whole.\n\x1b[8m …: there is no such file; to mend it")
+    assert second == f"The model {tmp_path / 'model'} is not whole: 1 finding."
+    assert main(["info", str(tmp_path / "model")]) == 2
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert "hf_" not in said

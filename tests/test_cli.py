@@ -628,3 +628,22 @@ def test_a_stopped_glue_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr("st_distill.glue.glue", stopped)
     assert main(["glue", "some/model", "--data", "."]) == 143
     assert "stopped by SIGTERM. What is done is kept; go on with the same command." in capsys.readouterr().err
+
+
+def test_a_recipe_sends_a_terminal_no_codes(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text('"output\\e[8m\\nall is well": 1\n')
+    for command in ("check", "run"):
+        assert main([command, str(tmp_path / "recipe.yaml")]) == 2
+        said = "".join(capsys.readouterr())
+        assert r"output\x1b[8m\nall is well" in said
+        assert "\x1b" not in said
+
+
+def test_the_log_sends_a_terminal_no_codes():
+    code = (
+        "import logging, st_distill.cli as cli\n"
+        "cli._check_names = lambda options: logging.warning('a \\x1b[8m b')\n"
+        "cli.main(['check', 'nothing.yaml'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert r"a \x1b[8m b" in done.stderr

@@ -26,8 +26,8 @@ from st_distill.cli.commands import (
 )
 from st_distill.cli.parser import make_parser
 from st_distill.cli.shared import speaks
-from st_distill.credentials import holds_credentials, without_credentials
-from st_distill.errors import OtherProcessError, RecipeError, one_line
+from st_distill.credentials import holds_credentials
+from st_distill.errors import OtherProcessError, RecipeError, one_line, printable
 from st_distill.files import no_place
 from st_distill.stopping import Stopped, raising
 
@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):  # a name in a recipe may hold characters that no terminal can show
         sys.stdout.reconfigure(errors="backslashreplace")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("st_distill").setLevel(logging.INFO if speaks() else logging.WARNING)
     try:
         _check_names(options)
@@ -65,9 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         if not isinstance(error, OtherProcessError):  # or another process has said it
-            told = without_credentials(f"{_sentence(error)}{_about_the_disk(error, options)}")
+            told = printable(f"{_sentence(error)}{_about_the_disk(error, options)}", lines=True)
             print(f"st-distill: {told}", file=sys.stderr, flush=True)
         return 2
+
+
+class _Printable(logging.Formatter):
+    """Of what is logged, names that a stranger has chosen too, what a terminal may be given."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), lines=True)
 
 
 def _check_names(options: argparse.Namespace) -> None:
@@ -105,9 +114,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, RecipeError):  # a line for each mistake
         return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return (
-            f"The name {without_credentials(str(error.filename))[:60]}… is longer than names can be. Give another one."
-        )
+        return f"The name {printable(str(error.filename))[:60]}… is longer than names can be. Give another one."
     if isinstance(error, (ValueError, TypeError, OSError, ImportError, MemoryError)):
         return " ".join(str(error).split()) or type(error).__name__
     return f"{type(error).__name__}: {one_line(error)}. Where it comes from is shown with --debug."

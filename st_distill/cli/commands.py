@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from st_distill.cli.shared import checked_recipe, give_json, require_place, speaks, tell_failed
-from st_distill.credentials import without_credentials
-from st_distill.errors import Problem, RecipeError
+from st_distill.errors import Problem, RecipeError, printable
 
 
 def check_command(options: argparse.Namespace) -> int:
@@ -30,9 +29,9 @@ def _say(options: argparse.Namespace, problems: Sequence[Problem]) -> int:
         print(format_problems(problems, options.recipe))
     errors = sum(problem.level == "error" for problem in problems)
     if errors:
-        print(f"{errors} mistake{'s' if errors > 1 else ''} in {without_credentials(options.recipe)}.")
+        print(f"{errors} mistake{'s' if errors > 1 else ''} in {printable(options.recipe)}.")
         return 2
-    print(f"{options.recipe} is ready to run.")
+    print(f"{printable(options.recipe)} is ready to run.")
     return 0
 
 
@@ -63,7 +62,7 @@ def run_command(options: argparse.Namespace) -> int:
         if result.results:
             print(report(result.results))
         if result.findings:
-            print(f"\n{findings_report(result.findings)}\n")
+            print(printable(f"\n{findings_report(result.findings)}\n", lines=True))
         print(f"The model is in {result.output}.")
     return tell_failed(failures(result.results))
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from st_distill.errors import RecipeError
+from st_distill.errors import RecipeError, printable
 
 if TYPE_CHECKING:
     from st_distill.recipe import Recipe
@@ -108,7 +108,7 @@ def tell_failed(failed: Sequence[Mapping[str, str]]) -> int:
     if failed and speaks():
         those = f"{len(failed)} part{'s' if len(failed) > 1 else ''} of the evaluation"
         names = ", ".join(entry["name"] for entry in failed)
-        print(f"st-distill: {those} could not be measured: {names}.", file=sys.stderr, flush=True)
+        print(printable(f"st-distill: {those} could not be measured: {names}."), file=sys.stderr, flush=True)
     return 2 if failed else 0
 
 

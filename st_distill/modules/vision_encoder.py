@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedCo
 from transformers.utils import logging
 
 from st_distill.errors import writing
+from st_distill.files import require_plain_files
 
 DEFAULT_TOKENS = 64
 """Visual tokens for an image when none are asked for: the possible number nearest to this one."""
@@ -29,6 +30,7 @@ def load_vision_encoder(vision: Any, kwargs: dict[str, Any]) -> tuple[PreTrained
         return copy.deepcopy(vision), None
     if isinstance(vision, (str, os.PathLike)):
         name = os.fspath(vision)
+        require_plain_files(name)
         config = AutoConfig.from_pretrained(name, **kwargs)
         config = getattr(config, "vision_config", None) or config
         _check_vision_config(config)

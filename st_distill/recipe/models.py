@@ -20,6 +20,7 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer, PretrainedCon
 from st_distill.checksums import require_whole
 from st_distill.errors import one_line, sentence
 from st_distill.exporting import load_student
+from st_distill.files import read_small, require_plain, require_plain_files
 from st_distill.limits import set_max_seq_length
 from st_distill.modules.alibi_checkpoint import is_published_alibi
 from st_distill.modules.alibi_config import explain_published
@@ -129,8 +130,10 @@ def text_tokenizer(
 ) -> tuple[Any, int | None]:
     """The tokenizer of a model, and the most tokens that sentence-transformers lets a text of it have; None for no limit.
 
-    ``here_alone``: only where this machine has it already. Raises ValueError where there is none.
+    ``here_alone``: only where this machine has it already. Raises ValueError where there is none, and for a folder that holds a
+    pipe, say.
     """
+    require_plain_files(name)
     modules = _read_json(name, "modules.json", revision) or [{}]
     folder = modules[0].get("path", "")
     repository = name if "/" in name or Path(name).is_dir() else f"sentence-transformers/{name}"
@@ -188,7 +191,7 @@ def read_prompts(name: str, revision: str | None) -> tuple[dict[str, str], str |
     prompts = config.get("prompts") if isinstance(config, dict) else None
     own = {role: prompt for role, prompt in (prompts or {}).items() if isinstance(prompt, str)}
     card = _model_file(name, "README.md", revision)
-    written = "" if card is None else card.read_text(encoding="utf-8", errors="replace")
+    written = "" if card is None else read_small(card).decode("utf-8", "replace")
     return own, config.get("default_prompt_name") if isinstance(config, dict) else None, written
 
 
@@ -198,7 +201,7 @@ def _read_json(name: str, file: str, revision: str | None) -> Any:
     if path is None:
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_small(path).decode("utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"'{path}' is not valid JSON: {error}") from error
 
@@ -210,7 +213,11 @@ def _model_file(name: str, file: str, revision: str | None) -> Path | None:
     except OSError as error:  # a name that is too long, say
         raise ValueError(f"'{name}' can be neither a folder nor a model of the hub: {error.strerror}") from None
     if is_folder:
-        return folder / file if (folder / file).is_file() else None
+        path = folder / file
+        if not path.exists():
+            return None
+        require_plain(path)
+        return path
     if folder.is_file():
         raise ValueError(f"'{name}' is a file; name the model's folder")
     if _looks_like_a_folder(name):
