@@ -92,9 +92,11 @@ def test_a_description_has_an_end(tmp_path):
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_a_description_of_a_store(kind, store):
-    told = put(kind, store / "store.json")
+    told = f"store.json {put(kind, store / 'store.json')}"
+    if kind == "device":  # which is a link to one: no link in a store is followed
+        told = "a link leads out of the store"
     code, said = command("verify", store)
-    assert (code, "store.json: " in said, f"store.json {told}" in said) == (1, True, True)
+    assert (code, "store.json: " in said, told in said) == (1, True, True)
 
 
 @pytest.mark.parametrize("file", ["store.copy.json", "processes/a/1.journal.json"])
