@@ -8,10 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from st_distill import __version__
-from st_distill.files import copy_of, differences, is_folder_name, read_record, read_signed, restoring
+import yaml
 
-__all__ = ["FORMAT", "RUN", "VERSION", "RunRecord", "doing_again", "good_copy"]
+from st_distill import __version__
+from st_distill.files import copy_of, differences, is_folder_name, read_record, read_signed, read_small, restoring
+from st_distill.yaml_tree import MAX_BYTES, Dumper, Place, parse
+
+__all__ = [
+    "FORMAT",
+    "RUN",
+    "VERSION",
+    "RunRecord",
+    "by_command",
+    "doing_again",
+    "good_copy",
+    "is_begun",
+    "setting_work",
+]
 
 RUN = "run.json"
 """The record's name in the work folder."""
@@ -37,9 +50,10 @@ class RunRecord:
             raise ValueError(f"The run in {folder} has lost its {self.path.name}. {restoring(self.path)}")
         if not self.path.is_file() and (folder / "stages").is_dir():
             # To begin anew would take the place of models that are there, or go on from checkpoints of who knows what.
+            command = f" {by_command(folder)}" if (folder / "recipe.yaml").is_file() else "."
             raise ValueError(
                 f"The folder {folder} has the stages of a run, but has lost its {self.path.name}. Restore it, or remove "
-                f"{folder / 'stages'} to do them again."
+                f"{folder / 'stages'} to do them again{command}"
             )
         if self.path.is_file():
             stored = read_record(self.path)
@@ -93,16 +107,55 @@ class RunRecord:
         """What does a stage that is done (from 0) again, for a sentence about its model."""
         if "folder" in self.stages[index]:
             return "pretrain again in a new work folder"
-        command = "" if self.recipe is None else f": st-distill run {shlex.quote(str(self.folder / 'recipe.yaml'))}"
-        return f"do the stage again with{command} --resume --from-stage {index + 1}"
+        stages = "stage" if index == len(self.stages) - 1 else "stage, and the stages after it,"
+        options = f"--resume --from-stage {index + 1}"
+        return f"do the {stages} again {f'with {options}' if self.recipe is None else by_command(self.folder, options)}"
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether there is a run in the folder, or what is left of one."""
+    record = folder / RUN
+    return record.is_file() or copy_of(record).is_file() or (folder / "stages").is_dir()
+
+
+def by_command(folder: Path, options: str = "--resume") -> str:
+    """``with: st-distill run ...``, the end of a sentence: what goes on with the run in this folder.
+
+    The folder may be a copy, or have been moved: its recipe.yaml then leads to another one, and the command to this one.
+    """
+    verb = "pretrain" if (folder / "tokenizer").is_dir() else "run"
+    words, named, warning = ["st-distill", verb, str(folder / "recipe.yaml")], _folders_named_in(folder), ""
+    if named is None or os.path.realpath(named[1]) != os.path.realpath(folder):
+        words += setting_work(folder)
+        if named is not None and os.path.lexists(named[0]):
+            warning = f"(which replaces the model {named[0]} too; --set output=FOLDER names another place) "
+    return f"{warning}with: {shlex.join(words)} {options}"
+
+
+def setting_work(folder: Path) -> list[str]:
+    """The words that make this the work folder of a command's recipe, whatever its name: the value of ``--set`` is YAML."""
+    value = yaml.dump(str(folder), Dumper=Dumper, allow_unicode=True, width=float("inf"))
+    return ["--set", f"work={value.strip().removesuffix('...').strip()}"]
 
 
 def doing_again(folder: Path) -> str:
     """What is left to do where neither ``run.json`` nor its copy says anything; the teachers' vectors are kept by it."""
+    command = f" {by_command(folder)}" if (folder / "recipe.yaml").is_file() else "."
     return (
-        f"Restore it, or remove it, {copy_of(folder / RUN).name} and {folder / 'stages'} to do the stages again; the teachers' "
-        "vectors stay."
+        f"Restore it, or remove it, {copy_of(folder / RUN).name} and {folder / 'stages'} (the teachers' vectors stay) to do "
+        f"the stages again{command}"
     )
+
+
+def _folders_named_in(folder: Path) -> tuple[str, str] | None:
+    """Output and work folder by the recipe.yaml that lies in a run's folder; None where it cannot be read."""
+    try:
+        text = read_small(folder / "recipe.yaml")[:MAX_BYTES].decode("utf-8")
+        recipe = parse(text, lambda line: Place(None, line)).plain()
+        output = str(recipe["output"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return output, str(recipe.get("work") or f"{output.rstrip('/')}-run")
 
 
 def good_copy(path: Path) -> dict[str, Any] | None:

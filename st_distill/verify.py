@@ -29,7 +29,7 @@ from st_distill.recipe.processes import STORE
 from st_distill.recipe.runner import START
 from st_distill.recipe.schema import Recipe
 from st_distill.recipe.state import RunState, read_results, results_remedy
-from st_distill.records import RUN, doing_again, good_copy
+from st_distill.records import RUN, doing_again, good_copy, setting_work
 from st_distill.store.damage import find_damage, mend_store
 from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
 from st_distill.teacher import Teacher
@@ -316,7 +316,7 @@ def _run_state(folder: Path, repair: bool) -> tuple[RunState | None, list[Findin
         return state, list(_copy_of(path, repair)) if state.exists else []
     if (copied := good_copy(path)) is None:
         remedy = doing_again(folder)
-        return None, [Finding(file=RUN, message=message, remedy=f"{remedy[0].lower()}{remedy[1:-1]}")]
+        return None, [Finding(file=RUN, message=message, remedy=f"{remedy[0].lower()}{remedy[1:]}".rstrip("."))]
     if not repair:
         return None, [Finding(file=RUN, message=message, remedy=_repairing(folder))]
     files.write_record(path, copied)
@@ -345,7 +345,10 @@ def _recipe_of(folder: Path, state: RunState | None, repair: bool, recipe: Recip
             text = dump_recipe(recipe)
             if repaired := hashlib.sha256(text.encode()).hexdigest() == state.recipe:
                 files.write_text(path, text)
-    remedy = "continue the run from the recipe's own file with --resume, which writes this copy again"
+    remedy = (
+        "continue the run from the recipe's own file with --resume, which writes this copy again; where that file has another "
+        f"work folder, with {shlex.join(setting_work(folder))} too"
+    )
     yield Finding(file="recipe.yaml", message=what, remedy=remedy, repaired=repaired)
 
 

@@ -38,7 +38,7 @@ def stage(make_student, tmp_path):
     work = tmp_path / "out-run"
     folder = work / "stages" / "1-all" / "model"
     work.mkdir()
-    (work / "recipe.yaml").write_text("")
+    (work / "recipe.yaml").write_text(f"output: {tmp_path}/out\n")
     state = RunState(work)
     state.recipe = sha256(work / "recipe.yaml")
     state.plan([{"name": "all", "fields": {}}], from_stage=1)

@@ -25,6 +25,8 @@ LAYERS = [
     "locks",
     "files",
     "arrays",
+    "words",
+    "yaml_tree",
     "records",
     "checksums",
     "stopping",

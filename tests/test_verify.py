@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +18,9 @@ from st_distill.cli import main
 from st_distill.exporting import export
 from st_distill.locks import FolderLock
 from st_distill.modules import MatryoshkaProjection
-from st_distill.recipe import run
+from st_distill.recipe import load_recipe, run
 from st_distill.recipe.state import RunState, may_be_worked_in
+from st_distill.records import setting_work
 from st_distill.report.run import read_run
 from st_distill.store import damage
 from st_distill.verify import verify
@@ -584,6 +587,65 @@ def test_damaged_results_are_measured_again(file, content, finished, capsys):
     finally:
         for name, whole in kept.items():
             (work / name).write_bytes(whole)
+
+
+def command_of(text: str) -> list[str]:
+    """The words behind ``st-distill`` of the command that a sentence ends with."""
+    return shlex.split(text.rpartition(" with: st-distill ")[2])
+
+
+def test_the_run_that_is_mended_is_the_one_that_was_looked_at(finished, tmp_path, capsys):
+    """A copy's recipe.yaml names the work folder of the run that it was copied from."""
+    copy = shutil.copytree(finished / "out-run", tmp_path / "a copy: 1")
+    original = {path: path.read_bytes() for path in (finished / "out-run").rglob("*") if path.is_file()}
+    flip(copy / "stages/1-projection/model/modules.json")
+    (finding,) = verify(copy).findings
+    assert finding.remedy.startswith(
+        f"do the stage, and the stages after it, again (which replaces the model {finished / 'out'} too; "
+        "--set output=FOLDER names another place) with: st-distill run "
+    )
+    command = [*command_of(finding.remedy), "--set", f"output={tmp_path / 'out'}"]
+    assert main(command) == 0, capsys.readouterr().err
+    assert verify(copy).findings == []
+    assert (tmp_path / "out" / "modules.json").is_file()
+    assert {path: path.read_bytes() for path in (finished / "out-run").rglob("*") if path.is_file()} == original
+    flip(copy / "stages/2-all/model/modules.json")
+    (finding,) = verify(copy).findings  # it leads there now
+    recipe = shlex.quote(str(copy / "recipe.yaml"))
+    assert finding.remedy == f"do the stage again with: st-distill run {recipe} --resume --from-stage 2"
+
+
+@pytest.mark.parametrize("name", ["1", "true", "~", "a: b", "'", "null", "é #1", "-x"])
+def test_any_folder_is_named_to_a_command(name, tmp_path):
+    option, override = setting_work(tmp_path / name)
+    assert option == "--set"
+    assert override == f"work={tmp_path / name}" or override[5] in "'\""
+    _, override = setting_work(Path(name))
+    (tmp_path / "recipe.yaml").write_text("output: out\nstudent: s\nstages: [{train: all}]\n")
+    assert load_recipe(tmp_path / "recipe.yaml", [override]).work == name
+
+
+def test_what_else_is_said_of_a_copy_leads_there_too(finished, tmp_path):
+    copy = shutil.copytree(finished / "out-run", tmp_path / "bk")
+    setting = f"--set work={copy}"
+    (copy / "results.json").write_text("{")
+    (finding,) = verify(copy).findings
+    assert finding.remedy.endswith(f"with: st-distill run {copy}/recipe.yaml {setting} --resume")
+    (copy / "results.json").unlink()
+    (copy / "recipe.yaml").write_text("output: [")
+    (finding,) = verify(copy).findings
+    assert finding.remedy.endswith(f"; where that file has another work folder, with {setting} too")
+    flip(copy / "stages/2-all/model/modules.json")
+    assert verify(copy).findings[-1].remedy.endswith(f"{copy}/recipe.yaml {setting} --resume --from-stage 2")
+    shutil.copy(finished / "out-run" / "recipe.yaml", copy)
+    for name in ("run.json", "run.copy.json"):
+        (copy / name).write_text("{")
+    (finding, *_) = verify(copy).findings
+    assert finding.remedy.endswith(f"with: st-distill run {copy}/recipe.yaml {setting} --resume")
+    for name in ("run.json", "run.copy.json"):
+        (copy / name).unlink()
+    with pytest.raises(ValueError, match=f"remove {copy}/stages to do them again .*{setting} --resume$"):
+        RunState(copy)
 
 
 def test_a_run_without_its_vectors_is_told_of(finished):

@@ -19,7 +19,7 @@ from st_distill.recipe.data import document_column
 from st_distill.recipe.load import Document, in_order, read_document
 from st_distill.recipe.run_rules import RunRules, attention_dropout
 from st_distill.recipe.schema import Texts
-from st_distill.recipe.words import FieldPath
+from st_distill.words import FieldPath
 
 __all__ = ["check_pretraining", "load_pretraining"]
 

@@ -12,7 +12,7 @@ from st_distill.recipe.conversion import Part
 from st_distill.recipe.load import OF_DISTILLATION, OF_PRETRAINING, Kind
 from st_distill.recipe.rules import about, above, at_least, is_seed, not_empty, numbers_list
 from st_distill.recipe.schema import Texts
-from st_distill.recipe.words import Found
+from st_distill.words import Found
 
 __all__ = ["PRETRAINING", "Encoder", "LengthEvaluation", "Masking", "Pretraining", "TokenizerSpec"]
 

@@ -23,7 +23,7 @@ from st_distill.recipe.patterns import matching
 from st_distill.recipe.run_rules import RunRules
 from st_distill.recipe.schema import Stage
 from st_distill.recipe.student import encoder_layers
-from st_distill.recipe.words import FieldPath
+from st_distill.words import FieldPath
 
 __all__ = ["AdapterRules", "parameter_names"]
 

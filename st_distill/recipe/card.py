@@ -21,7 +21,7 @@ from st_distill.files import read_json
 from st_distill.recipe.conversion import Part
 from st_distill.recipe.diagnose import trained_dims
 from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, TeacherSpec, Texts
-from st_distill.recipe.words import folder_name
+from st_distill.words import folder_name
 
 __all__ = ["evaluation_results", "write_run_card"]
 

@@ -34,10 +34,10 @@ from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, Tea
 from st_distill.recipe.sources import rows_of
 from st_distill.recipe.stage_rules import StageRules
 from st_distill.recipe.start import chosen_start
-from st_distill.recipe.words import FieldPath, show_path
 from st_distill.tables import existing_path
 from st_distill.teacher import Teacher
 from st_distill.vectors import Vectors
+from st_distill.words import FieldPath, show_path
 
 __all__ = ["check", "format_problems"]
 

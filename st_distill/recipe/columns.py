@@ -11,8 +11,8 @@ from typing import Any, Literal
 import datasets
 import pyarrow as pa
 
-from st_distill.recipe.words import describe
 from st_distill.vectors import shorten
+from st_distill.words import describe
 
 __all__ = ["Kind", "kind_of_values", "kinds_of_features", "names_of", "row_of_another_kind", "table_of"]
 

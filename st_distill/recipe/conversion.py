@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_o
 from st_distill.credentials import speaks_of_token
 from st_distill.errors import Problem, RecipeError
 from st_distill.nearest import any_of, nearest, suggest
-from st_distill.recipe.words import FieldPath, Found, describe, listed, show_path
+from st_distill.words import FieldPath, Found, describe, listed, show_path
 
 __all__ = ["Part", "as_mapping", "build", "convert", "default_of", "expected", "hints"]
 

@@ -30,8 +30,8 @@ from st_distill.recipe.schema import Projection, Recipe, Stage, Student, Teacher
 from st_distill.recipe.sources import columns_of, stream_rows
 from st_distill.recipe.state import results_remedy
 from st_distill.recipe.teachers import make_teacher
-from st_distill.recipe.words import FieldPath
 from st_distill.store import StoreView, TeacherStore
+from st_distill.words import FieldPath
 
 __all__ = [
     "FINDINGS",

@@ -17,8 +17,8 @@ from st_distill.recipe.load import Document
 from st_distill.recipe.models import ModelFacts, UnknownModel, read_model
 from st_distill.recipe.schema import ImageSource, Recipe, Texts
 from st_distill.recipe.sources import columns_of, missing_text, name_of, without_text
-from st_distill.recipe.words import FieldPath, Found
 from st_distill.teacher.models import explain_in_training
+from st_distill.words import FieldPath, Found
 
 __all__ = ["Findings"]
 

@@ -13,7 +13,7 @@ from st_distill.recipe.data import absent_pictures
 from st_distill.recipe.findings import Findings
 from st_distill.recipe.models import UnknownModel, read_config
 from st_distill.recipe.schema import Images, ImageSource
-from st_distill.recipe.words import FieldPath
+from st_distill.words import FieldPath
 
 __all__ = ["ImageRules"]
 

@@ -18,8 +18,8 @@ from st_distill.errors import Problem, RecipeError
 from st_distill.nearest import suggest
 from st_distill.recipe.conversion import Part, as_mapping, build, hints
 from st_distill.recipe.schema import Recipe, Stage, TeacherSpec
-from st_distill.recipe.words import FieldPath, Found, show_path
-from st_distill.recipe.yaml_tree import MAX_BYTES, Dumper, Entry, Place, parse, problem_at
+from st_distill.words import FieldPath, Found, show_path
+from st_distill.yaml_tree import MAX_BYTES, Dumper, Entry, Place, parse, problem_at
 
 __all__ = [
     "DISTILLATION",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from st_distill.recipe.words import Found, describe
+from st_distill.words import Found, describe
 
 __all__ = [
     "Rule",

@@ -22,7 +22,7 @@ from st_distill.nearest import any_of, suggest
 from st_distill.recipe.arguments import HARDWARE, complaints, hints_of, range_complaint
 from st_distill.recipe.findings import Findings
 from st_distill.recipe.state import may_be_worked_in
-from st_distill.recipe.words import FieldPath, show_path
+from st_distill.words import FieldPath, show_path
 
 __all__ = ["RunRules", "attention_dropout"]
 

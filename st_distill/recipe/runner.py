@@ -50,6 +50,7 @@ from st_distill.recipe.state import RunState, fields_digest, stage_fields
 from st_distill.recipe.student import choose_attention
 from st_distill.recipe.teachers import teacher_model, teacher_view
 from st_distill.recipe.vision import OwnVectors, image_data, with_eyes
+from st_distill.records import is_begun
 from st_distill.store import StoreView, TeacherStore
 from st_distill.teacher import Teacher
 
@@ -175,6 +176,11 @@ class _Run:
         if from_stage is not None and not 1 <= from_stage <= len(self.recipe.stages):
             stages = ", ".join(f"{number} {stage.name}" for number, stage in enumerate(self.recipe.stages, start=1))
             raise ValueError(f"The 'from_stage' must be the number of a stage ({stages}). Got {from_stage} instead.")
+        if from_stage is not None and not is_begun(self.folder):
+            raise ValueError(
+                f"The folder {self.folder} has no run, so there is none to resume from stage {from_stage}. Leave out "
+                "--from-stage to begin one, or name the run's own folder with --set work=FOLDER."
+            )
         with locked(self.folder, self.processes):
             state = self.processes.by_main(lambda: self._planned(resume, from_stage, errors)) or RunState(self.folder)
             if all(stage["done"] for stage in state.stages):

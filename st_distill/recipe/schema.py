@@ -29,7 +29,7 @@ from st_distill.recipe.rules import (
     python_only,
 )
 from st_distill.recipe.source_schema import Images, ImageSource, Texts
-from st_distill.recipe.words import Found, folder_name
+from st_distill.words import Found, folder_name
 
 __all__ = [
     "Evaluation",

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from st_distill.recipe.conversion import Part
 from st_distill.recipe.rules import about, above, at_least, names_list, not_empty, python_only
-from st_distill.recipe.words import Found, describe
 from st_distill.tables import is_utf8
+from st_distill.words import Found, describe
 
 __all__ = ["ImageSource", "Images", "Texts"]
 

@@ -18,8 +18,8 @@ from st_distill.files import read_json
 from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind, kind_of_values, kinds_of_features, names_of, row_of_another_kind, table_of
 from st_distill.recipe.source_schema import ImageSource, Texts
-from st_distill.recipe.words import describe
 from st_distill.tables import FORMATS, existing_path, text_rows, unreadable
+from st_distill.words import describe
 
 __all__ = [
     "columns_of",
@@ -83,6 +83,7 @@ def _stream(source: Texts, columns: list[str]) -> Iterator[tuple[Any, ...]]:
         if file.suffix != ".parquet":
             yield from (tuple(row.get(column) for column in columns) for row in text_rows(file))
             continue
+        _schema_of(file)
         try:
             with pq.ParquetFile(file) as parquet:
                 for batch in parquet.iter_batches(batch_size=_SAMPLE, columns=columns):
@@ -105,9 +106,13 @@ def columns_of(source: Texts | ImageSource) -> dict[str, Kind] | None:
     if is_saved(path):
         info = _saved_split(path, source) / "dataset_info.json"
         return kinds_of_features(_reading(info, lambda: datasets.Features.from_dict(read_json(info)["features"])))
-    first = _files(path, source)[0]
+    files = _files(path, source)
+    first = files[0]
     if first.suffix == ".parquet":
-        return kinds_of_features(_reading(first, lambda: datasets.Features.from_arrow_schema(pq.read_schema(first))))
+        # A part without rows may have no types either.
+        first = next((file for file in files if _row_count(file)), first)
+        schema = _schema_of(first)
+        return kinds_of_features(_reading(first, lambda: datasets.Features.from_arrow_schema(schema)))
     rows = list(itertools.islice(text_rows(first), _SAMPLE))
     return {name: kind_of_values([row.get(name) for row in rows]) for name in names_of(rows)}
 
@@ -263,10 +268,18 @@ def _read_path(path: Path, source: Texts | ImageSource) -> datasets.Dataset:
         return load_saved(_saved_split(path, source))
     files = _files(path, source)
     if files[0].suffix == ".parquet":
-        if not _reading(path, lambda: sum(pq.read_metadata(file).num_rows for file in files)):
+        groups = {file: _rows_of_groups(file) for file in files}
+        parts = [
+            file for file in files if any(groups[file])
+        ]  # Spark writes parts without rows, which datasets does not read
+        if not parts:
             raise ValueError(f"{name_of(source)} has no rows.")  # datasets says something else of it
+        for file in parts:
+            _schema_of(file)
+        # It reads in batches as large as the first group, which may have no rows either.
+        size = None if all(groups[file][0] for file in parts) else _BEGINNING
         with writing(datasets.config.HF_DATASETS_CACHE):
-            return _reading(path, lambda: datasets.Dataset.from_parquet([str(file) for file in files]))
+            return _reading(path, lambda: datasets.Dataset.from_parquet([str(file) for file in parts], batch_size=size))
     kinds = columns_of(source) or {}
     _require_one_kind(files[0], kinds, source)
     rows: Iterator[dict[str, Any]] = itertools.chain.from_iterable(text_rows(file) for file in files)
@@ -298,6 +311,21 @@ def _row_count(file: Path) -> int:
     if file.suffix == ".parquet":
         return int(_reading(file, lambda: pq.read_metadata(file).num_rows))
     return sum(1 for _ in text_rows(file))
+
+
+def _rows_of_groups(file: Path) -> list[int]:
+    """The rows of each row group of a parquet file."""
+    described = _reading(file, lambda: pq.read_metadata(file))
+    return [described.row_group(group).num_rows for group in range(described.num_row_groups)]
+
+
+def _schema_of(file: Path) -> pa.Schema:
+    """The columns of a parquet file; ValueError where two have one name, which cannot be told apart."""
+    schema = _reading(file, lambda: pq.read_schema(file))
+    names = schema.names
+    if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+        raise ValueError(f"{file} has the column '{twice}' twice. Give each column a name of its own.")
+    return schema
 
 
 def _saved_split(path: Path, source: Texts | ImageSource) -> Path:

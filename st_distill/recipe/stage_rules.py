@@ -21,7 +21,7 @@ from st_distill.recipe.data import LABEL_COLUMNS
 from st_distill.recipe.patterns import matching
 from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Objective, Stage, Texts
 from st_distill.recipe.sources import columns_of
-from st_distill.recipe.words import FieldPath, show_path
+from st_distill.words import FieldPath, show_path
 
 __all__ = ["StageRules"]
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import re
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from st_distill.locks import FolderLock
 from st_distill.recipe.conversion import as_mapping
 from st_distill.recipe.processes import STORE
 from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Projection, Recipe, Stage
-from st_distill.records import FORMAT, RUN, VERSION, RunRecord
+from st_distill.records import FORMAT, RUN, VERSION, RunRecord, by_command
 from st_distill.store.format import DESCRIPTION
 from st_distill.teacher import Teacher
 
@@ -85,9 +84,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def results_remedy(folder: Path) -> str:
     """What brings a damaged ``results.json`` back: the run, which measures again what it has no results of."""
-    verb = "pretrain" if (folder / "tokenizer").is_dir() else "run"
-    command = f"st-distill {verb} {shlex.quote(str(folder / 'recipe.yaml'))} --resume"
-    return f"Remove it, and measure again with: {command}"
+    return f"Remove it, and measure again {by_command(folder)}"
 
 
 def may_be_worked_in(folder: Path) -> bool:

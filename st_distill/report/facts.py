@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from st_distill.figures import percent, scores_of, task_table
 from st_distill.recipe.schema import Images, ImageSource, Recipe, TeacherSpec, Texts
-from st_distill.recipe.yaml_tree import Place, parse
 from st_distill.report.run import Run
 from st_distill.report.speed import Speed
 from st_distill.store import TeacherStore
+from st_distill.yaml_tree import Place, parse
 
 __all__ = ["Fact", "Table", "headline", "origin", "recipe_text", "size_rows", "stage_rows", "storage_rows", "task_rows"]
 

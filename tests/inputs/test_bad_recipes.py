@@ -17,7 +17,7 @@ from st_distill.errors import RecipeError
 from st_distill.recipe import load_recipe, run
 from st_distill.recipe.check import check
 from st_distill.recipe.load import dump_recipe, presets
-from st_distill.recipe.yaml_tree import MAX_BYTES
+from st_distill.yaml_tree import MAX_BYTES
 
 GOOD = {
     "output": "out/small",

@@ -341,3 +341,35 @@ def test_a_damaged_page_is_told_with_its_file(tmp_path, outcome):
         lambda: list(Teacher.from_vectors(path).blocks()),
     ):
         assert f"{path} cannot be read" in outcome(use)
+
+
+def parquet_with_empty(place: str, path) -> Texts:
+    """Two rows, and beside them a part or a group without rows."""
+    full = pa.table({"text": ["a", "b"]})
+    if place == "group":
+        with pq.ParquetWriter(path / "texts.parquet", full.schema) as file:
+            for table in (full.slice(0, 0), full):
+                file.write_table(table)
+        return Texts(path=str(path / "texts.parquet"))
+    # pandas writes a column without texts as one of nothing.
+    empty = full.slice(0, 0) if place == "part" else pa.table({"text": pa.array([], pa.null())})
+    pq.write_table(empty, path / "part-0.parquet")
+    pq.write_table(full, path / "part-1.parquet")
+    return Texts(path=str(path))
+
+
+@pytest.mark.parametrize("place", ["part", "part of nothing", "group"])
+def test_parts_without_rows_are_read_over(place, tmp_path):
+    source = parquet_with_empty(place, tmp_path)
+    assert columns_of(source) == {"text": "text"}
+    assert load_texts(source)["text"][:] == list(stream_documents(source)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("names", [["text", "text"], ["text", "n", "n"]])
+def test_parquet_columns_of_one_name_are_refused(names, tmp_path, outcome):
+    path = tmp_path / "texts.parquet"
+    pq.write_table(pa.table([pa.array(["a"]) for _ in names], names=names), path)
+    source = Texts(path=str(path), columns=["text"])
+    for read in (columns_of, load_texts, lambda source: list(stream_documents(source))):
+        said = outcome(lambda read=read: read(source))
+        assert said == f"{path} has the column '{names[-1]}' twice. Give each column a name of its own."

@@ -11,7 +11,7 @@ from datasets import Dataset
 from st_distill.errors import RecipeError
 from st_distill.recipe.load import dump_recipe, load_recipe, presets, read_document
 from st_distill.recipe.schema import Projection, Recipe, Stage, Student, TeacherSpec, Texts
-from st_distill.recipe.yaml_tree import MAX_VALUES
+from st_distill.yaml_tree import MAX_VALUES
 
 SMALL = """\
 output: out

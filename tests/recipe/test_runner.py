@@ -392,6 +392,15 @@ class TestContinuing:
             run(done, resume=True, from_stage=2)
         assert sorted(later.rglob("*")) == before
 
+    def test_from_stage_where_there_is_no_run(self, make_recipe, folder):
+        """A folder that was moved away, or misspelt: to begin anew in silence would take the run's whole time."""
+        recipe = texts_only(make_recipe, 0, 1, work=str(folder / "moved"))
+        with pytest.raises(
+            ValueError, match=f"{folder}/moved has no run, so there is none to resume from stage 2. Leave"
+        ):
+            run(recipe, resume=True, from_stage=2)
+        assert not (folder / "moved").exists()
+
     def test_more_stages_may_follow(self, done, make_recipe, monkeypatch):
         trained = []
         original = runner.run_stage

@@ -27,7 +27,7 @@ from st_distill.recipe.schema import (
     TeacherSpec,
     Texts,
 )
-from st_distill.recipe.words import show_path
+from st_distill.words import show_path
 
 PARTS = (Recipe, Student, TeacherSpec, Texts, ImageSource, Images, Projection, Stage, Objective, Evaluation)
 

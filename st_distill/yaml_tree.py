@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from st_distill.errors import Problem, RecipeError
-from st_distill.recipe.words import FieldPath, show_path
+from st_distill.words import FieldPath, show_path
 
 __all__ = ["Dumper", "Entry", "Place", "parse", "problem_at"]
 
