@@ -93,17 +93,36 @@ def odd_file(folder: str | os.PathLike[str]) -> tuple[Path, str] | None:
 
 
 def require_plain_files(folder: str | os.PathLike[str]) -> None:
-    """See to it that a model's folder, which may come from a stranger, holds files and folders alone, or links to such.
+    """See to it that a model's folder, which may come from a stranger, holds files and folders alone, or links to such, and
+    that its ``modules.json`` names modules in it.
 
     Args:
         folder: its folder; a name of the hub has no files yet.
 
     Raises:
-        ValueError: there is a pipe or a device among them.
+        ValueError: there is a pipe or a device among them, or a module lies elsewhere.
     """
-    if os.path.isdir(folder) and (odd := odd_file(folder)) is not None:
+    if not os.path.isdir(folder):
+        return
+    if (odd := odd_file(folder)) is not None:
         path, what = odd
         raise ValueError(f"The model {os.fspath(folder)} is not read: {path} {what}. Remove it, or restore the file.")
+    for module in _modules_of(Path(folder)):
+        if os.path.isabs(module) or os.path.normpath(module).split(os.sep)[0] == "..":
+            raise ValueError(
+                f"The model {os.fspath(folder)} is not read: its modules.json names a module outside its folder, '{module}'. "
+                "Copy that one into the folder, and name it there."
+            )
+
+
+def _modules_of(model: Path) -> list[str]:
+    """The folders of a model's modules, where its ``modules.json`` is one; who loads it says what is wrong with another."""
+    try:
+        modules = read_json(model / "modules.json")
+    except (OSError, ValueError):
+        return []
+    entries = [module for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    return [path for module in entries if isinstance(path := module.get("path"), str)]
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

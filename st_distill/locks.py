@@ -44,6 +44,7 @@ class FolderLock:
 
     Raises:
         BlockingIOError: another process (or another part of this one) holds the lock.
+        ValueError: something that is no file has the lock's name.
     """
 
     NAME = "lock"
@@ -58,6 +59,9 @@ class FolderLock:
         path = self.folder / self.name
         if path.is_symlink():  # what it leads to would be written over
             raise ValueError(f"The lock {path} must be a file. It is a link: remove it.")
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "a pipe or a device"
+            raise ValueError(f"The lock {path} must be a file. It is {kind}: remove it.")
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             locked = lock(handle)
@@ -110,6 +114,8 @@ def is_locked(path: str | os.PathLike[str]) -> bool:
 
     True where the file system has no locks: nobody is taken for dead there.
     """
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return False
     try:
         # Who may not write there may yet look.
         handle = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)

@@ -207,6 +207,8 @@ def _repairing(folder: Path) -> str:
 
 def _of_store(folder: Path, notes: list[str]) -> list[Finding]:
     remedy, zeros = _repairing(folder), Counter[str]()
+    if not (folder.parent / "recipe.yaml").is_file():  # a store of its own does not know its texts and teachers
+        remedy += " --recipe RECIPE"
     damaged = find_damage(folder, zeros)
     notes += [
         f"teacher '{name}': {count} of its vectors in {folder.name} {'have' if count > 1 else 'has'} length 0, as it gave "

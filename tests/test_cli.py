@@ -388,6 +388,14 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
         (["report", ""], "The 'run' must not be empty"),
         (["report", "{folder}", "--out", ""], "The 'out' must not be empty"),
         (["report", "{folder}", "--out", " "], "The 'out' must not be empty"),
+        (
+            ["report", "{folder}/model-run", "--out", "{folder}/model-run/stages/page"],
+            "The 'out' lies in {folder}/model-run/stages, where a run has its stages. Name another place.",
+        ),
+        (
+            ["eval", "{model}", "{folder}/pairs.tsv", "--json", "{folder}/model-run/stages/0-first/model/x.json"],
+            "The 'json' lies in {folder}/model-run/stages, where a run has its stages. Name another place, or - to print",
+        ),
         (["report", "/"], "The 'run' must be the work folder of a run, with a run.json. Got / instead"),
         (
             ["verify", "{model}", "--set", "a=b"],
@@ -647,3 +655,11 @@ def test_the_log_sends_a_terminal_no_codes():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert r"a \x1b[8m b" in done.stderr
+
+
+def test_a_current_folder_that_is_gone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["check", "recipe.yaml"]) == 2
+    assert capsys.readouterr().err == "st-distill: the current folder has been removed. Change to one that is there.\n"

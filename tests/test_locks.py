@@ -79,3 +79,11 @@ def test_a_lock_whose_folder_was_removed_keeps_nobody_out_and_is_refused(tmp_pat
     monkeypatch.setattr(locks, "lock", after_the_removal)
     with pytest.raises(BlockingIOError, match="is locked by"), FolderLock(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(("make", "kind"), [(os.mkdir, "a folder"), (os.mkfifo, "a pipe or a device")])
+def test_what_is_no_file_is_no_lock(make, kind, tmp_path):
+    make(tmp_path / "lock")
+    with pytest.raises(ValueError, match=f"lock must be a file. It is {kind}: remove it."), FolderLock(tmp_path):
+        pass
+    assert not locks.is_locked(tmp_path / "lock")

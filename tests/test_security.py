@@ -47,6 +47,28 @@ def test_code_of_a_model_runs_by_the_users_word_alone():
     assert inspect.signature(Teacher).parameters["trust_remote_code"].default is False
 
 
+@pytest.mark.parametrize("place", ["../elsewhere", "1_Pooling/../../elsewhere", "{folder}/elsewhere"])
+def test_a_strangers_model_names_no_module_outside_its_folder(place, make_student, tmp_path):
+    folder = tmp_path / "model"
+    make_student().save(str(folder))
+    (folder / "1_Pooling").rename(tmp_path / "elsewhere")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = place.format(folder=tmp_path)
+    (folder / "modules.json").write_text(json.dumps(modules))
+    said = (
+        "is not read: its modules.json names a module outside its folder, '.*elsewhere'. Copy that one into the folder"
+    )
+    for use in (
+        lambda: build_student(Student(model=str(folder)), device="cpu"),
+        lambda: load_student(folder, device="cpu"),
+        lambda: Teacher(str(folder), device="cpu").encode(["a"]),
+        lambda: main(["info", str(folder), "--debug"]),
+        lambda: main(["export", str(folder), str(tmp_path / "out"), "--debug"]),
+    ):
+        with pytest.raises(ValueError, match=said):
+            use()
+
+
 EVIL = "from pathlib import Path\nPath({place!r}).touch()\n"
 
 

@@ -42,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")  # of sentence-transformers' own; those of st-distill are lines here
     options = make_parser().parse_args(arguments)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        print("st-distill: the current folder has been removed. Change to one that is there.", file=sys.stderr)
+        return 2
     if hasattr(sys.stdout, "reconfigure"):  # a name in a recipe may hold characters that no terminal can show
         sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler()
@@ -101,13 +106,20 @@ def _check_names(options: argparse.Namespace) -> None:
             raise ValueError(f"{shown} holds a zero byte, which no name may. Give another name.")
         if name not in written or value in (None, "-"):
             continue
-        if (why := no_place(value)) is not None:
+        if (why := no_place(value) or _among_stages(value)) is not None:
             printed = ", or - to print the figures" if name == "json" else ""
             raise ValueError(f"{shown} {why}. Name another place{printed}.")
         if holds_credentials(value):
             raise ValueError(
                 f"{shown} holds a login or a token, and the names of what is written are kept. Name another."
             )
+
+
+def _among_stages(path: str) -> str | None:
+    from st_distill.checksums import stage_around
+
+    around = stage_around(path)
+    return None if around is None else f"lies in {around}, where a run has its stages"
 
 
 def _sentence(error: Exception) -> str:

@@ -251,8 +251,8 @@ def _read_root(path_or_preset: str | Path, kind: Kind) -> Entry:
     if path.is_symlink() and not path.exists():
         raise RecipeError([Problem(message=f"the recipe '{path_or_preset}' is a link to what is not there")])
     if not path.is_file():
-        beside = [str(file) for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        what = "is a folder" if path.is_dir() else "is no file"
+        beside = [str(file) for file in path.parent.glob("*.y*ml") if file.is_file()] if path.parent.is_dir() else []
+        what = "is a folder" if path.is_dir() else "is a pipe or a device" if path.exists() else "is no file"
         offer = suggest(str(path_or_preset), [*beside, *known, *_presets(kind.other)])
         offer = offer or f"; give a YAML file or the name of a preset ({', '.join(known)})"
         raise RecipeError([Problem(message=f"the recipe '{path_or_preset}' {what}{offer}")])

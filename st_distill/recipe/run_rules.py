@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -51,6 +52,11 @@ def _complaint(folder: Path, *, replaced: bool) -> str | None:
         return "is a file; name a folder"
     blocking = in_the_way(folder)
     if blocking is not None and blocking.is_symlink() and not blocking.exists():
+        try:
+            blocking.stat()
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return f"'{blocking}' is a link that leads to itself; remove it, or name another place"
         return f"'{blocking}' is a link to what is not there; make that folder, or name another place"
     return None if blocking is None else f"'{blocking}' is no folder; name another place"
 

@@ -697,6 +697,7 @@ def test_nothing_of_the_users_is_written_over(recipe, folder, tiny_bert):
         ({"output": "loop"}, "output: 'loop' is a link"),
         ({"output": "file/model"}, "output: 'file' is no folder; name another place"),
         ({"work": "file/run"}, "work: 'file' is no folder"),
+        ({"work": "loop"}, "work: 'loop' is a link that leads to itself; remove it, or name another place"),
         ({"work": "dangling"}, "work: 'dangling' is a link to what is not there; make that folder, or name another"),
         ({"output": "dangling/x"}, "output: 'dangling' is a link to what is not there"),
         (

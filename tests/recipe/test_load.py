@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,11 @@ def test_a_file_that_is_not_there(load, tmp_path):
     Path("link.yaml").symlink_to("nothing.yaml")
     with pytest.raises(RecipeError, match=r"the recipe 'link.yaml' is a link to what is not there"):
         load_recipe("link.yaml")
+    os.mkfifo("pipe.yaml")
+    with pytest.raises(
+        RecipeError, match=r"the recipe 'pipe.yaml' is a pipe or a device; did you mean 'recipe.yaml'\?"
+    ):
+        load_recipe("pipe.yaml")
     with pytest.raises(RecipeError, match=r"the recipe 'jaspre' is no file; did you mean 'jasper'\?"):
         load_recipe("jaspre")
     with pytest.raises(
