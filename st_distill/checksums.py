@@ -22,6 +22,7 @@ __all__ = [
     "STAGE",
     "Damage",
     "noted_damage",
+    "others_file",
     "require_whole",
     "stage_around",
     "work_folder_of",
@@ -127,6 +128,40 @@ def _require_noted(folder: Path) -> None:
             f"The model {folder} is damaged: {reason}. Restore it, or {damage[0].again}. Where the change is your own, remove "
             f"its {next(name for name, again in AGAIN.items() if again == damage[0].again)}."
         )
+
+
+def others_file(path: str | os.PathLike[str], description: str) -> str | None:
+    """What would be lost where a model is written to a path: a file in the folder that is none of an earlier such model.
+
+    Args:
+        path: of the folder, which is replaced whole.
+        description: the file in it that notes what an earlier one wrote, `EXPORT` or `ENCODER`.
+
+    Returns:
+        The file's name in the folder; None where nothing is there, an empty folder, or an earlier model alone.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        return folder.name
+    try:
+        noted = read_json(folder / description)
+    except FileNotFoundError:
+        noted = None
+    except ValueError:
+        return None  # one that is damaged is written again
+    if isinstance(noted, dict) and CHECKED not in noted and noted.keys() & {"dims", "results"}:
+        return None  # written by an earlier version
+    is_ours = isinstance(noted, dict) and _are_files(noted.get(CHECKED))
+    own = {description, *noted[CHECKED]} if is_ours else set()
+    names = sorted(
+        Path(parent, name).relative_to(folder)
+        for parent, folders, files in os.walk(folder)
+        for name in [*files, *(name for name in folders if Path(parent, name).is_symlink())]
+    )
+    others = (name for name in names if name.as_posix() not in own and not (is_ours and name.name in EDITABLE))
+    return next((name.as_posix() for name in others), None)
 
 
 def stage_around(path: str | os.PathLike[str]) -> Path | None:

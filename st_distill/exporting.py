@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from st_distill.alignment import align_files, align_weights
 from st_distill.card import tell_usage
-from st_distill.checksums import CHECKED, EDITABLE, EXPORT, require_whole, stage_around
+from st_distill.checksums import CHECKED, EDITABLE, EXPORT, others_file, require_whole, stage_around
 from st_distill.errors import one_line, sentence
 from st_distill.files import (
     in_the_way,
@@ -175,10 +175,10 @@ def _check_target(path: Path) -> None:
             f"The 'path' must lie outside the stages of a run, which have checksums. Got {path}, which lies in {around}: "
             "choose another folder."
         )
-    if not may_be_replaced(path):
+    if (file := others_file(path, EXPORT)) is not None:
         raise ValueError(
             f"The 'path' must be a new or empty folder, or that of an earlier export (with a {EXPORT}), which is then "
-            f"replaced. Got {path} instead, which holds other files: choose another folder."
+            f"replaced. Got {path} instead, which holds '{file}' besides: choose another folder, or move that away."
         )
 
 
@@ -225,13 +225,6 @@ def _name_as_before(folder: Path) -> None:
     for path in sorted(folder.rglob("modules.json")) + sorted(folder.rglob("router_config.json")):
         text = path.read_text(encoding="utf-8")
         write_text(path, re.sub(r'"sentence_transformers\.[\w.]+\.(\w+)"', r'"sentence_transformers.models.\1"', text))
-
-
-def may_be_replaced(path: Path) -> bool:
-    """Whether an export may be written to this path: nothing is there, or an empty folder, or an earlier export."""
-    if not path.exists():
-        return True
-    return path.is_dir() and ((path / EXPORT).is_file() or not any(path.iterdir()))
 
 
 def to_standard(model: SentenceTransformer, dim: int | None = None, *, normalize: bool = True) -> SentenceTransformer:

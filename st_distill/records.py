@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from st_distill import __version__
-from st_distill.files import copy_of, differences, is_folder_name, read_record, read_signed, read_small, restoring
+from st_distill.files import copy_of, differences, is_folder_name, read_signed, read_small, restoring
 from st_distill.yaml_tree import MAX_BYTES, Dumper, Place, parse
 
 __all__ = [
@@ -47,7 +47,7 @@ class RunRecord:
         """The sha256 of recipe.yaml; None where the recipe has Python objects, and no file."""
         self.begun_by: Any = __version__
         if not self.path.is_file() and copy_of(self.path).is_file():
-            raise ValueError(f"The run in {folder} has lost its {self.path.name}. {restoring(self.path)}")
+            raise ValueError(f"The run in {folder} has lost its {self.path.name}. {self._remedy()}")
         if not self.path.is_file() and (folder / "stages").is_dir():
             # To begin anew would take the place of models that are there, or go on from checkpoints of who knows what.
             command = f" {by_command(folder)}" if (folder / "recipe.yaml").is_file() else "."
@@ -56,15 +56,17 @@ class RunRecord:
                 f"{folder / 'stages'} to do them again{command}"
             )
         if self.path.is_file():
-            stored = read_record(self.path)
+            try:
+                stored = read_signed(self.path)
+            except ValueError as error:
+                raise ValueError(f"{error} {self._remedy()}") from error
             if (must := _what_it_must(stored)) is not None:
-                remedy = doing_again(folder)
-                raise ValueError(
-                    f"The file {self.path} must {must}. It does not. "
-                    f"{remedy if good_copy(self.path) is None else restoring(self.path)}"
-                )
+                raise ValueError(f"The file {self.path} must {must}. It does not. {self._remedy()}")
             self.stages = stored["stages"]
             self.recipe, self.begun_by = stored.get("recipe"), stored.get("begun_by", __version__)
+
+    def _remedy(self) -> str:
+        return doing_again(self.folder) if good_copy(self.path) is None else restoring(self.path)
 
     @property
     def exists(self) -> bool:

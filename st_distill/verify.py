@@ -362,11 +362,21 @@ def _store_of(
         # The student's own vectors of the captions: a continued run makes them again.
         shutil.rmtree(folder / name)
         findings = [replace(finding, repaired=True) for finding in findings]
+    elif repair and findings and recipe is None and not _can_be_read(folder / "recipe.yaml"):
+        findings = [replace(finding, remedy=f"{_repairing(folder)} --recipe RECIPE") for finding in findings]
     elif repair and findings:
         texts, teachers = _given(folder / name, folder, recipe)
         findings = _repair_store(folder / name, findings, texts, teachers, show_progress=show_progress)
     for finding in findings:
         yield replace(finding, file=f"{name}/{finding.file}")
+
+
+def _can_be_read(recipe: Path) -> bool:
+    try:
+        load_record(recipe)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _of_start(folder: Path, repair: bool) -> Iterator[Finding]:

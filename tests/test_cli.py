@@ -647,6 +647,12 @@ def test_a_recipe_sends_a_terminal_no_codes(tmp_path, capsys):
         assert "\x1b" not in said
 
 
+def test_what_is_done_is_told_without_codes(make_student, tmp_path, capsys):
+    make_student().save(str(tmp_path / "model"))
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "out\x1b[31m")]) == 0
+    assert capsys.readouterr().out.endswith("/out\\x1b[31m.\n")
+
+
 def test_the_log_sends_a_terminal_no_codes():
     code = (
         "import logging, st_distill.cli as cli\n"

@@ -261,7 +261,9 @@ def test_a_model_that_is_no_export_is_left_alone(student, tmp_path):
     student.save(str(tmp_path))
     before = sorted(path.name for path in tmp_path.iterdir())
     for model in (student, tmp_path):
-        with pytest.raises(ValueError, match=r"with a st_distill.json.*holds other files: choose another folder"):
+        with pytest.raises(
+            ValueError, match=r"with a st_distill.json.*besides: choose another folder, or move that away"
+        ):
             export(model, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
@@ -307,6 +309,9 @@ def test_places_that_are_none(path, told, student, tmp_path, monkeypatch):
 def test_a_model_within_the_export_that_would_be_replaced_is_kept(student, tmp_path):
     export(student, tmp_path / "out")
     student.save(str(tmp_path / "out" / "inner"))
+    with pytest.raises(ValueError, match="holds 'inner/1_Pooling/config.json' besides"):
+        export(tmp_path / "out" / "inner", tmp_path / "out")
+    (tmp_path / "out" / "st_distill.json").write_text("damaged")
     with pytest.raises(ValueError, match="must lie apart"):
         export(tmp_path / "out" / "inner", tmp_path / "out")
     assert (tmp_path / "out" / "inner" / "modules.json").is_file()

@@ -826,12 +826,30 @@ def test_a_run_without_its_state_is_not_begun_anew(finished):
         (work / "run.json").unlink()
         with pytest.raises(ValueError, match=r"has lost its run.json.*st-distill verify"):
             run(finished / "recipe.yaml", show_progress=False)
-        (work / "run.copy.json").unlink()
+        flip(work / "run.copy.json")
+        for lost in (True, False):
+            if not lost:
+                (work / "run.copy.json").rename(work / "run.json")
+            with pytest.raises(ValueError, match=r"run.json.* Restore it, or remove it, run.copy.json and .*stages"):
+                run(finished / "recipe.yaml", show_progress=False)
+        (work / "run.json").unlink()
         with pytest.raises(ValueError, match=r"has lost its run.json.*or remove .*stages"):
             run(finished / "recipe.yaml", show_progress=False)
     finally:
         for name, content in kept.items():
             (work / name).write_bytes(content)
+
+
+def test_vectors_whose_recipe_is_lost_too_are_told_with_what_mends_both(finished):
+    work = finished / "out-run"
+    for path in (work / "recipe.yaml", *(work / "teachers/teachers/teacher").iterdir()):
+        path.write_bytes(b"")
+    first, *others = verify(work, repair=True).findings
+    assert first.file == "recipe.yaml"
+    assert {finding.remedy for finding in others} == {f"st-distill verify {work} --repair --recipe RECIPE"}
+    assert not any(finding.repaired for finding in (first, *others))
+    assert verify(work, repair=True, recipe=finished / "recipe.yaml").is_whole
+    assert verify(work).findings == []
 
 
 @pytest.mark.parametrize("harm", DAMAGES)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from st_distill.cli.shared import checked_recipe, give_json, require_place, speaks, tell_failed
+from st_distill.cli.shared import checked_recipe, give_json, require_place, say, speaks, tell_failed
 from st_distill.errors import Problem, RecipeError, printable
 
 
@@ -26,12 +26,12 @@ def _say(options: argparse.Namespace, problems: Sequence[Problem]) -> int:
     from st_distill.errors import format_problems
 
     if problems:
-        print(format_problems(problems, options.recipe))
+        say(format_problems(problems, options.recipe))
     errors = sum(problem.level == "error" for problem in problems)
     if errors:
-        print(f"{errors} mistake{'s' if errors > 1 else ''} in {printable(options.recipe)}.")
+        say(f"{errors} mistake{'s' if errors > 1 else ''} in {printable(options.recipe)}.")
         return 2
-    print(f"{printable(options.recipe)} is ready to run.")
+    say(f"{printable(options.recipe)} is ready to run.")
     return 0
 
 
@@ -44,7 +44,7 @@ def embed_command(options: argparse.Namespace) -> int:
     store = embed(recipe)
     leave()
     if speaks():
-        print(f"{len(store)} rows by {', '.join(store.teachers)}, together {store.dimension} dimensions.")
+        say(f"{len(store)} rows by {', '.join(store.teachers)}, together {store.dimension} dimensions.")
     return 0
 
 
@@ -60,10 +60,10 @@ def run_command(options: argparse.Namespace) -> int:
     leave()
     if speaks():
         if result.results:
-            print(report(result.results))
+            say(report(result.results))
         if result.findings:
-            print(printable(f"\n{findings_report(result.findings)}\n", lines=True))
-        print(f"The model is in {result.output}.")
+            say(f"\n{findings_report(result.findings)}\n")
+        say(f"The model is in {result.output}.")
     return tell_failed(failures(result.results))
 
 
@@ -73,7 +73,7 @@ def verify_command(options: argparse.Namespace) -> int:
     require_place("json", options.json)
     found = verify(options.path, repair=options.repair, recipe=options.recipe, overrides=options.overrides)
     if options.json is None:
-        print(found.as_text())
+        say(found.as_text())
     else:
         give_json(options.json, found.as_json())
     return 0 if found.is_whole else 1
@@ -89,7 +89,7 @@ def report_command(options: argparse.Namespace) -> int:
     from st_distill.report.page import write_page
 
     page = write_page(options.run, options.out, speed=not options.no_speed)
-    print(f"The report is {page}.")
+    say(f"The report is {page}.")
     return 0
 
 
@@ -97,7 +97,7 @@ def export_command(options: argparse.Namespace) -> int:
     from st_distill.exporting import export
 
     export(options.model, options.path, options.dim, old_names=options.old_names)
-    print(f"The model is in {options.path}.")
+    say(f"The model is in {options.path}.")
     return 0
 
 
@@ -120,7 +120,7 @@ def mine_command(options: argparse.Namespace) -> int:
         max_seq_length=options.max_seq_length,
         batch_size=options.batch_size,
     )
-    print(f"{rows} pairs with {options.negatives} negatives each are in {options.path}.")
+    say(f"{rows} pairs with {options.negatives} negatives each are in {options.path}.")
     return 0
 
 
@@ -148,7 +148,7 @@ def pretrain_command(options: argparse.Namespace) -> int:
         results, said = result.results, f"The model is in {result.output}."
     if speaks():
         if options.json != "-":
-            print(f"{report_accuracy(results)}\n{said}" if results else said)
+            say(f"{report_accuracy(results)}\n{said}" if results else said)
         give_json(options.json, results)
     return 0
 
@@ -169,6 +169,6 @@ def glue_command(options: argparse.Namespace) -> int:
         trust_remote_code=options.trust_remote_code,
     )
     if options.json != "-":
-        print(report_glue(results))
+        say(report_glue(results))
     give_json(options.json, results)
     return 0

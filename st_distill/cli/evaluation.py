@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from st_distill.cli.shared import checked_recipe, give_json, give_text, require_place, require_replaceable, tell_failed
+from st_distill.cli.shared import (
+    checked_recipe,
+    give_json,
+    give_text,
+    require_place,
+    require_replaceable,
+    say,
+    tell_failed,
+)
 from st_distill.options import check_whole_number
 
 #: Options that a recipe says by itself.
@@ -63,7 +71,7 @@ def _eval_recipe(options: argparse.Namespace, path: str) -> int:
     recipe = checked_recipe(path, options.overrides)
     results = evaluate_model(load_model(options.model, max_seq_length=options.max_seq_length), recipe)
     if options.json != "-":
-        print(report(results))
+        say(report(results))
     give_json(options.json, results)
     return tell_failed(failures(results))
 
@@ -121,7 +129,7 @@ def _eval_tasks(options: argparse.Namespace) -> int:
     limit = model.max_seq_length
     results = {"model": options.model, "max_seq_length": limit if isinstance(limit, int) else None, **measured}
     if options.json != "-":
-        print(task_report(results))
+        say(task_report(results))
     give_json(options.json, results)
     if options.csv:
         give_text(options.csv, csv_of_results(results))

@@ -112,6 +112,11 @@ def tell_failed(failed: Sequence[Mapping[str, str]]) -> int:
     return 2 if failed else 0
 
 
+def say(text: str) -> None:
+    """Print what a command has to say: names in it may come from a stranger, and reach no terminal as they are."""
+    print(printable(text, lines=True))
+
+
 def speaks() -> bool:
     """Whether this process prints: of those that a launcher started, the main one."""
     return os.environ.get("RANK", "0") == "0"

@@ -79,13 +79,6 @@ def check_pretraining(
     return in_order(problems)
 
 
-def may_be_replaced(path: Path) -> bool:
-    """Whether a finished model may be written to this path: nothing is there, or an earlier one of pretraining."""
-    if not path.exists():
-        return True
-    return path.is_dir() and ((path / ENCODER).is_file() or not any(path.iterdir()))
-
-
 class _Rules(RunRules):
     """The rules that need more than one field, files or a model's configuration."""
 
@@ -95,7 +88,7 @@ class _Rules(RunRules):
         recipe = self.recipe
         encoder, tokenizer = recipe.encoder, recipe.tokenizer
         self.run_folders(
-            may_be_replaced=may_be_replaced,
+            description=ENCODER,
             read=[part.model for part in (encoder, tokenizer) if part is not None],
         )
         config = self.encoder()

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import torch
 
 from st_distill.arrays import read_array_header
+from st_distill.checksums import EXPORT
 from st_distill.errors import MissingExtraError, Problem, RecipeError, format_problems, one_line
 from st_distill.evaluation import read_task
 from st_distill.evaluation.data import local_path
 from st_distill.evaluation.mteb_tasks import find_mteb_tasks
 from st_distill.evaluation.task_list import tasks_of_entries
-from st_distill.exporting import may_be_replaced
 from st_distill.limits import positions_of
 from st_distill.modules.lengths import tell_too_long
 from st_distill.nearest import suggest
@@ -117,7 +117,7 @@ class _Rules(StageRules, ImageRules):
             beside.append(Path(self.recipe.teacher_output).name)
         student = None if self.recipe.student is None else self.recipe.student.model
         self.run_folders(
-            may_be_replaced=may_be_replaced,
+            description=EXPORT,
             beside=beside,
             read=[student, *(teacher.model for teacher in self.recipe.teachers)],
         )

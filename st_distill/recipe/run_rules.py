@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, TrainingArguments
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_available, is_torch_xla_available
 
-from st_distill.checksums import stage_around
+from st_distill.checksums import others_file, stage_around
 from st_distill.errors import one_line
 from st_distill.files import in_the_way, no_place
 from st_distill.modules.alibi_attention import PLANS
@@ -72,14 +72,14 @@ class RunRules(Findings):
     def run_folders(
         self,
         *,
-        may_be_replaced: Callable[[Path], bool],
+        description: str,
         beside: Iterable[str] = (),
         read: Iterable[str | None] = (),
     ) -> None:
         """Output and work are two folders, and nothing in them is the user's.
 
         Args:
-            may_be_replaced: whether an output folder is a new one or one that an earlier run wrote.
+            description: the file by which an earlier run's output is known, and which notes what it wrote.
             beside: further names that are written beside the output.
             read: models that the run reads.
         """
@@ -114,8 +114,11 @@ class RunRules(Findings):
                 self.error(("output",), f"lies in {around}, where a run has its stages; name another folder")
             for inner in (model for path, model in models.items() if target in path.parents):
                 self.error(("output",), f"'{inner}', which the recipe reads, lies in it; name another folder")
-            if target not in models and not may_be_replaced(target):
-                self.error(("output",), f"'{target}' holds other files than an export's; name a new folder")
+            if target not in models and (file := others_file(target, description)) is not None:
+                self.error(
+                    ("output",),
+                    f"'{target}' holds '{file}', which is no export's; move that away, or name a new folder",
+                )
         if work.is_dir() and work not in models and not may_be_worked_in(work):
             self.error(where, f"'{self.recipe.work_folder}' holds other files than a run's; name a new folder")
 

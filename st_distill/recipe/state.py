@@ -137,6 +137,11 @@ class RunState(RunRecord):
         """
         if not self.has_begun:
             self.stages = []
+        if self.stages and ("folder" in self.stages[0]) != (
+            "folder" in wanted[0]
+        ):  # which may be the work folder itself
+            kind = "pretraining" if "folder" in self.stages[0] else "run of stages"
+            raise ValueError(f"The folder {self.folder} is that of a {kind}. Choose a new output or work folder.")
         keep = len(self.stages) if from_stage is None else from_stage - 1
         for index, (old, new) in enumerate(zip(self.stages[:keep], wanted)):
             changed = sorted(

@@ -299,7 +299,7 @@ def test_every_mistake_with_its_line(recipe, tmp_path, capsys):
         ("steps=null", "says not how long to train"),
         ("buffer=5", "means nothing for a corpus that is not streamed"),
         ("output={folder}/recipe.yaml", "is a file; name a folder"),
-        ("output={folder}", "holds other files than an export's; name a new folder"),
+        ("output={folder}", "', which is no export's; move that away, or name a new folder"),
     ],
 )
 def test_contradictions(recipe, tmp_path, change, words):

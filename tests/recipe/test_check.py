@@ -670,14 +670,22 @@ def test_a_start_that_nobody_asked_for_is_no_further_mistake(recipe):
 def test_nothing_of_the_users_is_written_over(recipe, folder, tiny_bert):
     Path("mine").mkdir()
     Path("mine/precious.txt").write_text("x")
-    assert "holds other files than an export's; name a new folder" in format_problems(
-        check(replace(recipe, output="mine"))
-    )
+    foreign = "{}' holds '{}', which is no export's; move that away, or name a new folder"
+    assert foreign.format("mine", "precious.txt") in format_problems(check(replace(recipe, output="mine")))
     assert "'mine' holds other files than a run's" in format_problems(check(replace(recipe, output="new", work="mine")))
     (problem,) = check(replace(recipe, output=tiny_bert))  # once, though it holds other files too
     assert problem.message == f"'{tiny_bert}' is a model that the recipe reads; name another folder"
     Path("mine/st_distill.json").write_text("{}")
-    assert check(replace(recipe, output="mine")) == []
+    assert foreign.format("mine", "precious.txt") in format_problems(check(replace(recipe, output="mine")))
+    shutil.copytree(Path(__file__).parents[1] / "compatibility/0.1.0/exported", "exported")
+    assert check(replace(recipe, output="exported")) == []
+    Path("exported/.git").mkdir()
+    Path("exported/.git/config").touch()
+    assert foreign.format("exported", ".git/config") in format_problems(check(replace(recipe, output="exported")))
+    shutil.rmtree("exported/.git")
+    Path("exported/README.md").write_text("edited")
+    Path("exported/1_Dense/link").symlink_to(tiny_bert)
+    assert foreign.format("exported", "1_Dense/link") in format_problems(check(replace(recipe, output="exported")))
 
 
 @pytest.mark.parametrize(

@@ -442,6 +442,21 @@ class TestContinuing:
         RunState(folder).plan(fields, from_stage=None)
         assert len(caplog.records) == 1  # begun anew, it is the newer version's
 
+    def test_the_work_folder_of_another_kind_of_run_is_left_alone(self, tmp_path):
+        stages, pretraining = {"name": "all", "fields": {}}, {"name": "pretraining", "folder": ".", "fields": {}}
+        for kind, begun, other in (("pretraining", pretraining, stages), ("run of stages", stages, pretraining)):
+            folder = tmp_path / kind
+            folder.mkdir()
+            RunState(folder).plan([begun], from_stage=None)
+            (folder / "stages" / "1-all").mkdir(parents=True)
+            for from_stage in (None, 1):
+                with pytest.raises(
+                    ValueError, match=f"{kind} is that of a {kind}. Choose a new output or work folder."
+                ):
+                    RunState(folder).plan([other], from_stage=from_stage)
+            assert (folder / "run.json").is_file()
+            assert (folder / "stages" / "1-all").is_dir()
+
     def test_one_run_at_a_time(self, make_recipe, monkeypatch):
         recipe = texts_only(make_recipe, 0)
         monkeypatch.setattr(runner, "run_stage", lambda *args, **kwargs: run(recipe, resume=True))
