@@ -19,12 +19,16 @@ from st_distill.recipe.arguments import RESERVED, range_complaint
 from st_distill.recipe.columns import Kind
 from st_distill.recipe.data import LABEL_COLUMNS
 from st_distill.recipe.patterns import matching, pattern_error
-from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Objective, Stage, Texts
+from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, STAGE_DEFAULTS, Objective, Stage, Texts
 from st_distill.recipe.sources import columns_of
 from st_distill.words import FieldPath, show_path
 
 __all__ = ["StageRules"]
 
+_RESERVED = {
+    **RESERVED,
+    "neftune_noise_alpha": "the trainer of sentence-transformers cannot add noise to a student's embeddings; remove this",
+}
 #: What the names of a projection's parameters are made of.
 _PLACES, _HEADS, _KINDS = range(1, 6), range(12), ("weight", "bias")
 
@@ -294,7 +298,7 @@ class StageRules(AdapterRules):
         if not self.sound(where):
             return
         before = len(self.problems)
-        good = self.known_arguments(where, stage.arguments, SentenceTransformerTrainingArguments, RESERVED)
+        good = self.known_arguments(where, stage.arguments, SentenceTransformerTrainingArguments, _RESERVED)
         held_out = self.recipe.evaluation is not None and self.recipe.evaluation.texts is not None
         self.evaluates(where, good, stage.arguments, held_out=held_out)
         for short, argument in SHORTHAND_ARGUMENTS.items():
@@ -302,7 +306,7 @@ class StageRules(AdapterRules):
                 good[argument] = getattr(stage, short)
         self.joint_arguments(
             where,
-            good,
+            {**STAGE_DEFAULTS, **good},
             SentenceTransformerTrainingArguments,
             given=stage.arguments,
             places={argument: (*path, short) for short, argument in SHORTHAND_ARGUMENTS.items()},
