@@ -115,6 +115,7 @@ MISTAKES = {
     "no loss": ("batch: 8", "losses: {cosine: 0}", 21, "stages[0].losses: the stage has nothing to learn from"),
     "negative margin": ("batch: 8", "margin: -0.1", 21, "stages[0].margin: must be at least 0, got -0.1"),
     "NaN": ("batch: 8", "margin: .nan", 21, "stages[0].margin: expected a number, got the number nan"),
+    "infinity": ("batch: 8", "learning_rate: .inf", 21, "stages[0].learning_rate: expected a number, got the number inf; it must be finite"),
     "empty dims": ("dims: [32, 16]", "dims: []", 17, "projection.dims: must not be empty"),
     "dims 0": ("dims: [32, 16]", "dims: [32, 0]", 17, "projection.dims[1]: must be at least 1, got 0"),
     "dims twice": ("dims: [32, 16]", "dims: [16, 16]", 17, "projection.dims[1]: is there twice: 16"),
