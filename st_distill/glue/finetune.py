@@ -123,15 +123,15 @@ class Settings:
         known = hints_of(TrainingArguments)
         for name, value in self.arguments.items():
             if name not in known:
-                raise ValueError(
-                    f"The 'arguments' must be fields of TrainingArguments. Got '{name}'{suggest(name, known)}."
-                )
+                got = f"Got '{name}'{suggest(name, known)}"
+                raise ValueError(sentence(f"The 'arguments' must be fields of TrainingArguments. {got}"))
             if name in _RESERVED:
                 raise ValueError(f"The 'arguments' must not have '{name}': {_RESERVED[name]}.")
             if (complaint := range_complaint(name, value)) is not None:
-                raise ValueError(f"The argument '{name}' {complaint}.")
+                raise ValueError(sentence(f"The argument '{name}' {complaint}"))
         for blamed, message in complaints({**_ARGUMENTS, **self.arguments}, TrainingArguments):
-            raise ValueError(f"The 'arguments' must go together. Got a complaint about {blamed or 'them'}: {message}.")
+            told = f"The 'arguments' must go together. Got a complaint about {blamed or 'them'}: {message}"
+            raise ValueError(sentence(told))
 
     def training_arguments(self, folder: Path, learning_rate: float) -> TrainingArguments:
         given = {"use_cpu": not torch.accelerator.is_available(), **_ARGUMENTS, **self.arguments}
@@ -177,7 +177,8 @@ def glue(
         where a task is missing.
 
     Raises:
-        NotADirectoryError: ``output`` lies under a file.
+        NotADirectoryError: ``output`` or ``data`` is a file, or a file is in it where a folder is to be.
+        IsADirectoryError: a folder is in ``output`` where a task's figures are to be.
         ValueError: before any training, for a model that cannot serve, for mistakes in the data of any task, and for results
             in ``output`` that are of something else.
     """
@@ -271,9 +272,19 @@ class _Run:
         """The figures of a task that are in the folder already, by names in the results; None where there are none.
 
         Raises:
+            IsADirectoryError: a folder is where they are to be.
+            NotADirectoryError: a file is where the encoder of MNLI is to be.
             ValueError: they, or the encoder that the task begins with, are of something else.
         """
         file, as_now = self.folder / f"{data.task.name}.json", self._identity(data.task.name)
+        if file.is_dir():
+            raise IsADirectoryError(
+                f"The place {file} must be free for figures. It is a folder: remove it or rename it."
+            )
+        if data.task.name == "mnli" and in_the_way(self.mnli) is not None:
+            raise NotADirectoryError(
+                f"The place {self.mnli} must be free for a folder. It is a file: remove it or rename it."
+            )
         if not file.is_file():
             return None
         kept = read_json(file)

@@ -141,9 +141,18 @@ class TaskData:
         return Examples(tuple(table.texts(column) for column in columns), self._labels(table, label))
 
     def check(self, *, limit: int | None = None) -> None:
-        """Reads all of it once, for its mistakes."""
+        """Reads all of it once, for its mistakes.
+
+        Raises:
+            ValueError: for what `read` refuses, and for too few rows to measure a correlation on.
+        """
         for part in self._used:
-            self.read(part, limit=limit)
+            rows = len(self.read(part, limit=limit))
+            if rows < 2 and part != "train" and not self.task.classes:
+                what = f"'limit' for {self.task.name}" if limit == 1 else f"rows of {self._parts[part].source}"
+                raise ValueError(
+                    f"The {what} must be at least 2, for a correlation to be measured. Got {rows} instead."
+                )
 
     def identity(self) -> dict[str, Any]:
         """What tells them from others: size and checksum of each file that is read, by its path in the folder; or the name."""
@@ -177,6 +186,7 @@ def find_tasks(data: str, wanted: Sequence[str] | None) -> list[TaskData]:
         wanted: names of tasks; None for all that are there.
 
     Raises:
+        NotADirectoryError: ``data`` is a file.
         ValueError: for a task that is not known or not there, and where there is none.
     """
     for name in wanted or ():
@@ -184,6 +194,8 @@ def find_tasks(data: str, wanted: Sequence[str] | None) -> list[TaskData]:
             raise ValueError(f"The 'tasks' must be of {', '.join(TASKS)}. Got '{name}'{suggest(name, TASKS)}")
     check_distinct("'tasks'", list(wanted or ()))
     folder = Path(data)
+    if folder.is_file():
+        raise NotADirectoryError(f"The 'data' must be a folder with one for each task. Got {data}, which is a file.")
     if not folder.is_dir():
         names = [name for name in TASKS if name in (wanted or TASKS)]
         return [TaskData(TASKS[name], parts_of_hub(data, name, None), data) for name in names]

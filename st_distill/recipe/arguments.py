@@ -10,14 +10,17 @@ from functools import cache
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+from torch import nn
+from transformers import Trainer, get_scheduler
 from transformers.integrations import integration_utils as integrations
 from transformers.training_args import ParallelMode, TrainingArguments
 
 from st_distill.errors import one_line
 from st_distill.nearest import suggest
 
-__all__ = ["HARDWARE", "RESERVED", "complaints", "hints_of", "range_complaint"]
+__all__ = ["HARDWARE", "RESERVED", "compile_complaint", "complaints", "hints_of", "range_complaint"]
 
 RESERVED = {
     "output_dir": "checkpoints go to the recipe's work folder; set work instead",
@@ -38,6 +41,12 @@ _AT_LEAST_ZERO = (
     *("weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "dataloader_num_workers", "eval_steps"),
     *("eval_delay", "seed", "data_seed", "label_smoothing_factor"),
 )
+#: The words of arguments that are plain text to Python, which look them up when the trainer is made.
+_WORDS = {
+    option.name: list(option.metadata["choices"])
+    for option in fields(SentenceTransformerTrainingArguments)
+    if "choices" in option.metadata
+}
 #: What transformers reports to: whether it can, and what pip installs for it. Others need more than a package, and say so.
 _REPORTS: dict[str, tuple[Callable[[], bool], str]] = {
     "azure_ml": (integrations.is_azureml_available, "azureml-sdk"),
@@ -56,6 +65,12 @@ _REPORTS: dict[str, tuple[Callable[[], bool], str]] = {
 
 
 def range_complaint(name: str, value: Any) -> str | None:
+    """Why an argument cannot be this value, whatever the others are; None where it can."""
+    is_text = isinstance(value, str)
+    if is_text and name in _WORDS and value not in _WORDS[name]:
+        return f"cannot be '{value}'{suggest(value, _WORDS[name], always=True)}"
+    if name == "optim_args" and is_text and value and any(part.count("=") != 1 for part in value.split(",")):
+        return f"must be name=value, with a comma before the next one, got '{value}'"
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
     if name == "max_steps" and value != -1 and value < 1:
@@ -89,13 +104,14 @@ def complaints(
     if (complaint := _report_complaint(arguments.get("report_to"))) is not None:
         yield "report_to", complaint
         del arguments["report_to"]
-    while True:
-        complaint = _complaint(arguments, cls)
-        if complaint is None:
-            return
-        named = [name for name in arguments if name in complaint]
-        blamed = max(named, key=len, default=None)
-        if blamed is None:
+    while (found := _complaint(arguments, cls)) is not None:
+        about, complaint = found
+        blamed = max(
+            (name for name in about or arguments if name in arguments and name in complaint), key=len, default=None
+        )
+        if blamed is None and about:
+            blamed = next((name for name in about if name in arguments), None)
+        elif blamed is None:
             alone = (
                 name for name in arguments if _complaint({k: v for k, v in arguments.items() if k != name}, cls) is None
             )
@@ -123,14 +139,52 @@ def _report_complaint(report_to: str | list[str] | None) -> str | None:
     return f"{' and '.join(missing)} must be installed to report to it; run: pip install {' '.join(missing)}"
 
 
-def _complaint(arguments: dict[str, Any], cls: type[TrainingArguments]) -> str | None:
+def compile_complaint(backend: str | None, mode: str | None) -> str | None:
+    """Why torch.compile knows no such backend, or this mode of its own one; None where it does."""
+    known = [word.value.lower() for word in DynamoBackend]
+    if backend is not None and backend.lower() not in known:
+        return f"unknown value '{backend}'{suggest(backend, known, always=True)}"
+    if mode is not None and backend in (None, "inductor"):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.compile(nn.Identity(), mode=mode)
+        except RuntimeError as error:
+            return one_line(error)
+    return None
+
+
+def _complaint(arguments: dict[str, Any], cls: type[TrainingArguments]) -> tuple[tuple[str, ...], str] | None:
+    """The first one, and the arguments that it can be about, the likeliest before; none of them where all can be."""
+    about: tuple[str, ...] = ()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _unplaced(cls)(output_dir="unused", **{"report_to": "none", **arguments})  # type: ignore[arg-type]
+            made = _unplaced(cls)(output_dir="unused", **{"report_to": "none", **arguments})  # type: ignore[arg-type]
+            about = ("save_strategy",)
+            if made.save_strategy == "best" and made.metric_for_best_model is None:
+                raise ValueError(
+                    "best needs metric_for_best_model and eval_strategy, which say what is best; give them"
+                )
+            about = ("optim_args", "optim")
+            optimizer = _optimizer(made)
+            about = ("lr_scheduler_kwargs", "lr_scheduler_type")
+            steps = made.max_steps if made.max_steps > 0 else 1000
+            get_scheduler(made.lr_scheduler_type, optimizer, 0, steps, made.lr_scheduler_kwargs)
     except Exception as error:  # they validate themselves by exceptions of several kinds
-        return one_line(error)
+        return about, one_line(error)
     return None
+
+
+def _optimizer(made: TrainingArguments) -> torch.optim.Optimizer:
+    """One as the trainer makes it, of a model of one layer."""
+    model = nn.Sequential(nn.Linear(1, 1))
+    if made.optim_target_modules is not None:
+        made.optim_target_modules = "all-linear"
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(made, model)
+    if {"params", "model", "optimizer_dict"} & set(options):  # one that looks at the parameters of the true model
+        return torch.optim.SGD(model.parameters(), lr=made.learning_rate)
+    return kind(model.parameters(), **options)
 
 
 @cache

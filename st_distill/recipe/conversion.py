@@ -131,7 +131,8 @@ def _convert_scalar(value: Any, hint: Any, path: FieldPath, found: list[Found]) 
         return _reject(path, found, f"expected true or false, got {describe(value)}{hint_text}")
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if is_number and not _is_finite(value):
-        return _reject(path, found, f"expected {_WORDS[hint]}, got {describe(value)}")
+        finite = "; it must be finite" if value in (math.inf, -math.inf) else ""
+        return _reject(path, found, f"expected {_WORDS[hint]}, got {describe(value)}{finite}")
     if is_number and hint is float:
         return float(value)
     if is_number and value == int(value):

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, TrainingArguments
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import is_flash_attn_2_available, is_torch_bf16_gpu_available, is_torch_xla_available
+from transformers.utils import (
+    is_flash_attn_2_available,
+    is_torch_bf16_gpu_available,
+    is_torch_tf32_available,
+    is_torch_xla_available,
+)
 
 from st_distill.checksums import others_file, stage_around
 from st_distill.errors import one_line
@@ -20,8 +25,9 @@ from st_distill.files import in_the_way, no_place
 from st_distill.modules.alibi_attention import PLANS
 from st_distill.modules.alibi_config import AlibiBertConfig
 from st_distill.nearest import any_of, suggest
-from st_distill.recipe.arguments import HARDWARE, complaints, hints_of, range_complaint
+from st_distill.recipe.arguments import HARDWARE, compile_complaint, complaints, hints_of, range_complaint
 from st_distill.recipe.findings import Findings
+from st_distill.recipe.processes import Processes
 from st_distill.recipe.state import may_be_worked_in
 from st_distill.words import FieldPath, show_path
 
@@ -220,6 +226,7 @@ class RunRules(Findings):
 
     def _hardware(self, where: FieldPath, good: dict[str, Any]) -> None:
         """What depends on the machine: a recipe may be checked on another one than it runs on."""
+        unless_elsewhere = self.error if self.here else self.warn
         for names in (("bf16", "fp16"), ("bf16_full_eval", "fp16_full_eval")):
             if all(good.get(name) for name in names):
                 self.error((*where, names[1]), f"only one of {' and '.join(names)} can be true")
@@ -227,13 +234,30 @@ class RunRules(Findings):
         has_bf16 = on_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()
         if (good.get("bf16") or good.get("bf16_full_eval")) and not has_bf16:
             name = "bf16" if good.get("bf16") else "bf16_full_eval"
-            (self.error if self.here else self.warn)(
-                (*where, name), "no accelerator of this machine computes in bf16; add use_cpu: true to run it here"
+            message = "no accelerator of this machine computes in bf16; add use_cpu: true to run it here"
+            unless_elsewhere((*where, name), message)
+        on_cpu = on_cpu or not torch.accelerator.is_available()
+        if good.get("fp16") and on_cpu:
+            unless_elsewhere(
+                (*where, "fp16"), "needs an accelerator, which this machine does not have; leave it out to run it here"
             )
-        if good.get("fp16") and (on_cpu or not torch.accelerator.is_available()):
-            self.warn((*where, "fp16"), "needs an accelerator, which this machine does not have")
-        if good.get("tf32") and not torch.cuda.is_available():
-            self.warn((*where, "tf32"), "needs an Nvidia GPU, which this machine does not have")
+        if good.get("tf32") and not is_torch_tf32_available():
+            message = (
+                "needs an Nvidia GPU of Ampere or later, which this machine does not have; leave it out to run it here"
+            )
+            unless_elsewhere((*where, "tf32"), message)
+        if good.get("fsdp") and Processes().count == 1:
+            unless_elsewhere(
+                (*where, "fsdp"), "shares a model out among processes; start several by torchrun, or leave it out"
+            )
+        encoder = getattr(self.recipe, "student", None) or getattr(self.recipe, "encoder", None)
+        masked = encoder is not None and encoder.attn_implementation != "eager"
+        if "underflow_overflow" in (good.get("debug") or ()) and on_cpu and masked:
+            message = "underflow_overflow cannot look at masks of attention on a CPU; set attn_implementation: eager"
+            unless_elsewhere((*where, "debug"), message)
+        compiled = [good.get(f"torch_compile_{name}") for name in ("backend", "mode")]
+        if (complaint := compile_complaint(*compiled)) is not None:
+            self.error((*where, "torch_compile_backend" if compiled[0] else "torch_compile_mode"), complaint)
         if good.get("deepspeed"):
             if isinstance(good["deepspeed"], str) and not Path(good["deepspeed"]).is_file():
                 self.error((*where, "deepspeed"), f"there is no file '{good['deepspeed']}'")

@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 START = "start.json"
 #: Fields whose mistakes leave a trained student one that can be exported; and the ends of arguments of which that is true.
 _NOT_FOR_THE_END = ("evaluation", "teachers", "student.attn_implementation")
-_NEEDED_IN_TRAINING = (".bf16", ".bf16_full_eval")
+_NEEDED_IN_TRAINING = (".bf16", ".bf16_full_eval", ".fp16", ".tf32", ".fsdp", ".debug", ".optim")
 
 
 @dataclass(frozen=True)

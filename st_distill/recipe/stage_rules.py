@@ -15,16 +15,20 @@ from sentence_transformers.sentence_transformer.training_args import SentenceTra
 from st_distill.errors import one_line
 from st_distill.nearest import suggest
 from st_distill.recipe.adapter_rules import AdapterRules, parameter_names
-from st_distill.recipe.arguments import RESERVED
+from st_distill.recipe.arguments import RESERVED, range_complaint
 from st_distill.recipe.columns import Kind
 from st_distill.recipe.data import LABEL_COLUMNS
-from st_distill.recipe.patterns import matching
-from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, Objective, Stage, Texts
+from st_distill.recipe.patterns import matching, pattern_error
+from st_distill.recipe.schema import SHORTHAND_ARGUMENTS, STAGE_DEFAULTS, Objective, Stage, Texts
 from st_distill.recipe.sources import columns_of
 from st_distill.words import FieldPath, show_path
 
 __all__ = ["StageRules"]
 
+_RESERVED = {
+    **RESERVED,
+    "neftune_noise_alpha": "the trainer of sentence-transformers cannot add noise to a student's embeddings; remove this",
+}
 #: What the names of a projection's parameters are made of.
 _PLACES, _HEADS, _KINDS = range(1, 6), range(12), ("weight", "bias")
 
@@ -72,6 +76,7 @@ class StageRules(AdapterRules):
         self.terms(path, stage)
         self.batch(path, stage)
         self.arguments(path, stage)
+        self.rates(path, stage)
 
     def train(self, path: FieldPath, stage: Stage) -> None:
         if not self.sound((*path, "train")):
@@ -91,8 +96,7 @@ class StageRules(AdapterRules):
         elif self.recipe.images is not None and isinstance(stage.train, list) and not self.recipe.texts:
             self.error(where, "only a stage with train: vision learns from images")
         elif isinstance(stage.train, list) and (encoder := self.encoder(stage)) is not None:
-            names = parameter_names(encoder)
-            names += [f"{place}.linears.{head}.{kind}" for place, head, kind in product(_PLACES, _HEADS, _KINDS)]
+            names = _student_names(encoder)
             for index, pattern in enumerate(stage.train):
                 try:
                     if not matching(pattern, names):
@@ -294,7 +298,7 @@ class StageRules(AdapterRules):
         if not self.sound(where):
             return
         before = len(self.problems)
-        good = self.known_arguments(where, stage.arguments, SentenceTransformerTrainingArguments, RESERVED)
+        good = self.known_arguments(where, stage.arguments, SentenceTransformerTrainingArguments, _RESERVED)
         held_out = self.recipe.evaluation is not None and self.recipe.evaluation.texts is not None
         self.evaluates(where, good, stage.arguments, held_out=held_out)
         for short, argument in SHORTHAND_ARGUMENTS.items():
@@ -302,12 +306,42 @@ class StageRules(AdapterRules):
                 good[argument] = getattr(stage, short)
         self.joint_arguments(
             where,
-            good,
+            {**STAGE_DEFAULTS, **good},
             SentenceTransformerTrainingArguments,
             given=stage.arguments,
             places={argument: (*path, short) for short, argument in SHORTHAND_ARGUMENTS.items()},
             reported={problem.path for problem in self.problems[before:] if problem.level == "error"},
         )
+
+    def rates(self, path: FieldPath, stage: Stage) -> None:
+        """Learning rates of their own for parameters that are named by patterns, as the trainer will look for them."""
+        where, given = (*path, "arguments", "learning_rate_mapping"), stage.arguments.get("learning_rate_mapping")
+        if isinstance(given, str):
+            self.error(where, "expected a mapping of patterns to rates, got text; write {'embeddings': 1e-5}")
+        if not isinstance(given, dict) or not self.sound(where):
+            return
+        encoder = self.encoder(stage)
+        names = [] if encoder is None else [f"model.{name}" for name in _student_names(encoder)]
+        # A stage with more than these has parameters whose names are not known here.
+        all_known = encoder is not None and not (stage.also or stage.lora or stage.trains_vision)
+        for pattern, rate in given.items():
+            if (complaint := range_complaint("learning_rate", rate)) is not None:
+                self.error((*where, pattern), complaint)
+            if (why := pattern_error(pattern)) is not None:
+                self.error((*where, pattern), f"is not a regular expression: {why}")
+                continue
+            try:
+                if not matching(pattern, names) and all_known:
+                    message = f"'{pattern}' is found in no parameter's name, such as '{names[0]}'"
+                    self.error((*where, pattern), message)
+            except ValueError as error:
+                self.error((*where, pattern), str(error))
+
+
+def _student_names(encoder: torch.nn.Module) -> list[str]:
+    """What a student may call its parameters, those of its projection among them."""
+    heads = [f"{place}.linears.{head}.{kind}" for place, head, kind in product(_PLACES, _HEADS, _KINDS)]
+    return parameter_names(encoder) + heads
 
 
 def _columns_of(texts: Texts) -> dict[str, Kind] | None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import re
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformerTrainer
+from torch import nn
 from torch.utils.data import BatchSampler
 
 from st_distill.exporting import load_student
 from st_distill.recipe.adapters import load_adapters
 from st_distill.recipe.checkpoints import SealedCheckpoints
 from st_distill.recipe.memory import TellsMemory
+from st_distill.recipe.patterns import matching
 from st_distill.recipe.quantized import is_quantized
 
 __all__ = ["StageTrainer"]
@@ -37,6 +42,14 @@ class StageTrainer(SealedCheckpoints, TellsMemory, SentenceTransformerTrainer):
     def _shared_out(self, joint: Any) -> Any:
         return _Parts(joint, self.args.world_size) if self.args.world_size > 1 else joint
 
+    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:
+        # The library looks for a pattern as long as that takes, which may be for ever: it is given the names that are found.
+        rates, args = args.learning_rate_mapping, copy.copy(args)
+        losses = nn.Sequential(OrderedDict(self.loss)) if isinstance(self.loss, dict) else self.loss
+        names = [name for name, _ in losses.named_parameters()] if rates else []
+        args.learning_rate_mapping = {_any_of(pattern, names): rate for pattern, rate in rates.items()}
+        return super().get_optimizer_cls_and_kwargs(args, model)
+
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         if not any(is_quantized(module) for module in self.model.modules()):
             super()._load_from_checkpoint(checkpoint_path)
@@ -52,6 +65,16 @@ class StageTrainer(SealedCheckpoints, TellsMemory, SentenceTransformerTrainer):
         }
         self.model.load_state_dict(trained, strict=False)
         load_adapters(self.model, Path(checkpoint_path))
+
+
+def _any_of(pattern: str, names: list[str]) -> str:
+    """The pattern of those names that a pattern of ``learning_rate_mapping`` is found in."""
+    if not (found := matching(pattern, names)):
+        raise ValueError(
+            f"The pattern {pattern!r} of learning_rate_mapping must be found in a parameter's name, such as {names[0]!r}. "
+            "It is in none: mend it or leave it out."
+        )
+    return f"^(?:{'|'.join(map(re.escape, found))})$"
 
 
 class _Parts(BatchSampler):

@@ -290,6 +290,20 @@ def test_an_output_that_is_a_file(encoder, glue_folder, tmp_path):
         glue(encoder, glue_folder, tmp_path / "out", settings=SHORT)
 
 
+def test_what_is_in_the_way_of_the_figures_is_told_before_any_training(encoder, glue_folder, tmp_path, no_training):
+    (tmp_path / "out" / "rte.json").mkdir(parents=True)
+    no_training()
+    with pytest.raises(
+        IsADirectoryError, match=r"rte.json must be free for figures. It is a folder: remove it or rename"
+    ):
+        glue(encoder, glue_folder, tmp_path / "out", tasks=["sst2", "rte"], settings=SHORT)
+    (tmp_path / "out" / "mnli-model").touch()
+    with pytest.raises(
+        NotADirectoryError, match=r"mnli-model must be free for a folder. It is a file: remove it or rename"
+    ):
+        glue(encoder, glue_folder, tmp_path / "out", tasks=["mnli"], settings=SHORT)
+
+
 def test_a_folder_of_the_user_s_called_training_stays(encoder, glue_folder, tmp_path):
     (tmp_path / "out" / "training").mkdir(parents=True)
     (tmp_path / "out" / "rte.json.17.tmp").touch()  # of a killed command
@@ -311,7 +325,10 @@ def test_a_folder_of_the_user_s_called_training_stays(encoder, glue_folder, tmp_
         ({"arguments": {"weight_dekay": 1}}, "Got 'weight_dekay'; did you mean 'weight_decay'"),
         ({"arguments": {"seed": 1}}, "must not have 'seed': set seed instead"),
         ({"arguments": {"weight_decay": -1}}, "'weight_decay' must be at least 0, got -1"),
+        ({"arguments": {"logging_first_stp": True}}, r"did you mean 'logging_first_step'\?$"),
+        ({"arguments": {"log_level": "wraning"}}, r"'log_level' cannot be 'wraning'; did you mean 'warning'\?$"),
         ({"arguments": {"optim": "nope"}}, "'arguments' must go together"),
+        ({"arguments": {"lr_scheduler_kwargs": {"nope": 1}}}, "complaint about lr_scheduler_kwargs: .* 'nope'.$"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):

@@ -94,6 +94,26 @@ def test_mistakes_in_the_folders_are_said(glue_folder, tmp_path):
         find_tasks("nobody/glue", ["rte"])
 
 
+def test_a_correlation_needs_two_rows(glue_folder):
+    (stsb,) = find_tasks(str(glue_folder), ["stsb"])
+    with pytest.raises(
+        ValueError, match=r"^The 'limit' for stsb must be at least 2, for a correlation .* Got 1 instead"
+    ):
+        stsb.check(limit=1)
+    stsb.check(limit=2)
+    write(glue_folder / "stsb", [{"sentence1": "a", "sentence2": "b", "score": 1.0}], part="validation")
+    (stsb,) = find_tasks(str(glue_folder), ["stsb"])
+    with pytest.raises(ValueError, match=r"The rows of .*stsb.*validation.* must be at least 2, .* Got 1 instead"):
+        stsb.check(limit=2)
+    find_tasks(str(glue_folder), ["rte"])[0].check(limit=1)
+
+
+def test_data_that_are_a_file_are_said(tmp_path):
+    (tmp_path / "texts.txt").write_text("a\n")
+    with pytest.raises(NotADirectoryError, match=r"'data' must be a folder .* Got .*texts.txt, which is a file"):
+        find_tasks(str(tmp_path / "texts.txt"), None)
+
+
 def test_a_line_of_another_length_is_named(tmp_path):
     (tmp_path / "rte").mkdir()
     for part in ("train", "dev"):

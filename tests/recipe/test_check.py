@@ -115,6 +115,7 @@ MISTAKES = {
     "no loss": ("batch: 8", "losses: {cosine: 0}", 21, "stages[0].losses: the stage has nothing to learn from"),
     "negative margin": ("batch: 8", "margin: -0.1", 21, "stages[0].margin: must be at least 0, got -0.1"),
     "NaN": ("batch: 8", "margin: .nan", 21, "stages[0].margin: expected a number, got the number nan"),
+    "infinity": ("batch: 8", "learning_rate: .inf", 21, "stages[0].learning_rate: expected a number, got the number inf; it must be finite"),
     "empty dims": ("dims: [32, 16]", "dims: []", 17, "projection.dims: must not be empty"),
     "dims 0": ("dims: [32, 16]", "dims: [32, 0]", 17, "projection.dims[1]: must be at least 1, got 0"),
     "dims twice": ("dims: [32, 16]", "dims: [16, 16]", 17, "projection.dims[1]: is there twice: 16"),
@@ -141,6 +142,19 @@ MISTAKES = {
     "argument's word": ("weight_decay: 0.01", "lr_scheduler_type: cosin", 25, "unknown value 'cosin'; did you mean 'cosine'?"),
     "argument's range": ("weight_decay: 0.01", "gradient_accumulation_steps: 0", 25, "must be above 0, got 0"),
     "argument's own check": ("weight_decay: 0.01", "dataloader_prefetch_factor: 2", 25, "dataloader_prefetch_factor can only be"),
+    "argument's choice": ("weight_decay: 0.01", "log_level: wraning", 25, "log_level: cannot be 'wraning'; did you mean 'warning'?"),
+    "argument's backend": ("weight_decay: 0.01", "ddp_backend: nope", 25, "ddp_backend: cannot be 'nope'; it may be nccl, gloo,"),
+    "compiler": ("weight_decay: 0.01", "torch_compile_backend: inductr", 25, "torch_compile_backend: unknown value 'inductr'; did you mean 'inductor'?"),
+    "compiler's mode": ("weight_decay: 0.01", "torch_compile_mode: nope", 25, "torch_compile_mode: Unrecognized mode=nope, should be one of"),
+    "optim_args": ("weight_decay: 0.01", "optim_args: a=b=c", 25, "optim_args: must be name=value, with a comma before the next one, got 'a=b=c'"),
+    "optim_args' value": ("weight_decay: 0.01", "{optim: sgd, optim_args: momentum=x}", 25, "optim_args: could not convert string to float: 'x'"),
+    "optimizer's own check": ("weight_decay: 0.01", "{optim: sgd, optim_args: momentum=-1}", 25, "optim_args: Invalid momentum value"),
+    "optimizer not installed": ("weight_decay: 0.01", "{optim: adamw_anyprecision, optim_args: use_kahan_summation=true}", 25, "Please install https://github.com/pytorch/torchdistx"),
+    "schedule without its kwargs": ("weight_decay: 0.01", "lr_scheduler_type: warmup_stable_decay", 25, "lr_scheduler_type: get_wsd_schedule() missing 1 required positional argument: 'num_decay_steps'"),
+    "schedule's kwargs": ("weight_decay: 0.01", "lr_scheduler_kwargs: {nope: 1}", 25, "lr_scheduler_kwargs: get_linear_schedule_with_warmup() got an unexpected keyword argument 'nope'"),
+    "schedule's floor": ("weight_decay: 0.01", "lr_scheduler_type: cosine_with_min_lr", 25, "lr_scheduler_type: One of min_lr or min_lr_rate should be set through the `lr_scheduler_kwargs`"),
+    "noise": ("weight_decay: 0.01", "neftune_noise_alpha: 5", 25, "neftune_noise_alpha: the trainer of sentence-transformers cannot add noise"),
+    "best of nothing": ("weight_decay: 0.01", "save_strategy: best", 25, "save_strategy: best needs metric_for_best_model and eval_strategy"),
     "best without evaluation": ("weight_decay: 0.01", "load_best_model_at_end: true", 25, "set eval_strategy: steps or epoch"),
     "bf16 and fp16": ("weight_decay: 0.01", "{bf16: true, fp16: true, use_cpu: true}", 25, "only one of bf16 and fp16"),
     "deepspeed": ("weight_decay: 0.01", "deepspeed: zero2.json", 25, "there is no file 'zero2.json'"),
@@ -149,6 +163,13 @@ MISTAKES = {
     "pattern alone": ("train: projection", "train: encoder.*", 19, "must stand in a list; write ['encoder.*']"),
     "bad pattern": ("train: projection", "train: ['enc(']", 19, "stages[0].train[0]: is not a regular expression"),
     "slow pattern": ("train: projection", r"train: ['(.|\w|[a-z])*[^a-z.0-9_]{2}']", 19, "must match a name at once"),
+    "bad pattern for a rate": ("batch: 8", "arguments: {learning_rate_mapping: {'[': 0.001}}", 21, "stages[0].arguments.learning_rate_mapping.[: is not a regular expression"),
+    "slow pattern for a rate": ("batch: 8", r"arguments: {learning_rate_mapping: {'(.|\w|[a-z])*[^a-z.0-9_]{2}': 0.001}}", 21, "must match a name at once"),
+    "catastrophic pattern": ("batch: 8", "arguments: {learning_rate_mapping: {'^(([a-zA-Z0-9_.])+)+!$': 0.001}}", 21, "is found in no parameter's name, such as 'model.0.model.embeddings.word"),
+    "rate below 0": ("batch: 8", "arguments: {learning_rate_mapping: {'.*': -1.0}}", 21, "learning_rate_mapping..*: must be above 0, got -1"),
+    "rate 0": ("batch: 8", "arguments: {learning_rate_mapping: {'.*': 0}}", 21, "must be above 0, got 0"),
+    "rate NaN": ("batch: 8", "arguments: {learning_rate_mapping: {'.*': .nan}}", 21, "expected a number, got the number nan"),
+    "rates in text": ("batch: 8", "arguments: {learning_rate_mapping: '{\"a\": 1}'}", 21, "expected a mapping of patterns to rates, got text"),
     "last layers": ("{last_layers: 2}", "{last_layers: 4}", 22, "stages[1].train.last_layers: the student has 3 layers, got 4"),
     "last layers 0": ("{last_layers: 2}", "{last_layers: 0}", 22, "must be at least 1, got 0"),
     "last layer": ("{last_layers: 2}", "{last_layer: 2}", 22, "unknown field; did you mean 'last_layers'?"),
@@ -307,6 +328,10 @@ def test_all_mistakes_come_at_once_and_in_order(problems_of):
         ("    batch: 8", "    batch: 8\n    cosine_dims: [16]\n    losses: {triplet: 1}", "cosine_dims: has no effect where losses are {triplet: 1}"),
         ("    model: BERT\ntexts", "    model: BERT\n    device: cuda:99\ntexts", "teachers[0].device: this machine has"),
         ("weight_decay: 0.01", "warmup_ratio: 0.1", "give warmup_steps the same number"),
+        ("weight_decay: 0.01", "fp16: true", "fp16: needs an accelerator"),
+        ("weight_decay: 0.01", "tf32: true", "tf32: needs an Nvidia GPU of Ampere or later"),
+        ("weight_decay: 0.01", "fsdp: full_shard", "fsdp: shares a model out among processes; start several by torchrun"),
+        ("weight_decay: 0.01", "debug: underflow_overflow", "debug: underflow_overflow cannot look at masks of attention on a CPU"),
         ("weight_decay: 0.01", "bf16: true", "no accelerator of this machine computes in bf16"),
         ("    model: BERT\n", "    model: some/model\n", "'some/model' is not in the local cache, and the hub is switched off"),
         ("  tokens: 4", "  tokens: 3", "4 x 4 patches give 1, 4, 16 tokens, got 3"),
@@ -315,6 +340,8 @@ def test_all_mistakes_come_at_once_and_in_order(problems_of):
 def test_what_may_be_right_elsewhere_is_a_warning(problems_of, old, new, message, monkeypatch):
     monkeypatch.setattr(run_rules, "is_torch_bf16_gpu_available", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(run_rules, "is_torch_tf32_available", lambda: False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
     problems = problems_of(BASE.replace(old, new, 1))
     assert {problem.level for problem in problems} == {"warning"}
     assert message in format_problems(problems)
@@ -343,6 +370,22 @@ def test_bf16_without_an_accelerator_is_no_run(problems_of, monkeypatch, folder)
     with pytest.raises(RecipeError, match=r"arguments\.bf16: no accelerator .* add use_cpu: true to run it here"):
         run("recipe.yaml")
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("argument", ["fp16: true", "tf32: true", "fsdp: full_shard", "debug: underflow_overflow"])
+def test_what_this_machine_cannot_do_is_no_run(problems_of, monkeypatch, folder, argument):
+    monkeypatch.setattr(run_rules, "is_torch_tf32_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    problems_of(BASE.replace("weight_decay: 0.01", argument, 1))
+    with pytest.raises(RecipeError, match=rf"stages\[1\]\.arguments\.{argument.split(':')[0]}: "):
+        run("recipe.yaml")
+    assert not (folder / "out").exists()
+
+
+def test_masks_of_attention_that_are_numbers_can_be_looked_at_anywhere(problems_of):
+    text = BASE.replace("weight_decay: 0.01", "debug: underflow_overflow", 1)
+    assert problems_of(text.replace("  max_seq_length: 32", "  attn_implementation: eager", 1)) == []
 
 
 def test_flex_attention_without_an_accelerator_is_no_run(problems_of, monkeypatch, folder):
@@ -376,6 +419,11 @@ def test_kernels_of_the_alibi_encoder(problems_of, tiny_alibi, monkeypatch):
         ("weight_decay: 0.01", "{bf16: true, use_cpu: true, lr_scheduler_type: cosine, eval_strategy: no, warmup_steps: 0.1}"),
         ("weight_decay: 0.01", "{batch_sampler: no_duplicates, learning_rate_mapping: {encoder: 1e-5}, optim: adamw_torch}"),
         ("    epochs: 1\n    arguments:\n      weight_decay: 0.01", "    arguments: {max_steps: 3, learning_rate: 1e-4}"),
+        ("weight_decay: 0.01", "{lr_scheduler_type: warmup_stable_decay, lr_scheduler_kwargs: {num_decay_steps: 2}, log_level: error, ddp_backend: gloo}"),
+        ("weight_decay: 0.01", "{lr_scheduler_type: polynomial, lr_scheduler_kwargs: {lr_end: 8e-5}}"),
+        ("weight_decay: 0.01", "{optim: sgd, optim_args: 'momentum=0.9, nesterov=true', torch_compile_mode: max-autotune, torch_compile_backend: inductor}"),
+        ("batch: 8", "arguments: {learning_rate_mapping: {linears: 1e-3, '^model.0.': 1e-5}}"),
+        ("weight_decay: 0.01", "learning_rate_mapping: {lora_: 1e-3}\n    lora: {r: 8}"),
         ("train: {last_layers: 2}", "train: all\n    lora: {r: 8, lora_alpha: 16, target_modules: [query, value]}"),
         ("train: {last_layers: 2}", "train: ['layer\\.0\\.', bias]"),
         ("steps: 10", "steps: 1e1"),
