@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -134,14 +135,13 @@ def load_saved(folder: Path) -> Any:
 def _load_part(folder: Path, part: Path) -> Any:
     import datasets
 
-    state, info = (require_below(folder, part / name) for name in ("state.json", "dataset_info.json"))
-    names = [file["filename"] for file in read_json(state)["_data_files"]]
-    for name in names:
-        require_below(folder, part / name)
-    if not names:  # one without rows, which datasets cannot read
-        features = datasets.Features.from_dict(read_json(info)["features"])
-        return datasets.Dataset(features.arrow_schema.empty_table())
-    return datasets.load_from_disk(str(part))
+    state, info = (read_json(require_below(folder, part / name)) for name in ("state.json", "dataset_info.json"))
+    files = [require_below(folder, part / file["filename"]) for file in state["_data_files"]]
+    described = datasets.DatasetInfo.from_dict(info)
+    if not files:  # one without rows
+        return datasets.Dataset(described.features.arrow_schema.empty_table())
+    # Their own load_from_disk takes a folder's name for an address where it has '::', and begins '~' at home.
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file), info=described) for file in files])
 
 
 def load_named(
@@ -155,14 +155,26 @@ def load_named(
     """A data set of the hub, or a folder that `datasets` reads as one; every split of it without a ``split``.
 
     Raises:
-        LeadsOutError: its own description names files of this machine that are not its own.
+        LeadsOutError: its own description names files of this machine that are not its own, or its name or one of theirs is
+            not taken literally.
         ValueError: it cannot be read. Errors of the hub are those of `datasets`.
     """
     import datasets
     import pyarrow as pa
 
+    whole = os.path.abspath(name)
+    if os.path.isdir(name) and (name.startswith("~") or glob.has_magic(whole) or "::" in whole):
+        raise LeadsOutError(
+            f"The folder '{whole}' is not read as the data set '{name}': 'datasets' takes it for a pattern or an address. "
+            "Rename what has one of ~ * ? [ or :: in its name, or name the folder's files as 'path'."
+        )
     builder = datasets.load_dataset_builder(name, config, revision=revision)
     for file in _named_files(builder):
+        if os.path.expandvars(file) != str(file):
+            raise LeadsOutError(
+                f"The data set '{name}' is not read: 'datasets' takes '{file}' for a name with a variable of the environment "
+                "in it. Rename it, or name the file itself as 'path'."
+            )
         if not (Path(name).is_dir() and _lies_below(file, Path(name))):
             raise LeadsOutError(
                 f"The data set '{name}' would be read from '{file}', a file of this machine outside it, and is not. Take it "

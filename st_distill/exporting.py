@@ -348,6 +348,8 @@ def left_aside(path: Path, aside: Path) -> str:
 def _check_folder(path: Path) -> None:
     if (aside := put_aside(path)) is not None:
         raise ValueError(left_aside(path, aside))
+    if not os.path.lexists(path):
+        raise ValueError(sentence(f"There is no folder '{path}'{suggest_path(path, _is_model)}"))
     if not _is_model(path):
         raise ValueError(sentence(f"The 'path' must be a model's folder. Got {path} instead, {_in_its_place(path)}"))
     if not read_json(path / "modules.json"):

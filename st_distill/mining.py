@@ -11,8 +11,10 @@ from datasets import Dataset, concatenate_datasets
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
+from st_distill.errors import sentence
 from st_distill.files import remove_abandoned, replacing
 from st_distill.limits import reading
+from st_distill.nearest import suggest_path
 from st_distill.options import check_whole_number, is_number
 from st_distill.recipe.data import load_texts
 from st_distill.recipe.models import load_model
@@ -62,13 +64,14 @@ def mine_negatives(
 
     Raises:
         ValueError: for an option out of range, columns that are not there, a model that is not there or cannot read so many
-            tokens, a file that is there, and where no pair has so many negatives.
+            tokens, a file that is there or in no folder, a column with the name of one that is written, and where no pair has
+            so many negatives.
     """
     _check_options(negatives=negatives, skip=skip, margin=margin, batch_size=batch_size)
     target = Path(path)
-    if target.suffix != ".parquet" or os.path.lexists(target) or not target.absolute().parent.is_dir():
-        raise ValueError(f"The 'path' must be a new parquet file in a folder that exists. Got '{target}' instead.")
+    _check_target(target)
     dataset = _columns(pairs, "pairs", 2)
+    _check_names(dataset, negatives)
     found = [] if corpus is None else list(_columns(corpus, "corpus", 1)["text"])
     query, answer = dataset.column_names
     texts = dict.fromkeys([*found, *dataset[answer]])
@@ -124,6 +127,30 @@ def _check_options(*, negatives: int, skip: int, margin: float | None, batch_siz
         check_whole_number(f"'{name}'", value, least=lowest)
     if margin is not None and not (is_number(margin, 0) and margin < 1):
         raise ValueError(f"The 'margin' must be from 0 to below 1. Got {margin} instead.")
+
+
+def _check_target(target: Path) -> None:
+    if target.suffix != ".parquet":
+        raise ValueError(f"The 'path' must end in .parquet. Got '{target}' instead.")
+    folder = target.absolute().parent
+    if not folder.exists():
+        offer = suggest_path(folder, Path.is_dir) or ": make it, or name another one"
+        raise ValueError(sentence(f"The 'path' is '{target}', and there is no folder '{folder}'{offer}"))
+    if not folder.is_dir():
+        raise ValueError(f"The 'path' is '{target}', and '{folder}' is no folder. Name a file in a folder.")
+    if os.path.lexists(target):
+        raise ValueError(
+            f"The 'path' must be a new file, and '{target}' is there already. Remove it, or name another one."
+        )
+
+
+def _check_names(pairs: Dataset, negatives: int) -> None:
+    """No text is to be lost because a column of negatives has the name of its own."""
+    written = [f"negative_{place}" for place in range(1, negatives + 1)]
+    if twice := next((name for name in pairs.column_names if name in written), None):
+        raise ValueError(
+            f"The 'pairs' have a column '{twice}', which is the name of one that is written, of the negatives. Rename it."
+        )
 
 
 def _source(given: Texts | str | os.PathLike[str]) -> Texts:

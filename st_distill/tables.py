@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from st_distill.errors import one_line, sentence
 from st_distill.nearest import suggest_path
 
-__all__ = ["FORMATS", "existing_path", "is_utf8", "json_lines", "text_lines", "text_rows", "unreadable"]
+__all__ = ["FORMATS", "exact", "existing_path", "is_utf8", "json_lines", "text_lines", "text_rows", "unreadable"]
 
 #: Endings of the files that can be read.
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".txt")
@@ -37,6 +38,12 @@ def existing_path(name: str) -> Path:
 
 def _may_hold_data(path: Path) -> bool:
     return path.is_dir() or path.suffix in (*FORMATS, ".npy")
+
+
+def exact(path: str | Path) -> str:
+    """A path as pyarrow takes it for the file of this name: it begins a relative one with ``~`` at home, and one with ``file:``
+    at the root."""
+    return os.path.abspath(path)
 
 
 def unreadable(source: str | Path, error: BaseException) -> ValueError:

@@ -15,7 +15,7 @@ import torch
 
 from st_distill.contained import is_saved, load_saved, require_below
 from st_distill.errors import one_line
-from st_distill.tables import json_lines, text_lines, unreadable
+from st_distill.tables import exact, json_lines, text_lines, unreadable
 
 # datasets and pyarrow are imported where they are needed, because opening a store needs neither.
 
@@ -148,7 +148,7 @@ class Vectors:
             rows = 0
             for path in self._vectors.paths:
                 with _reading(path):
-                    rows += pq.read_metadata(path).num_rows
+                    rows += pq.read_metadata(exact(path)).num_rows
         else:
             rows = len(self._vectors)
         if count != rows:
@@ -302,7 +302,7 @@ def _schema(table: Any) -> Any:
 
     if isinstance(table, _ParquetFiles):
         with _reading(table.paths[0]):
-            return pq.read_schema(table.paths[0])
+            return pq.read_schema(exact(table.paths[0]))
     if table.features is None:
         return next(iter(table.with_format("arrow").iter(batch_size=1))).schema
     return table.features.arrow_schema
@@ -315,7 +315,7 @@ def _tables(table: Any, columns: list[str], label: str) -> Iterator[Any]:
 
     if isinstance(table, _ParquetFiles):
         for path in table.paths:
-            with _reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
+            with _reading(path), pq.ParquetFile(exact(path), pre_buffer=False) as file:
                 if absent := [column for column in columns if column not in file.schema_arrow.names]:
                     raise ValueError(f"{path} has no column '{absent[0]}', which {table.paths[0]} has. Write it again.")
                 # One row group after another: a single iteration over all of them keeps what it has read.

@@ -17,9 +17,10 @@ import numpy as np
 
 from st_distill import files
 from st_distill.checksums import AGAIN, CHECKED, ENCODER, EXPORT, noted_damage
-from st_distill.errors import one_line, printable
+from st_distill.errors import one_line, printable, sentence
 from st_distill.exporting import left_aside, load_student, not_finite
 from st_distill.locks import FolderLock, is_locked
+from st_distill.nearest import suggest_path
 from st_distill.recipe.checkpoints import SEAL, numbered, what_is_wrong
 from st_distill.recipe.diagnose import FINDINGS, read_findings
 from st_distill.recipe.embedding import what_to_embed
@@ -126,7 +127,7 @@ def verify(
         show_progress: show a progress bar where texts are embedded.
 
     Raises:
-        FileNotFoundError: the folder is none of the three.
+        FileNotFoundError: there is no such folder, or it is none of the three.
         ValueError: a store is to be repaired, and neither a recipe nor texts and teachers are given, or a recipe or overrides
             are given for a model; a RecipeError where the recipe cannot be read, or lets code of a model run.
         BlockingIOError: another process writes there.
@@ -192,6 +193,8 @@ def _kind(folder: Path) -> Kind:
         return "model"
     if (aside := files.put_aside(folder)) is not None:
         raise FileNotFoundError(left_aside(folder, aside))
+    if not os.path.lexists(folder):
+        raise FileNotFoundError(sentence(f"There is no folder '{folder}'{suggest_path(folder, Path.is_dir)}"))
     raise FileNotFoundError(
         f"The folder {folder} must be a store ({STORE_DESCRIPTION}), a run's work folder ({RUN}) or a model (modules.json). "
         "It has none of these."

@@ -63,11 +63,13 @@ def problem_at(place: Place, path: str, message: str) -> Problem:
     return Problem(path=path, message=message, line=place.line, source=place.source)
 
 
+_INTEGER = r"^[-+]?[0-9]+(?:_[0-9]+)*$"
+
 #: The plain words of YAML 1.2's core schema, with the underscores in numbers that Python has too.
 _RESOLVERS: list[tuple[str, str, str]] = [
     ("tag:yaml.org,2002:null", r"^(?:~|null|Null|NULL|)$", "~nN\0"),
     ("tag:yaml.org,2002:bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    ("tag:yaml.org,2002:int", r"^[-+]?[0-9]+(?:_[0-9]+)*$", "-+0123456789"),
+    ("tag:yaml.org,2002:int", _INTEGER, "-+0123456789"),
     (
         "tag:yaml.org,2002:float",
         r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
@@ -195,7 +197,10 @@ class _NodeReader:
                 return _SCALARS[node.tag](self._text(node, line, path))
             except ValueError:
                 pass
-        message = f"the tag {node.tag} is not allowed here; a recipe has plain texts, numbers, lists and mappings"
+        if isinstance(node, yaml.ScalarNode) and re.fullmatch(_INTEGER, node.value):
+            message = f"has too many digits, {len(node.value):,} characters; write a smaller number"
+        else:
+            message = f"the tag {node.tag} is not allowed here; a recipe has plain texts, numbers, lists and mappings"
         self.problems.append(problem_at(self.place(line), show_path(path), message))
         return None
 

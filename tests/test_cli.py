@@ -366,7 +366,10 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
     [
         (["run", "{recipe}", "--from-stage", "1"], "--from-stage continues a run, so it needs --resume"),
         (["info", "{folder}"], "has no modules.json"),
-        (["info", "{folder}/mode"], "which has no modules.json; did you mean '{folder}/model'?\n"),
+        (["info", "{folder}/mode"], "There is no folder '{folder}/mode'; did you mean '{folder}/model'?\n"),
+        (["info", "{folder}/nodir/none"], "There is no folder '{folder}/nodir/none'.\n"),
+        (["verify", "{folder}/nodir/none"], "There is no folder '{folder}/nodir/none'.\n"),
+        (["verify", "{folder}/mode"], "There is no folder '{folder}/mode'; did you mean '{folder}/model'?\n"),
         (
             ["info", "{folder}/model-run"],
             "the work folder of a run; its model is {folder}/model, or call st-distill report {folder}/model-run.\n",
@@ -374,7 +377,7 @@ def test_a_run_keeps_what_is_measured_where_a_task_fails(pairs, recipe, tmp_path
         (["report", "{folder}/model-runn"], "{folder}/model-runn instead; did you mean '{folder}/model-run'?\n"),
         (["export", "{model}", "{folder}", "--dim", "8"], "must be a new or empty folder"),
         (["export", "{model}", "{folder}/new", "--dim", "9"], "must be one of the projection's dimensions"),
-        (["export", "{folder}/nothing", "{folder}/new"], "nothing instead, which has no modules.json"),
+        (["export", "{folder}/nothing", "{folder}/new"], "There is no folder '{folder}/nothing'."),
         (["run", "{folder}/nothing.yaml"], "nothing.yaml"),
         (["eval", "{folder}/nothing", "{folder}/texts.parquet"], "no kind of task"),
         (["eval", "{folder}/nothing", "{folder}/pairs.tsv"], "The model cannot be loaded: there is no folder"),

@@ -55,8 +55,22 @@ def test_texts_that_are_cut_are_told(make_student, pairs, tmp_path, caplog):
 
 def test_a_link_to_nothing_is_not_replaced(model, pairs, tmp_path):
     (tmp_path / "hard.parquet").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="must be a new parquet file"):
+    with pytest.raises(ValueError, match="must be a new file, and '.*hard.parquet' is there already"):
         mine_negatives(model, pairs, tmp_path / "hard.parquet", negatives=2)
+
+
+@pytest.mark.parametrize("names", [["query", "negative_1"], ["negative_2", "document"]])
+def test_a_column_with_the_name_of_one_that_is_written_is_refused(names, model, tmp_path, sentences):
+    """Its texts were lost."""
+    Dataset.from_dict(dict(zip(names, (sentences[:4], sentences[4:8])))).to_parquet(tmp_path / "pairs.parquet")
+    taken = next(name for name in names if name.startswith("negative"))
+    with pytest.raises(
+        ValueError, match=f"have a column '{taken}', which is the name of one that is written.* Rename it"
+    ):
+        mine_negatives("no-model", tmp_path / "pairs.parquet", tmp_path / "hard.parquet", negatives=2)
+    assert not (tmp_path / "hard.parquet").exists()
+    if taken == "negative_2":
+        assert mine_negatives(model, tmp_path / "pairs.parquet", tmp_path / "hard.parquet", negatives=1) == 4
 
 
 def test_the_same_file_every_time(model, pairs, tmp_path):
@@ -82,7 +96,9 @@ def test_skip_leaves_out_the_nearest(model, pairs, tmp_path):
         ({"negatives": 9}, "must be more than 9.* Got 9 different ones: give a 'corpus'"),
         ({"negatives": 6, "margin": 0.999}, "At least one of the 9 pairs must have 6 negatives"),
         ({"corpus": "nothing.parquet"}, "There is no file or folder 'nothing.parquet'"),
-        ({"path": "hard.csv"}, "must be a new parquet file in a folder that exists. Got 'hard.csv'"),
+        ({"path": "hard.csv"}, r"must end in \.parquet\. Got 'hard.csv' instead"),
+        ({"path": "no/hard.parquet"}, "is 'no/hard.parquet', and there is no folder '.*/no': make it, or name another"),
+        ({"path": f"{__file__}/hard.parquet"}, "test_mining.py' is no folder. Name a file in a folder"),
         ({"columns": ["query", "answer"]}, "has no column 'answer'"),
         ({"columns": None}, "'pairs' must have two columns of texts. Got query, document, other"),
         ({"model": "nowhere/at-all"}, "The model cannot be loaded"),
@@ -102,5 +118,5 @@ def test_the_command(model, pairs, tmp_path, capsys):
     assert main([*words, "--columns", "query,document", "--limit", "8"]) == 0
     assert "8 pairs with 2 negatives each are in" in capsys.readouterr().out
     assert main([*words, "--columns", "query,document"]) == 2
-    assert "must be a new parquet file" in capsys.readouterr().err
+    assert "hard.parquet' is there already. Remove it, or name another one" in capsys.readouterr().err
     assert main([*words, "--corpus-column", "text"]) == 2

@@ -907,4 +907,4 @@ def test_the_command(store, tmp_path, capsys):
     assert main(["verify", str(store), "--repair"]) == 2
     assert "Give the recipe (--recipe FILE)" in capsys.readouterr().err
     assert main(["verify", str(tmp_path / "nothing")]) == 2
-    assert "It has none of these" in capsys.readouterr().err
+    assert f"There is no folder '{tmp_path}/nothing'.\n" in capsys.readouterr().err

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from st_distill.contained import Bounds, is_saved, load_named, load_saved, require_below
 from st_distill.errors import LeadsOutError, one_line, sentence
 from st_distill.nearest import suggest_path
-from st_distill.tables import FORMATS, existing_path, is_utf8, text_rows, unreadable
+from st_distill.tables import FORMATS, exact, existing_path, is_utf8, text_rows, unreadable
 
 __all__ = [
     "Part",
@@ -299,7 +299,7 @@ def _part_of_files(files: list[Path]) -> Part:
     def read() -> Iterable[dict[str, Any]]:
         for file in files:
             if file.suffix == ".parquet":
-                for batch in pq.ParquetFile(file).iter_batches():
+                for batch in pq.ParquetFile(exact(file)).iter_batches():
                     yield from batch.to_pylist()
             else:
                 yield from text_rows(file)

@@ -83,10 +83,10 @@ def write_rows(path: Path, rows: Iterable[Tokens]) -> datasets.Dataset:
     if not is_whole(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            with ArrowWriter(path=file.name, features=_FEATURES) as writer:
+            with ArrowWriter(stream=file, features=_FEATURES) as writer:
                 for row in rows:
                     writer.write(row._asdict())
-                count, _ = writer.finalize()
+                count, _ = writer.finalize(close_stream=False)
             if count == 0:
                 raise ValueError("The corpus must have documents with words. Got none: see its columns.")
         write_checksum(path, sha256(path))

@@ -34,7 +34,7 @@ from st_distill.recipe.schema import ImageSource, Projection, Recipe, Stage, Tea
 from st_distill.recipe.sources import rows_of
 from st_distill.recipe.stage_rules import StageRules
 from st_distill.recipe.start import chosen_start
-from st_distill.tables import existing_path
+from st_distill.tables import exact, existing_path
 from st_distill.teacher import Teacher
 from st_distill.vectors import Vectors
 from st_distill.words import FieldPath, show_path
@@ -296,7 +296,7 @@ class _Rules(StageRules, ImageRules):
 
     def parquet_vectors(self, path: FieldPath, teacher: TeacherSpec, file: Path) -> int | None:
         try:
-            parquet = pq.ParquetFile(file)
+            parquet = pq.ParquetFile(exact(file))
         except (OSError, ValueError) as error:
             raise ValueError(f"{file} cannot be read: {error}") from error
         with parquet:

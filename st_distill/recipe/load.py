@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -16,7 +16,7 @@ import yaml
 from st_distill.credentials import credentials_in, speaks_of_token
 from st_distill.errors import Problem, RecipeError
 from st_distill.nearest import suggest
-from st_distill.recipe.conversion import Part, as_mapping, build, hints
+from st_distill.recipe.conversion import Part, as_mapping, build, default_of, hints
 from st_distill.recipe.schema import Recipe, Stage, TeacherSpec
 from st_distill.words import FieldPath, Found, show_path
 from st_distill.yaml_tree import MAX_BYTES, Dumper, Entry, Place, parse, problem_at
@@ -461,6 +461,9 @@ def _apply(root: Entry, override: str, kind: Kind) -> None:
             raise _Misfit(f"'{show_path(path)}' has no fields, it is {what}")
         path = (*path, key)
         if last and value.value is None:
+            required = [option.name for option in fields(kind.recipe) if default_of(option) is MISSING]  # type: ignore[arg-type]
+            if len(path) == 1 and key in required:
+                raise _Misfit(f"leaves '{key}' out, which a recipe must have; give it a value")
             current.value.pop(key, None)
         elif last:
             if path[:1] == ("stages",) and len(path) == 3:

@@ -17,8 +17,9 @@ from st_distill.errors import sentence, writing
 from st_distill.files import read_json
 from st_distill.nearest import suggest
 from st_distill.recipe.columns import Kind, kind_of_values, kinds_of_features, names_of, row_of_another_kind, table_of
+from st_distill.recipe.parquet import read_parquet
 from st_distill.recipe.source_schema import ImageSource, Texts
-from st_distill.tables import FORMATS, existing_path, text_rows, unreadable
+from st_distill.tables import FORMATS, exact, existing_path, text_rows, unreadable
 from st_distill.words import describe
 
 __all__ = [
@@ -85,7 +86,7 @@ def _stream(source: Texts, columns: list[str]) -> Iterator[tuple[Any, ...]]:
             continue
         _schema_of(file)
         try:
-            with pq.ParquetFile(file) as parquet:
+            with pq.ParquetFile(exact(file)) as parquet:
                 for batch in parquet.iter_batches(batch_size=_SAMPLE, columns=columns):
                     yield from zip(*(batch.column(column).to_pylist() for column in columns))
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
@@ -185,7 +186,7 @@ def _groups_with_missing(files: list[Path], names: list[str]) -> Iterator[tuple[
     start = 0
     for file in files:
         try:
-            with pq.ParquetFile(file) as parquet:
+            with pq.ParquetFile(exact(file)) as parquet:
                 if absent := [name for name in names if name not in parquet.schema_arrow.names]:
                     raise ValueError(
                         f"All files of {file.parent} must have the column '{absent[0]}'. {file} has not: take it out of the "
@@ -228,7 +229,7 @@ def _paths_of_file(file: Path, column: str) -> Iterator[Any]:
         yield from (row.get(column) for row in text_rows(file))
         return
     try:
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(exact(file)) as parquet:
             for group in range(parquet.num_row_groups):
                 if _has_all_bytes(parquet.metadata.row_group(group), column):  # which are not read for nothing
                     yield from itertools.repeat(None, parquet.metadata.row_group(group).num_rows)
@@ -268,18 +269,13 @@ def _read_path(path: Path, source: Texts | ImageSource) -> datasets.Dataset:
         return load_saved(_saved_split(path, source))
     files = _files(path, source)
     if files[0].suffix == ".parquet":
-        groups = {file: _rows_of_groups(file) for file in files}
-        parts = [
-            file for file in files if any(groups[file])
-        ]  # Spark writes parts without rows, which datasets does not read
+        parts = [file for file in files if _row_count(file)]  # what Spark writes without rows may have no types either
         if not parts:
             raise ValueError(f"{name_of(source)} has no rows.")  # datasets says something else of it
         for file in parts:
             _schema_of(file)
-        # It reads in batches as large as the first group, which may have no rows either.
-        size = None if all(groups[file][0] for file in parts) else _BEGINNING
         with writing(datasets.config.HF_DATASETS_CACHE):
-            return _reading(path, lambda: datasets.Dataset.from_parquet([str(file) for file in parts], batch_size=size))
+            return _reading(path, lambda: read_parquet(parts))
     kinds = columns_of(source) or {}
     _require_one_kind(files[0], kinds, source)
     rows: Iterator[dict[str, Any]] = itertools.chain.from_iterable(text_rows(file) for file in files)
@@ -309,19 +305,13 @@ def _require_one_kind(file: Path, kinds: dict[str, Kind], source: Texts | ImageS
 
 def _row_count(file: Path) -> int:
     if file.suffix == ".parquet":
-        return int(_reading(file, lambda: pq.read_metadata(file).num_rows))
+        return int(_reading(file, lambda: pq.read_metadata(exact(file)).num_rows))
     return sum(1 for _ in text_rows(file))
-
-
-def _rows_of_groups(file: Path) -> list[int]:
-    """The rows of each row group of a parquet file."""
-    described = _reading(file, lambda: pq.read_metadata(file))
-    return [described.row_group(group).num_rows for group in range(described.num_row_groups)]
 
 
 def _schema_of(file: Path) -> pa.Schema:
     """The columns of a parquet file; ValueError where two have one name, which cannot be told apart."""
-    schema = _reading(file, lambda: pq.read_schema(file))
+    schema = _reading(file, lambda: pq.read_schema(exact(file)))
     names = schema.names
     if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
         raise ValueError(f"{file} has the column '{twice}' twice. Give each column a name of its own.")

@@ -173,6 +173,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("seed: 1\noutput: !!python/object/apply:os.system ['true']\n", 2, "output: the tag tag:yaml.org,2002:python"),
         ("output: !!timestamp 2024-01-01\n", 1, "is not allowed here; a recipe has plain texts"),
         ("seed: 1\noutput: !!int abc\n", 2, "output: the tag tag:yaml.org,2002:int is not allowed here"),
+        (f"output: out\nseed: {'1' * 5000}\n", 2, "seed: has too many digits, 5,000 characters; write a smaller number"),
         ("output: out\n? [a, b]\n: c\n", 2, "the name of a field must be text"),
         ("output: out\nseed: \x07\n", 2, "has a character that YAML does not allow, '\\x07'"),
         (b"output: out\nseed: \xff\n", 2, "is not UTF-8 text; save the file as UTF-8"),
@@ -358,6 +359,8 @@ def test_overrides_follow_one_another(load):
         ("stages.first.stepps=3", "--set stages.first.stepps=3: stages[0].stepps: unknown field; did you mean 'steps'?"),
         ("stages.first.steps='3'", "stages[0].steps: expected a whole number, got the text '3'"),
         ("preset=jasper", "preset: unknown field"),
+        ("output=", "--set output=: leaves 'output' out, which a recipe must have; give it a value"),
+        (f"seed=-{'1' * 5000}", "the value has too many digits, 5,001 characters; write a smaller number"),
     ],
 )  # fmt: skip
 def test_overrides_that_do_not_fit(load, override, message):
