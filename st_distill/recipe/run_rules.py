@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import platform
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ def _complaint(folder: Path, *, replaced: bool) -> str | None:
                 return f"'{blocking}' is a link that leads to itself; remove it, or name another place"
         return f"'{blocking}' is a link to what is not there; make that folder, or name another place"
     return None if blocking is None else f"'{blocking}' is no folder; name another place"
+
+
+_IMITATED = "the processor only imitates it (without AVX-512), which takes some twenty times as long"
+
+
+def _imitates_bf16() -> bool:
+    """Whether torch has to make up for what this processor cannot do; others than Intel's kind are not known to."""
+    is_intels_kind = platform.machine().lower() in ("x86_64", "amd64")
+    return is_intels_kind and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
 
 
 class RunRules(Findings):
@@ -234,8 +244,11 @@ class RunRules(Findings):
         has_bf16 = on_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()
         if (good.get("bf16") or good.get("bf16_full_eval")) and not has_bf16:
             name = "bf16" if good.get("bf16") else "bf16_full_eval"
-            message = "no accelerator of this machine computes in bf16; add use_cpu: true to run it here"
+            instead = f", and {_IMITATED}; leave it out" if _imitates_bf16() else "; add use_cpu: true"
+            message = f"no accelerator of this machine computes in bf16{instead} to run it here"
             unless_elsewhere((*where, name), message)
+        elif good.get("bf16") and on_cpu and not good.get("fp16") and _imitates_bf16():
+            self.warn((*where, "bf16"), f"{_IMITATED}; leave it out to run it here")
         on_cpu = on_cpu or not torch.accelerator.is_available()
         if good.get("fp16") and on_cpu:
             unless_elsewhere(

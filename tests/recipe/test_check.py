@@ -364,8 +364,24 @@ def test_what_flex_attention_cannot_do(problems_of, old, new, message):
     assert message in format_problems([problem])
 
 
+@pytest.mark.parametrize(
+    ("machine", "capability", "imitates"),
+    [("x86_64", "AVX2", True), ("AMD64", "AVX512", False), ("arm64", "DEFAULT", False)],
+)
+def test_bf16_that_a_processor_imitates_is_told(machine, capability, imitates, problems_of, monkeypatch):
+    monkeypatch.setattr(run_rules, "is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr(run_rules.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    told = "the processor only imitates it (without AVX-512), which takes some twenty times as long; leave it out to run it here"
+    for argument in ("bf16: true", "{bf16: true, use_cpu: true}"):
+        said = format_problems(problems_of(BASE.replace("weight_decay: 0.01", argument, 1)))
+        assert (told in said) == imitates
+    assert ("warning" in said) == imitates
+
+
 def test_bf16_without_an_accelerator_is_no_run(problems_of, monkeypatch, folder):
     monkeypatch.setattr(run_rules, "is_torch_bf16_gpu_available", lambda: False)
+    monkeypatch.setattr(run_rules, "_imitates_bf16", lambda: False)
     problems_of(BASE.replace("weight_decay: 0.01", "bf16: true", 1))
     with pytest.raises(RecipeError, match=r"arguments\.bf16: no accelerator .* add use_cpu: true to run it here"):
         run("recipe.yaml")
@@ -435,8 +451,9 @@ def test_kernels_of_the_alibi_encoder(problems_of, tiny_alibi, monkeypatch):
         ("also:\n", "also:\n      - {loss: CoSENTLoss, texts: pairs.csv, options: {scale: 20}}\n"),
     ],
 )  # fmt: skip
-def test_what_is_right_is_not_complained_of(problems_of, old, new):
+def test_what_is_right_is_not_complained_of(problems_of, old, new, monkeypatch):
     assert old in BASE
+    monkeypatch.setattr(run_rules, "_imitates_bf16", lambda: False)
     assert format_problems(problems_of(BASE.replace(old, new, 1))) == ""
 
 
