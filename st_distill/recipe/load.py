@@ -489,8 +489,10 @@ def _index(entry: Entry, key: str, path: FieldPath) -> int:
     """The position in a list that a number or, for stages and teachers, a name says."""
     count = len(entry.value)
     if re.fullmatch(r"\d+", key):
-        if int(key) >= count:
-            raise _Misfit(f"'{show_path(path)}' has no entry {key}; it has {count}, numbered from 0")
+        # Python reads no number of more than 4,300 digits.
+        if len(key) > 20 or int(key) >= count:
+            shown = key if len(key) <= 20 else f"{key[:20]}…"
+            raise _Misfit(f"'{show_path(path)}' has no entry {shown}; it has {count}, numbered from 0")
         return int(key)
     cls = _NAMED.get(path)
     if cls is None:

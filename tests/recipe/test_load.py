@@ -352,6 +352,7 @@ def test_overrides_follow_one_another(load):
         ("=3", "--set =3: is not of the form"),
         ("a..b=3", "--set a..b=3: is not of the form"),
         ("stages.9.steps=3", "'stages' has no entry 9; it has 2, numbered from 0"),
+        (f"stages.{'9' * 5000}.steps=3", "'stages' has no entry 99999999999999999999…; it has 2, numbered from 0"),
         ("stages.frist.steps=3", "'stages' has no entry 'frist'; did you mean 'first'?"),
         ("texts.first.limit=3", "'texts' is a list, so a number must follow it, such as texts.0, got 'first'"),
         ("seed.x=3", "'seed' has no fields, it is 42"),
