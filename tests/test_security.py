@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,17 @@ def test_code_of_a_model_runs_by_the_users_word_alone():
     assert inspect.signature(Teacher).parameters["trust_remote_code"].default is False
 
 
+def uses_of(model: Path, out: Path) -> tuple[Callable[[], object], ...]:
+    """What loads a model that may be a stranger's."""
+    return (
+        lambda: build_student(Student(model=str(model)), device="cpu"),
+        lambda: load_student(model, device="cpu"),
+        lambda: Teacher(str(model), device="cpu").encode(["a"]),
+        lambda: main(["info", str(model), "--debug"]),
+        lambda: main(["export", str(model), str(out), "--debug"]),
+    )
+
+
 @pytest.mark.parametrize("place", ["../elsewhere", "1_Pooling/../../elsewhere", "{folder}/elsewhere"])
 def test_a_strangers_model_names_no_module_outside_its_folder(place, make_student, tmp_path):
     folder = tmp_path / "model"
@@ -58,13 +70,7 @@ def test_a_strangers_model_names_no_module_outside_its_folder(place, make_studen
     said = (
         "is not read: its modules.json names a module outside its folder, '.*elsewhere'. Copy that one into the folder"
     )
-    for use in (
-        lambda: build_student(Student(model=str(folder)), device="cpu"),
-        lambda: load_student(folder, device="cpu"),
-        lambda: Teacher(str(folder), device="cpu").encode(["a"]),
-        lambda: main(["info", str(folder), "--debug"]),
-        lambda: main(["export", str(folder), str(tmp_path / "out"), "--debug"]),
-    ):
+    for use in uses_of(folder, tmp_path / "out"):
         with pytest.raises(ValueError, match=said):
             use()
 
@@ -91,13 +97,7 @@ def test_the_code_of_a_strangers_model_does_not_run(change, make_student, tmp_pa
     change(folder)
     (folder / "mine.py").write_text(EVIL.format(place=str(tmp_path / "here")))
     monkeypatch.chdir(folder)
-    for use in (
-        lambda: build_student(Student(model=str(folder)), device="cpu"),
-        lambda: load_student(folder, device="cpu"),
-        lambda: Teacher(str(folder), device="cpu").encode(["a"]),
-        lambda: main(["info", str(folder), "--debug"]),
-        lambda: main(["export", str(folder), str(tmp_path / "out"), "--debug"]),
-    ):
+    for use in uses_of(folder, tmp_path / "out"):
         with pytest.raises((ValueError, ImportError, OSError)):
             use()
     assert not verify(folder).is_whole

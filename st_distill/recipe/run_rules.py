@@ -68,7 +68,7 @@ def _complaint(folder: Path, *, replaced: bool) -> str | None:
     return None if blocking is None else f"'{blocking}' is no folder; name another place"
 
 
-_IMITATED = "the processor only imitates it (without AVX-512), which takes some twenty times as long"
+_IMITATED = "the processor only imitates it (without AVX-512), which takes many times as long"
 
 
 def _imitates_bf16() -> bool:

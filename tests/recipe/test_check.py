@@ -372,7 +372,9 @@ def test_bf16_that_a_processor_imitates_is_told(machine, capability, imitates, p
     monkeypatch.setattr(run_rules, "is_torch_bf16_gpu_available", lambda: False)
     monkeypatch.setattr(run_rules.platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    told = "the processor only imitates it (without AVX-512), which takes some twenty times as long; leave it out to run it here"
+    told = (
+        "the processor only imitates it (without AVX-512), which takes many times as long; leave it out to run it here"
+    )
     for argument in ("bf16: true", "{bf16: true, use_cpu: true}"):
         said = format_problems(problems_of(BASE.replace("weight_decay: 0.01", argument, 1)))
         assert (told in said) == imitates
