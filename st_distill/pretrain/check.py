@@ -239,7 +239,8 @@ class _Rules(RunRules):
             return
         given, before = self.recipe.arguments, len(self.problems)
         good = self.known_arguments(where, given, TrainingArguments, _RESERVED)
-        self.evaluates(where, good, given, held_out=self.recipe.evaluation is not None)
+        held_out = self.recipe.evaluation is not None
+        self.evaluates(where, good, given, held_out=held_out, metrics=["loss", "accuracy"])
         for short, argument in SHORTHAND_ARGUMENTS.items():
             if getattr(self.recipe, short) is not None and self.sound((short,)):
                 good[argument] = getattr(self.recipe, short)

@@ -6,7 +6,7 @@ import errno
 import importlib.util
 import os
 import platform
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +224,10 @@ class RunRules(Findings):
             if show_path(inner) not in reported:
                 self.error(inner, message)
 
-    def evaluates(self, where: FieldPath, good: dict[str, Any], given: Container[str], *, held_out: bool) -> None:
-        """Evaluation during training needs something to evaluate on."""
+    def evaluates(
+        self, where: FieldPath, good: dict[str, Any], given: Container[str], *, held_out: bool, metrics: Sequence[str]
+    ) -> None:
+        """Evaluation during training needs something to evaluate on; what is best is one of ``metrics``, if any are known."""
         asks = str(good.get("eval_strategy", "no")) != "no"
         if asks and not held_out and self.sound(("evaluation",)):
             self.error((*where, "eval_strategy"), "evaluating while training needs texts in the recipe's 'evaluation'")
@@ -233,6 +235,11 @@ class RunRules(Findings):
             if good.get(name) and not asks and "eval_strategy" not in given:
                 self.error((*where, name), "needs evaluation during training; set eval_strategy: steps or epoch")
                 del good[name]
+        best = good.get("metric_for_best_model")
+        if isinstance(best, str) and asks and held_out and metrics and best.removeprefix("eval_") not in metrics:
+            message = f"'{best}' is no metric of the evaluation during training{suggest(best, metrics, always=True)}"
+            self.error((*where, "metric_for_best_model"), message)
+            del good["metric_for_best_model"]
 
     def _hardware(self, where: FieldPath, good: dict[str, Any]) -> None:
         """What depends on the machine: a recipe may be checked on another one than it runs on."""

@@ -300,7 +300,7 @@ class StageRules(AdapterRules):
         before = len(self.problems)
         good = self.known_arguments(where, stage.arguments, SentenceTransformerTrainingArguments, _RESERVED)
         held_out = self.recipe.evaluation is not None and self.recipe.evaluation.texts is not None
-        self.evaluates(where, good, stage.arguments, held_out=held_out)
+        self.evaluates(where, good, stage.arguments, held_out=held_out, metrics=self.metrics())
         for short, argument in SHORTHAND_ARGUMENTS.items():
             if getattr(stage, short) is not None and argument not in stage.arguments and self.sound((*path, short)):
                 good[argument] = getattr(stage, short)
@@ -312,6 +312,14 @@ class StageRules(AdapterRules):
             places={argument: (*path, short) for short, argument in SHORTHAND_ARGUMENTS.items()},
             reported={problem.path for problem in self.problems[before:] if problem.level == "error"},
         )
+
+    def metrics(self) -> list[str]:
+        """The names of what the evaluation during training measures; none where the width is not known."""
+        projection = self.recipe.projection
+        if projection is None or not projection.dims or not self.sound(("projection", "dims")):
+            return []
+        overlaps = [f"overlap{neighbours}" for neighbours in range(10, 0, -1)]
+        return [f"{name}_{max(projection.dims)}" for name in ("spearman", "cka", "cosine", *overlaps)]
 
     def rates(self, path: FieldPath, stage: Stage) -> None:
         """Learning rates of their own for parameters that are named by patterns, as the trainer will look for them."""

@@ -298,6 +298,7 @@ def test_every_mistake_with_its_line(recipe, tmp_path, capsys):
         ("epochs=2", "steps and epochs are both given"),
         ("steps=null", "says not how long to train"),
         ("arguments={lr_scheduler_kwargs: {nope: 1}}", "got an unexpected keyword argument 'nope'"),
+        ("arguments={eval_strategy: steps, metric_for_best_model: acuracy}", "did you mean 'accuracy'?"),
         ("buffer=5", "means nothing for a corpus that is not streamed"),
         ("output={folder}/recipe.yaml", "is a file; name a folder"),
         ("output={folder}", "', which is no export's; move that away, or name a new folder"),

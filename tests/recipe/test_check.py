@@ -156,6 +156,8 @@ MISTAKES = {
     "noise": ("weight_decay: 0.01", "neftune_noise_alpha: 5", 25, "neftune_noise_alpha: the trainer of sentence-transformers cannot add noise"),
     "best of nothing": ("weight_decay: 0.01", "save_strategy: best", 25, "save_strategy: best needs metric_for_best_model and eval_strategy"),
     "best without evaluation": ("weight_decay: 0.01", "load_best_model_at_end: true", 25, "set eval_strategy: steps or epoch"),
+    "best of another name": ("weight_decay: 0.01", "{eval_strategy: epoch, metric_for_best_model: eval_spearmann_32}", 25, "metric_for_best_model: 'eval_spearmann_32' is no metric of the evaluation during training; did you mean 'spearman_32'?"),
+    "best at a width that is not measured": ("weight_decay: 0.01", "{eval_strategy: epoch, metric_for_best_model: cka_16}", 25, "'cka_16' is no metric of the evaluation during training; did you mean 'cka_32'?"),
     "bf16 and fp16": ("weight_decay: 0.01", "{bf16: true, fp16: true, use_cpu: true}", 25, "only one of bf16 and fp16"),
     "deepspeed": ("weight_decay: 0.01", "deepspeed: zero2.json", 25, "there is no file 'zero2.json'"),
     "unsupported train": ("train: projection", "train: projektion", 19, "unknown value 'projektion'; did you mean 'projection'?"),
@@ -434,6 +436,7 @@ def test_kernels_of_the_alibi_encoder(problems_of, tiny_alibi, monkeypatch):
     ("old", "new"),
     [
         ("weight_decay: 0.01", "{eval_strategy: epoch, save_strategy: epoch, load_best_model_at_end: true}"),
+        ("weight_decay: 0.01", "{eval_strategy: epoch, save_strategy: best, metric_for_best_model: eval_overlap1_32}"),
         ("weight_decay: 0.01", "{bf16: true, use_cpu: true, lr_scheduler_type: cosine, eval_strategy: no, warmup_steps: 0.1}"),
         ("weight_decay: 0.01", "{batch_sampler: no_duplicates, learning_rate_mapping: {encoder: 1e-5}, optim: adamw_torch}"),
         ("    epochs: 1\n    arguments:\n      weight_decay: 0.01", "    arguments: {max_steps: 3, learning_rate: 1e-4}"),
