@@ -61,6 +61,7 @@ from st_distill.recipe.state import (
     determining_arguments,
     flat_fields,
 )
+from st_distill.teacher.identity import folder_revision
 
 __all__ = ["PretrainResult", "evaluate_encoder", "pretrain"]
 
@@ -270,7 +271,9 @@ class _Pretraining:
         recipe["encoder"].pop("attn_implementation", None)
         kept = {name: value for name, value in recipe.items() if name not in _FREE_FIELDS}
         arguments = determining_arguments(self.recipe.training_arguments(self.processes.count))
-        return flat_fields({"recipe": kept, "arguments": arguments, "texts": self._fingerprints()})
+        models = {"encoder": self.recipe.encoder.model, "tokenizer": self.recipe.tokenizer.model}
+        data = {part: folder_revision(Path(model)) for part, model in models.items() if model and Path(model).is_dir()}
+        return flat_fields({"recipe": kept, "arguments": arguments, "texts": self._fingerprints(), "data": data})
 
     def _fingerprints(self) -> list[Any]:
         parts = [

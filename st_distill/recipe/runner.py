@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -53,6 +54,7 @@ from st_distill.recipe.vision import OwnVectors, image_data, with_eyes
 from st_distill.records import is_begun
 from st_distill.store import StoreView, TeacherStore
 from st_distill.teacher import Teacher
+from st_distill.teacher.identity import folder_revision
 
 logger = logging.getLogger(__name__)
 
@@ -218,8 +220,10 @@ class _Run:
     def _plan(self) -> list[dict[str, Any]]:
         texts = {f"texts[{index}]": fingerprint(source) for index, source in enumerate(self.recipe.texts)}
         plan = []
+        student = self.recipe.student.model
+        own = {"student": folder_revision(Path(student))} if Path(student).is_dir() else {}
         for index, stage in enumerate(self.recipe.stages):
-            data = dict(texts) if index == 0 else {}
+            data = {**own, **texts} if index == 0 else {}
             data |= {
                 f"also[{i}][{j}]": fingerprint(source)
                 for i, objective in enumerate(stage.also)
@@ -405,9 +409,12 @@ class _Run:
         results_path = self.folder / "results.json"
         text = _as_yaml(self.recipe)
         wanted = json.dumps([fields_digest(state.stages), str(self.output), text])
+        data = self._evaluation_data()
         stored = _results(results_path)
         outputs = [self.output, *([self.recipe.teacher_output] if self.recipe.export_teacher else [])]
         is_done = text is not None and stored.get("of") == wanted
+        # What is gone cannot be measured again, and the figures of then are kept.
+        is_done = is_done and all(stored.get("data", {}).get(name) == content for name, content in data.items())
         # What could not be measured is tried again.
         is_done = is_done and not failures(stored["results"])
         # What was found is looked for again where it cannot be read.
@@ -417,8 +424,17 @@ class _Run:
         self.processes.meet()  # before the main process writes what the others are looking at
         if is_done:
             return stored["results"]
-        self.processes.by_main(lambda: self._write(model, state.stages, results_path, wanted))
+        self.processes.by_main(lambda: self._write(model, state.stages, results_path, {"of": wanted, "data": data}))
         return read_signed(results_path)["results"]
+
+    def _evaluation_data(self) -> dict[str, str]:
+        """Name and content of what the evaluation reads, but for tasks and what is not there."""
+        evaluation, data = self.recipe.evaluation, {}
+        for name in ("texts", "similarity", "retrieval", "images") if evaluation is not None else ():
+            if (source := getattr(evaluation, name)) is not None:
+                with contextlib.suppress(ValueError, OSError):
+                    data[name] = fingerprint(source)
+        return data
 
     def _of_held_out_texts(self, source: Texts) -> StoreView:
         """The teachers' vectors of the evaluation's texts; no teacher is asked for what the store has.
@@ -439,7 +455,7 @@ class _Run:
         model: SentenceTransformer,
         stages: list[dict[str, Any]],
         results_path: Path,
-        wanted: str,
+        known_by: dict[str, Any],
     ) -> None:
         """The main process's part of the end: the exported model, and what is measured of it."""
         spec, length = self.recipe.projection, self.recipe.student.export_max_seq_length
@@ -466,7 +482,7 @@ class _Run:
                 logger.warning("The student could not be diagnosed: %s", sentence(one_line(error)))
         machine = environment()
         write_run_card(self.output, self.recipe, stages, results, machine)
-        write_signed(results_path, {"of": wanted, "results": results, "environment": machine})
+        write_signed(results_path, {**known_by, "results": results, "environment": machine})
         if self.recipe.export_teacher:  # at last, because the teacher may be gone by now
             export_teacher(model, teacher_model(self.recipe.teachers[0]), self.recipe.teacher_output)
             logger.info("Teacher in the student's space: %s.", self.recipe.teacher_output)

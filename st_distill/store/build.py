@@ -18,6 +18,7 @@ from st_distill import files
 from st_distill.arrays import read_array_header
 from st_distill.progress import TextsProgress
 from st_distill.stopping import uninterrupted
+from st_distill.store.changed import changed_text
 from st_distill.store.format import (
     ASIDE,
     DESCRIPTION,
@@ -151,6 +152,9 @@ class Builder:
             self._remove_leftovers()
 
     def build(self, texts: Iterable[Any], roles: str | None) -> None:
+        if self._leads:
+            for teacher in self.teachers:
+                self._check_unchanged(teacher)
         if isinstance(self.process, Leader):
             for chunk, chunk_roles in read_texts(texts, roles):
                 self._register(chunk, chunk_roles)
@@ -274,6 +278,24 @@ class Builder:
         for what, stored, given in compared:
             if stored != given:
                 raise self._other_teacher(teacher, f"the {what}", stored, given)
+
+    def _check_unchanged(self, teacher: Teacher) -> None:
+        """Vectors that lie somewhere may have been written anew since the store took them over."""
+        known = self.description.teachers[teacher.name]
+        if not teacher.is_stored or not known.shards:
+            return
+        text = changed_text(self.contents, teacher.name, teacher.variant(), self._of_one_dimension(teacher, known))
+        if text is not None:
+            raise ValueError(
+                f"Teacher '{teacher.name}' must have the vectors that were stored in {self.folder}. {teacher.label} has "
+                f"another for {shorten(text)}: give the teacher another name, or use a new folder, and the new ones are read."
+            )
+
+    def _of_one_dimension(self, teacher: Teacher, known: Entry) -> Iterator[tuple[list[str], np.ndarray]]:
+        for texts, vectors in teacher.blocks():
+            if vectors.shape[1] != known.dimension:
+                raise self._other_teacher(teacher, "the dimension", known.dimension, vectors.shape[1])
+            yield texts, vectors
 
     def _other_teacher(self, teacher: Teacher, what: str, stored: Any, given: Any) -> ValueError:
         return ValueError(

@@ -120,7 +120,7 @@ class TeacherStore:
             texts: strings, or (text, role) pairs; any iterable. Equal texts are embedded once. A query and its document are
                 two texts: (query, "query") and (document, "document").
             teachers: one or several, with distinct names. A teacher that the store knows must be of the same revision and
-                settings, and have the same prompt for each role.
+                settings, and have the same prompt for each role, and vectors on disk be those that the store took of them.
             roles: one role for all texts; then ``texts`` are strings.
             dtype: of the vectors on disk, "float32", "float16", "bfloat16" or "int8" (with a scale per row); what each loses
                 is in docs/store.md. Rows have unit length, so that none overflows.

@@ -140,7 +140,7 @@ class Teacher:
             text_column: the column of the texts; by default the only one that holds strings.
             name: names the teacher and its folder in a store; by default the name of the file without its ending.
             revision: what identifies the vectors. By default a checksum of the first row, so that rows may be added to
-                the file later; give another one (with another name, or a new store) when vectors were replaced.
+                the file later; a store that has another vector of a text refuses to be built further.
             truncate_dim: keep only so many dimensions, the first ones.
 
         Raises:

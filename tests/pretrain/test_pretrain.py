@@ -473,6 +473,21 @@ def test_half_precision_of_a_model_at_its_greatest_length(twin_recipe, tmp_path)
     assert {value.dtype for value in weights(result.output).values()} == {torch.float32}
 
 
+def test_an_encoder_that_was_changed_in_its_folder(twin_recipe, tmp_path):
+    """What goes on, or is finished, would be called that of the new one."""
+    changes = [f"encoder={{model: {tmp_path}/old}}", "max_length=20", "evaluation=null", "steps=2"]
+    for size in (0.02, 0.04):
+        torch.manual_seed(0)
+        BertForMaskedLM(tiny_config(max_position_embeddings=20, initializer_range=size)).save_pretrained(
+            tmp_path / "old"
+        )
+        if size == 0.02:
+            pretrain(twin_recipe, overrides=changes)
+            pretrain(twin_recipe, overrides=changes, resume=True)
+    with pytest.raises(ValueError, match=r"other fields .* data.encoder \(its content has changed\)"):
+        pretrain(twin_recipe, overrides=changes, resume=True)
+
+
 def test_the_rate_falls_to_nothing_in_a_line(tmp_path):
     """A tenth of the steps up to the peak, and then down, as TrainingArguments and its scheduler understand the preset."""
     given = load_pretraining("jina-2-base", ["texts={path: x}", "steps=100", "arguments.warmup_steps=10"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
 
 from st_distill.cli import main
@@ -76,6 +77,45 @@ def test_held_out_texts_that_went_missing(recipe, after_training, tmp_path, capl
     recipe.evaluation.texts.path = str(tmp_path / "held_out.parquet")  # a slip in the recipe is told before any work
     with pytest.raises(RecipeError, match="did you mean"):
         run(recipe, resume=True)
+
+
+def test_evaluation_data_that_were_changed(recipe, tmp_path, sentences, monkeypatch):
+    recipe.evaluation = Evaluation(texts=str(tmp_path / "held-out.parquet"), retrieval=str(tmp_path / "pairs.csv"))
+    (tmp_path / "pairs.csv").write_text("query,document\na cat,the cat sat\na dog,the dog ran\n")
+    before = run(recipe).results
+    monkeypatch.setattr(runner, "run_stage", None)
+    assert run(recipe, resume=True).results == before
+    Dataset.from_dict({"text": sentences[:9]}).to_parquet(tmp_path / "held-out.parquet")
+    more_texts = run(recipe, resume=True).results
+    assert (before["fidelity"]["texts"], more_texts["fidelity"]["texts"]) == (6, 9)
+    with (tmp_path / "pairs.csv").open("a") as file:
+        file.write("a bird,the bird sang\n")
+    more_pairs = run(recipe, resume=True).results
+    assert (before["retrieval"]["pairs"], more_pairs["retrieval"]["pairs"]) == (2, 3)
+    (tmp_path / "pairs.csv").unlink()  # which cannot be measured again
+    assert run(recipe, resume=True).results == more_pairs
+
+
+def test_a_student_that_was_changed_in_its_folder(recipe, tmp_path, tiny_bert):
+    shutil.copytree(tiny_bert, tmp_path / "student")
+    recipe.student.model = str(tmp_path / "student")
+
+    def weights(output: str) -> dict[str, torch.Tensor]:
+        recipe.output = str(tmp_path / output)
+        return load_file(run(recipe, resume=True, **again).output / "model.safetensors")
+
+    again: dict[str, int] = {}
+    before = weights("out")
+    path = tmp_path / "student" / "model.safetensors"
+    save_file({name: 1.5 * tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"data.student \(its content has changed\).*--from-stage 1"):
+        weights("out")
+    again["from_stage"] = 1
+    after = weights("out")
+    again.clear()
+    fresh = weights("fresh")
+    assert all(torch.equal(after[name], fresh[name]) for name in fresh)
+    assert not all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_a_kernel_that_only_the_training_needs(recipe, monkeypatch, tmp_path, caplog):
