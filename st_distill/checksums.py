@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from st_distill.files import copy_of, differences, read_json, require_plain_files
+from st_distill.files import copy_of, differences, is_temporary, read_json, require_plain_files
 from st_distill.records import RUN, RunRecord
 
 __all__ = [
@@ -160,7 +160,13 @@ def others_file(path: str | os.PathLike[str], description: str) -> str | None:
         for parent, folders, files in os.walk(folder)
         for name in [*files, *(name for name in folders if Path(parent, name).is_symlink())]
     )
-    others = (name for name in names if name.as_posix() not in own and not (is_ours and name.name in EDITABLE))
+    # What a killed run has not finished of one of them is nobody's either.
+    whole = [name.with_name(name.name.rsplit(".", 2)[0]) if is_temporary(name.name) else name for name in names]
+    others = (
+        name
+        for name, file in zip(names, whole)
+        if file.as_posix() not in own and not (is_ours and file.name in EDITABLE)
+    )
     return next((name.as_posix() for name in others), None)
 
 

@@ -754,6 +754,12 @@ def test_nothing_of_the_users_is_written_over(recipe, folder, tiny_bert):
     assert foreign.format("exported", ".git/config") in format_problems(check(replace(recipe, output="exported")))
     shutil.rmtree("exported/.git")
     Path("exported/README.md").write_text("edited")
+    for unfinished in ("README.md.4711.tmp", "1_Dense/config.json.4711.tmp"):  # of a run that was killed
+        Path("exported", unfinished).touch()
+    assert check(replace(recipe, output="exported")) == []
+    Path("exported/notes.md.2024.tmp").touch()
+    assert foreign.format("exported", "notes.md.2024.tmp") in format_problems(check(replace(recipe, output="exported")))
+    Path("exported/notes.md.2024.tmp").unlink()
     Path("exported/1_Dense/link").symlink_to(tiny_bert)
     assert foreign.format("exported", "1_Dense/link") in format_problems(check(replace(recipe, output="exported")))
 
