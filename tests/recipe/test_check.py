@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -921,6 +922,24 @@ def test_rows_of_an_evaluation_are_looked_at_before_the_run(problems_of, part, m
     ]
     assert (told.path, told.level) == (f"evaluation.{field}", "error")
     assert message in told.message
+
+
+@pytest.mark.parametrize(
+    ("first", "bad", "columns", "message"),
+    [
+        ({"text": "a"}, {"text": 5}, None, "column 'text' of rows.jsonl must hold texts alone, or numbers alone. Got the number 5 in row 9"),
+        ({"text": "a"}, {"text": ["a", "b"]}, None, "Got a list in row 9"),
+        ({"text": "a"}, {"text": math.nan}, ["text"], "Got the number nan in row 9"),
+        ({"text": "a", "title": "b"}, {"text": 5, "title": "b"}, None, "column 'text' of rows.jsonl"),
+        ({"text": 1}, {"text": 5}, None, "there is no column of texts, only text"),
+    ],
+)  # fmt: skip
+def test_a_row_of_another_kind_is_named(problems_of, first, bad, columns, message):
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [first] * 9 + [bad] + [first] * 10))
+    chosen = "" if columns is None else f"\n    columns: {columns}"
+    recipe = BASE.replace("path: texts.parquet\n    columns: [text]", f"path: rows.jsonl{chosen}", 1)
+    (told,) = [found.message for found in problems_of(recipe) if found.path.startswith("texts[0]")]
+    assert message in told
 
 
 @pytest.mark.parametrize("name", ["gap.jsonl", "gap.parquet"])
