@@ -142,7 +142,8 @@ def missing_text(source: Texts | ImageSource, columns: Sequence[str]) -> tuple[i
     that counts none; of a hub dataset nothing.
 
     Raises:
-        ValueError: for a file that is absent, cannot be read or lacks a column, once the reading comes to it.
+        ValueError: for a file that is absent, cannot be read or lacks a column, once the reading comes to it, and for
+            what a text format has in place of a text: a value of another kind, or what UTF-8 cannot hold.
     """
     names = list(columns)
     for start, table in _parts_with_missing(source, names):
@@ -207,10 +208,9 @@ def _parts_with_missing(source: Texts | ImageSource, names: list[str]) -> Iterat
         if files[0].suffix == ".parquet":
             yield from _groups_with_missing(files, names)
             return
-        rows = itertools.islice(itertools.chain.from_iterable(text_rows(file) for file in files), _BEGINNING)
-        present = [[None if row.get(name) is None else True for name in names] for row in rows]
-        columns = zip(*present) if present else [()] * len(names)
-        yield 0, pa.table({name: pa.array(column, pa.bool_()) for name, column in zip(names, columns)})
+        most = _BEGINNING if source.limit is None else min(_BEGINNING, source.limit)
+        rows = itertools.islice(itertools.chain.from_iterable(text_rows(file) for file in files), most)
+        yield 0, table_of(rows, dict.fromkeys(names, "text"), path)
 
 
 def _groups_with_missing(files: list[Path], names: list[str]) -> Iterator[tuple[int, pa.Table]]:

@@ -942,6 +942,23 @@ def test_a_row_of_another_kind_is_named(problems_of, first, bad, columns, messag
     assert message in told
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("\ud800", r"must hold text that UTF-8 can hold, without unpaired surrogates, in column 'text', as the other rows do. Got '\ud800' instead"),
+        (5, "must hold text in column 'text', as the other rows do. Got the number 5 instead"),
+    ],
+)  # fmt: skip
+def test_the_beginning_of_a_text_format_is_read(problems_of, bad, message):
+    """Beyond the rows too that the columns are judged by; not beyond the source's limit."""
+    Path("rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ["a"] * 1200 + [bad]))
+    recipe = BASE.replace("path: texts.parquet\n    columns: [text]", "path: rows.jsonl", 1)
+    (told,) = [found for found in problems_of(recipe) if found.path.startswith("texts[0]")]
+    assert (told.path, told.message.rstrip(".")) == ("texts[0].path", f"Row 1200 of rows.jsonl {message}")
+    limited = problems_of(recipe.replace("path: rows.jsonl", "path: rows.jsonl\n    limit: 1200"))
+    assert not [problem for problem in limited if problem.path.startswith("texts[0]")]
+
+
 @pytest.mark.parametrize("name", ["gap.jsonl", "gap.parquet"])
 def test_a_text_that_is_missing_is_seen_before_the_run(problems_of, name):
     rows = [{"a": "x", "b": "y", "image": "a.png"}, {"a": "x", "b": None, "image": "a.png"}]
