@@ -33,8 +33,11 @@ from st_distill.files import (
 from st_distill.modules import MatryoshkaProjection, Transformer
 from st_distill.modules.alibi_checkpoint import refuse_published
 from st_distill.nearest import suggest_path
+from st_distill.options import check_path
 from st_distill.store.format import DESCRIPTION as STORE_DESCRIPTION
 from st_distill.teacher.models import OF_FILES
+
+_MODEL = "a SentenceTransformer, or the folder of one"
 
 
 def export(
@@ -64,10 +67,10 @@ def export(
         ValueError: for a ``dim`` that is none of the projection's, a module that has no standard form, a folder that holds
             something else than an export, or one of a model that is damaged: its export would be taken for whole.
     """
-    path = Path(path)
-    _check_target(path)
+    path = _checked_target(path)
     noted = None
     if not isinstance(model, SentenceTransformer):
+        check_path("'model' parameter", model, wanted=_MODEL)
         folder = Path(model)
         _check_apart(path, folder)
         model = load_student(folder)
@@ -104,9 +107,9 @@ def export_teacher(
         ValueError: for a student without a projection, or whose coordinates follow no single teacher (a teacher's head, or
             several teachers), a teacher of another width, or a folder that holds something else than an export.
     """
-    path = Path(path)
-    _check_target(path)
+    path = _checked_target(path)
     if not isinstance(student, SentenceTransformer):
+        check_path("'student' parameter", student, wanted=_MODEL)
         _check_apart(path, Path(student))
         student = load_student(student)
     projection = _projection(student)
@@ -161,7 +164,9 @@ def _check_apart(path: Path, model: Path) -> None:
         )
 
 
-def _check_target(path: Path) -> None:
+def _checked_target(target: str | os.PathLike[str]) -> Path:
+    check_path("'path' parameter", target)
+    path = Path(target)
     if path.name.strip() in ("", ".."):
         raise ValueError(
             f"The 'path' must end with the name of a folder, which is written beside it first. Got '{path}' instead: name one, "
@@ -180,6 +185,7 @@ def _check_target(path: Path) -> None:
             f"The 'path' must be a new or empty folder, or that of an earlier export (with a {EXPORT}), which is then "
             f"replaced. Got {path} instead, which holds '{file}' besides: choose another folder, or move that away."
         )
+    return path
 
 
 def not_finite(model: nn.Module) -> Iterator[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
-__all__ = ["check_distinct", "check_whole_number", "in_yaml", "is_number"]
+__all__ = ["check_distinct", "check_path", "check_whole_number", "in_yaml", "is_number"]
 
 #: Python's words that YAML has otherwise.
 _YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
@@ -47,6 +48,22 @@ def check_distinct(what: str, values: Sequence[Any]) -> None:
     for place, value in enumerate(values):
         if value in values[:place]:
             raise ValueError(f"The {what} must name each once. Got {value!r} twice: take one of them out.")
+
+
+def check_path(what: str, value: Any, *, wanted: str = "a path, as a text or a pathlib.Path") -> None:
+    """Raise TypeError unless ``value`` is a path.
+
+    >>> check_path("'path' parameter", None)
+    Traceback (most recent call last):
+    TypeError: The 'path' parameter must be a path, as a text or a pathlib.Path. Got NoneType instead.
+
+    Args:
+        what: the option, as a sentence goes on after "The".
+        value: what was given.
+        wanted: what may be given, where that is more than a path.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"The {what} must be {wanted}. Got {type(value).__name__} instead.")
 
 
 def in_yaml(value: Any) -> str:

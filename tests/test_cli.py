@@ -67,6 +67,22 @@ def test_check_prints_every_mistake_with_its_line(recipe, capsys):
     assert lines[-1] == f"2 mistakes in {recipe}."
 
 
+@pytest.mark.parametrize(
+    ("steps", "closed", "code", "said"),
+    [
+        ("2", "2>&-", 0, "{} is ready to run."),
+        ("none", "2>&-", 2, "1 mistake in {}."),
+        ("2", ">&- 2>&-", 0, ""),
+    ],
+)
+def test_a_closed_stream_takes_nothing_from_the_exit_code(recipe, steps, closed, code, said):
+    recipe.write_text(recipe.read_text().replace("steps: 2", f"steps: {steps}"))
+    words = ["sh", "-c", f'"$0" -m st_distill check "$1" {closed}', sys.executable, str(recipe)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert "".join(done.stdout.splitlines()[-1:]) == said.format(recipe)
+
+
 def test_a_log_has_no_bars(recipe, tmp_path):
     """The libraries' own would fill it with carriage returns."""
     words = [sys.executable, "-m", "st_distill", "run", str(recipe)]

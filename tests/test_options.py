@@ -9,9 +9,12 @@ import pytest
 import torch
 from datasets import Dataset
 
-from st_distill import Teacher, TeacherStore, functional, losses
+from st_distill import Teacher, TeacherStore, export, functional, losses, run
 from st_distill.evaluation import TeacherFidelityEvaluator
+from st_distill.exporting import export_teacher
 from st_distill.options import check_whole_number, is_number
+from st_distill.pretrain import pretrain
+from st_distill.recipe import load_recipe
 from st_distill.sampler import LengthGroupedBatchSampler, StoreOrderBatchSampler
 
 
@@ -27,6 +30,37 @@ def test_whole_numbers():
     check_whole_number("'count'", None, optional=True)
     with pytest.raises(ValueError, match="a whole number from 2, or None. Got 1 instead"):
         check_whole_number("'count'", 1, least=2, optional=True)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (
+            lambda: run({"output": "x"}),
+            "The recipe must be a Recipe, a YAML file or the name of a preset. Got dict instead",
+        ),
+        (lambda: run(None), "a Recipe, a YAML file or the name of a preset. Got NoneType instead"),
+        (lambda: load_recipe(None), "The recipe must be a YAML file or the name of a preset. Got NoneType instead"),
+        (lambda: pretrain(None), "a Pretraining, a YAML file or the name of a preset. Got NoneType instead"),
+        (lambda: TeacherStore.open(None), "The 'path' parameter must be a path, .* Got NoneType instead"),
+        (
+            lambda: TeacherStore.create(None, ["a"], Teacher(torch.ones, name="a", revision="1")),
+            "The 'path' parameter must be a path",
+        ),
+        (
+            lambda: export(None, "x"),
+            "The 'model' parameter must be a SentenceTransformer, or the folder of one. Got None",
+        ),
+        (lambda: export("x", None), "The 'path' parameter must be a path, .* Got NoneType instead"),
+        (
+            lambda: export_teacher(None, None, "x"),
+            "The 'student' parameter must be a SentenceTransformer, or the folder",
+        ),
+    ],
+)
+def test_what_is_no_path(use, message):
+    with pytest.raises(TypeError, match=message):
+        use()
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0; 1 where `verify` finds damage; 2 for a mistake, told in a sentence on
     stderr; 130 and 143, as shells have it, where Ctrl-C or SIGTERM has stopped it.
     """
+    _open_closed_streams()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.stderr.isatty():  # the libraries' bars would fill a log with carriage returns
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -75,6 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             told = printable(f"{_sentence(error)}{_about_the_disk(error, options)}", lines=True)
             print(f"st-distill: {told}", file=sys.stderr, flush=True)
         return 2
+
+
+def _open_closed_streams() -> None:
+    """Let what is said go nowhere where Python was started with a closed stream (``2>&-``), which it has as None."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
 
 
 class _Printable(logging.Formatter):

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Module, StaticEmbedding
 from torch import Tensor, nn
 
 from st_distill.functional import normalize
+from st_distill.options import check_whole_number
 
 Heads = Literal["nested", "independent", "none"]
 
@@ -41,8 +43,10 @@ class MatryoshkaProjection(Module):
         teacher_head: width of the training head in the teacher's space, or None for no such head.
 
     Raises:
-        ValueError: for dimensions that are not positive or are repeated, unknown heads, a rotation of another shape
-            or without orthonormal columns, or no heads where the pooled vector is of another width or the teacher has one.
+        TypeError: for a rotation that is no tensor.
+        ValueError: for widths that are no whole numbers from 1, dimensions that are none or are repeated, unknown heads, a
+            rotation of another shape or without orthonormal columns, or no heads where the pooled vector is of another width or
+            the teacher has one.
     """
 
     config_keys = ["in_features", "dims", "heads", "bias", "teacher_features", "teacher_head"]
@@ -59,14 +63,19 @@ class MatryoshkaProjection(Module):
         teacher_head: int | None = None,
     ) -> None:
         super().__init__()
-        dims = list(dims)
+        check_whole_number("'in_features' of MatryoshkaProjection", in_features)
+        check_whole_number("'teacher_head' of MatryoshkaProjection", teacher_head, optional=True)
+        if isinstance(dims, Iterable):
+            dims = [dim.item() if isinstance(dim, np.integer) else dim for dim in dims]
         if (
-            not dims
+            not isinstance(dims, list)
+            or not dims
             or any(isinstance(d, bool) or not isinstance(d, int) or d < 1 for d in dims)
             or len(set(dims)) < len(dims)
         ):
             raise ValueError(
-                f"The 'dims' of MatryoshkaProjection must be distinct positive whole numbers. Got {dims} instead."
+                f"The 'dims' of MatryoshkaProjection must be distinct positive whole numbers, in a list. Got {dims} "
+                "instead."
             )
         if heads not in ("nested", "independent", "none"):
             raise ValueError(
@@ -100,6 +109,11 @@ class MatryoshkaProjection(Module):
     def rotate(self, rotation: Tensor | None) -> None:
         """Set the teacher's rotation, (teacher_features, max(dims)) with orthonormal columns, or remove it (None)."""
         if rotation is not None:
+            if not isinstance(rotation, Tensor):
+                raise TypeError(
+                    f"The 'rotation' must be a torch.Tensor. Got {type(rotation).__name__} instead: give "
+                    "torch.as_tensor(rotation)."
+                )
             if rotation.ndim != 2 or rotation.shape[1] != self.out_features or rotation.shape[0] < rotation.shape[1]:
                 raise ValueError(
                     f"The 'rotation' must have the shape (teacher_features, {self.out_features}), with teacher_features at "

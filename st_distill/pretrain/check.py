@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from st_distill.checksums import ENCODER, require_whole
 from st_distill.errors import Problem, RecipeError, one_line
+from st_distill.options import check_path
 from st_distill.pretrain.schema import PRETRAINING, SHORTHAND_ARGUMENTS, Pretraining, TokenizerSpec
 from st_distill.pretrain.tokenizer import WordTokenizer
 from st_distill.recipe.arguments import RESERVED
@@ -42,7 +43,7 @@ def load_pretraining(path_or_preset: str | os.PathLike[str], overrides: Sequence
     Raises:
         RecipeError: with every syntax error, unknown field, wrong type and value out of range, each with its line.
     """
-    recipe, problems = read_document(os.fspath(path_or_preset), overrides, kind=PRETRAINING).build()
+    recipe, problems = read_document(path_or_preset, overrides, kind=PRETRAINING).build()
     if problems:
         raise RecipeError(problems)
     return recipe
@@ -68,8 +69,9 @@ def check_pretraining(
         if problems := document.credentials():
             return problems
     else:
+        check_path("recipe", recipe, wanted="a Pretraining, a YAML file or the name of a preset")
         try:
-            document = read_document(os.fspath(recipe), overrides, kind=PRETRAINING)
+            document = read_document(recipe, overrides, kind=PRETRAINING)
         except RecipeError as error:
             return error.problems
     built, problems = document.build()

@@ -20,6 +20,7 @@ from st_distill.evaluation.task_list import tasks_of_entries
 from st_distill.limits import positions_of
 from st_distill.modules.lengths import tell_too_long
 from st_distill.nearest import suggest
+from st_distill.options import check_path
 from st_distill.recipe import quantized
 from st_distill.recipe.adapter_rules import parameter_names
 from st_distill.recipe.conversion import as_mapping
@@ -68,8 +69,9 @@ def check(
         if problems := document.credentials():
             return problems
     else:
+        check_path("recipe", recipe, wanted="a Recipe, a YAML file or the name of a preset")
         try:
-            document = read_document(os.fspath(recipe), overrides)
+            document = read_document(recipe, overrides)
         except RecipeError as error:
             return error.problems
     built, problems = document.build()

@@ -16,7 +16,7 @@ from st_distill.recipe.conversion import convert, default_of
 from st_distill.recipe.load import Document
 from st_distill.recipe.models import ModelFacts, UnknownModel, read_model
 from st_distill.recipe.schema import ImageSource, Recipe, Texts
-from st_distill.recipe.sources import columns_of, missing_text, name_of, without_text
+from st_distill.recipe.sources import columns_of, missing_text, mixed_column, name_of, without_text
 from st_distill.teacher.models import explain_in_training
 from st_distill.words import FieldPath, Found
 
@@ -209,10 +209,11 @@ class Findings:
             return None
         if kinds is None or not self.sound((*path, "columns")):
             return None
+        mixed = mixed_column(texts, kinds)
         for index, name in enumerate(texts.columns or []):
             if name not in kinds:
                 self.error((*path, "columns", index), f"there is no such column{suggest(name, kinds, always=True)}")
-            elif kinds[name] != "text" and not (numbers and kinds[name] == "number"):
+            elif mixed is None and kinds[name] != "text" and not (numbers and kinds[name] == "number"):
                 self.error((*path, "columns", index), "this column holds no texts; name another one")
         names = texts.columns if texts.columns is not None else list(kinds)
         chosen = {name: kinds[name] for name in names if name in kinds}
@@ -221,7 +222,9 @@ class Findings:
                 if name not in names:
                     known = [name for name, kind in chosen.items() if kind == "text"]
                     self.error((*path, field, name), f"there is no such column{suggest(name, known, always=True)}")
-        if "text" not in chosen.values() and len(chosen) == len(names):
+        if mixed is not None:
+            self.error(path, mixed.rstrip("."))
+        elif "text" not in chosen.values() and len(chosen) == len(names):
             self.error(path, f"there is no column of texts, only {', '.join(kinds)}")
         self.whole(path, texts, [name for name, kind in chosen.items() if kind == "text"])
         return chosen

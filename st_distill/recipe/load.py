@@ -5,6 +5,7 @@ A file lies over the preset that it names, and ``--set`` over both.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -16,6 +17,7 @@ import yaml
 from st_distill.credentials import credentials_in, speaks_of_token
 from st_distill.errors import Problem, RecipeError
 from st_distill.nearest import suggest
+from st_distill.options import check_path
 from st_distill.recipe.conversion import Part, as_mapping, build, default_of, hints
 from st_distill.recipe.schema import Recipe, Stage, TeacherSpec
 from st_distill.words import FieldPath, Found, show_path
@@ -218,13 +220,17 @@ def in_order(problems: Iterable[Problem]) -> list[Problem]:
     return sorted(problems, key=lambda problem: (problem.line is None, problem.source or "", problem.line or 0))
 
 
-def read_document(path_or_preset: str | Path, overrides: Sequence[str] = (), *, kind: Kind = DISTILLATION) -> Document:
+def read_document(
+    path_or_preset: str | os.PathLike[str], overrides: Sequence[str] = (), *, kind: Kind = DISTILLATION
+) -> Document:
     """The data of a recipe file or preset with its overrides, before any field is looked at.
 
     Raises:
         RecipeError: where it cannot be read, an override does not fit, or it holds a login or token.
+        TypeError: for something else than a file or a name.
     """
-    root = _read_root(path_or_preset, kind)
+    check_path("recipe", path_or_preset, wanted="a YAML file or the name of a preset")
+    root = _read_root(os.fspath(path_or_preset), kind)
     problems = []
     for override in overrides:
         try:

@@ -25,6 +25,7 @@ from st_distill.words import describe
 __all__ = [
     "columns_of",
     "missing_text",
+    "mixed_column",
     "name_of",
     "pictures_by_path",
     "read_rows",
@@ -141,7 +142,8 @@ def missing_text(source: Texts | ImageSource, columns: Sequence[str]) -> tuple[i
     that counts none; of a hub dataset nothing.
 
     Raises:
-        ValueError: for a file that is absent, cannot be read or lacks a column, once the reading comes to it.
+        ValueError: for a file that is absent, cannot be read or lacks a column, once the reading comes to it, and for
+            what a text format has in place of a text: a value of another kind, or what UTF-8 cannot hold.
     """
     names = list(columns)
     for start, table in _parts_with_missing(source, names):
@@ -161,6 +163,36 @@ def without_text(source: Texts | ImageSource, row: int, column: str) -> str:
     return f"Row {row} of {name_of(source)} has no text in column '{column}' (null). Fill it or remove the row."
 
 
+def mixed_column(source: Texts | ImageSource, kinds: dict[str, Kind]) -> str | None:
+    """The sentence on a column of a text format that is needed and holds neither texts nor numbers alone; None without one.
+
+    Without a choice, the columns that begin with a text are needed: leaving one out would leave out its texts.
+
+    Args:
+        source: the source.
+        kinds: what its columns hold (`columns_of`).
+    """
+    others = [name for name, kind in kinds.items() if kind == "other"]
+    path = None if source.path is None else existing_path(source.path)
+    if not others or path is None or is_saved(path):
+        return None
+    file = _files(path, source)[0]
+    if file.suffix == ".parquet":
+        return None
+    chosen = source.columns if isinstance(source, Texts) else [source.image, source.caption]
+    sample = list(itertools.islice(text_rows(file), _SAMPLE))
+    for name in others:
+        values = [row.get(name) for row in sample]
+        begins_with_text = isinstance(next(value for value in values if value is not None), str)
+        if len(others) == len(kinds) or (begins_with_text if chosen is None else name in chosen):
+            row = row_of_another_kind(values)
+            return (
+                f"The column '{name}' of {file} must hold texts alone, or numbers alone. Got {describe(values[row])} in row "
+                f"{row}: mend it, or name the columns that are meant in 'columns'."
+            )
+    return None
+
+
 def _parts_with_missing(source: Texts | ImageSource, names: list[str]) -> Iterator[tuple[int, pa.Table]]:
     """Parts of a source's columns in which a text may be missing, each with the number of its first row."""
     path = None if source.path is None else existing_path(source.path)
@@ -176,10 +208,9 @@ def _parts_with_missing(source: Texts | ImageSource, names: list[str]) -> Iterat
         if files[0].suffix == ".parquet":
             yield from _groups_with_missing(files, names)
             return
-        rows = itertools.islice(itertools.chain.from_iterable(text_rows(file) for file in files), _BEGINNING)
-        present = [[None if row.get(name) is None else True for name in names] for row in rows]
-        columns = zip(*present) if present else [()] * len(names)
-        yield 0, pa.table({name: pa.array(column, pa.bool_()) for name, column in zip(names, columns)})
+        most = _BEGINNING if source.limit is None else min(_BEGINNING, source.limit)
+        rows = itertools.islice(itertools.chain.from_iterable(text_rows(file) for file in files), most)
+        yield 0, table_of(rows, dict.fromkeys(names, "text"), path)
 
 
 def _groups_with_missing(files: list[Path], names: list[str]) -> Iterator[tuple[int, pa.Table]]:
@@ -277,30 +308,12 @@ def _read_path(path: Path, source: Texts | ImageSource) -> datasets.Dataset:
         with writing(datasets.config.HF_DATASETS_CACHE):
             return _reading(path, lambda: read_parquet(parts))
     kinds = columns_of(source) or {}
-    _require_one_kind(files[0], kinds, source)
+    if (mixed := mixed_column(source, kinds)) is not None:
+        raise ValueError(mixed)
     rows: Iterator[dict[str, Any]] = itertools.chain.from_iterable(text_rows(file) for file in files)
     if source.limit is not None:
         rows = itertools.islice(rows, source.limit)
     return datasets.Dataset(table_of(rows, kinds, path))
-
-
-def _require_one_kind(file: Path, kinds: dict[str, Kind], source: Texts | ImageSource) -> None:
-    """Raise ValueError for a column of a text format that is needed and holds neither texts nor numbers alone.
-
-    Without a choice, the columns that begin with a text are needed: leaving one out would leave out its texts.
-    """
-    others = [name for name, kind in kinds.items() if kind == "other"]
-    chosen = source.columns if isinstance(source, Texts) else [source.image, source.caption]
-    sample = list(itertools.islice(text_rows(file), _SAMPLE)) if others else []
-    for name in others:
-        values = [row.get(name) for row in sample]
-        begins_with_text = isinstance(next(value for value in values if value is not None), str)
-        if len(others) == len(kinds) or (begins_with_text if chosen is None else name in chosen):
-            row = row_of_another_kind(values)
-            raise ValueError(
-                f"The column '{name}' of {file} must hold texts alone, or numbers alone. Got {describe(values[row])} in row "
-                f"{row}: mend it, or name the columns that are meant in 'columns'."
-            )
 
 
 def _row_count(file: Path) -> int:

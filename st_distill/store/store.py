@@ -48,7 +48,7 @@ import numpy as np
 import torch
 
 from st_distill.locks import FolderLock
-from st_distill.options import is_number
+from st_distill.options import check_path, is_number
 from st_distill.store.build import SHARD_ROWS, SHARD_SECONDS, Builder
 from st_distill.store.damage import check_vectors
 from st_distill.store.dtypes import DTYPES
@@ -79,6 +79,7 @@ class TeacherStore:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        check_path("'path' parameter", path)
         self.path = Path(path).absolute()
         self._contents = Contents(self.path, read_description(self.path))
         self._set_up()
@@ -142,6 +143,7 @@ class TeacherStore:
         """
         given = [teachers] if isinstance(teachers, Teacher) else teachers
         number, count = check_create(texts, given, roles, dtype, shard_rows, shard_seconds, process)
+        check_path("'path' parameter", path)
         folder = Path(path).absolute()
         prepare_folder(folder)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -193,11 +194,32 @@ def test_ridge_start_of_a_constant_student(teacher):
     assert torch.isfinite(projection.linears[0].weight).all()
 
 
+def test_dims_of_numpy(tmp_path):
+    projection = MatryoshkaProjection(12, np.array([4, 8]))
+    assert projection.dims == [8, 4]
+    projection.save(str(tmp_path))
+    assert MatryoshkaProjection.load(str(tmp_path)).dims == [8, 4]
+
+
 class TestErrors:
-    @pytest.mark.parametrize("dims", [[], [0], [4, 4], [-1], [2.5], [True]])
+    @pytest.mark.parametrize(
+        "dims", [[], [0], [4, 4], [-1], [2.5], [True], 16, None, np.array([2.0]), np.array([4, 4])]
+    )
     def test_dims(self, dims):
         with pytest.raises(ValueError, match="'dims' of MatryoshkaProjection must be distinct positive whole numbers"):
             MatryoshkaProjection(12, dims)
+
+    @pytest.mark.parametrize("width", [12.0, 0, -3, "12", None])
+    def test_widths(self, width):
+        with pytest.raises(ValueError, match=f"'in_features' of MatryoshkaProjection must be .* Got {width!r} instead"):
+            MatryoshkaProjection(width, [4])
+        if width is not None:
+            with pytest.raises(ValueError, match=f"'teacher_head' of MatryoshkaProjection .* Got {width!r} instead"):
+                MatryoshkaProjection(12, [4], teacher_head=width)
+
+    def test_rotation_of_numpy(self):
+        with pytest.raises(TypeError, match="'rotation' must be a torch.Tensor. Got ndarray instead"):
+            MatryoshkaProjection(12, [8], rotation=np.eye(20, 8))
 
     def test_heads(self):
         with pytest.raises(ValueError, match="must be 'nested', 'independent' or 'none'. Got 'both'"):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -927,6 +928,41 @@ def test_rows_of_an_evaluation_are_looked_at_before_the_run(problems_of, part, m
     ]
     assert (told.path, told.level) == (f"evaluation.{field}", "error")
     assert message in told.message
+
+
+@pytest.mark.parametrize(
+    ("first", "bad", "columns", "message"),
+    [
+        ({"text": "a"}, {"text": 5}, None, "column 'text' of rows.jsonl must hold texts alone, or numbers alone. Got the number 5 in row 9"),
+        ({"text": "a"}, {"text": ["a", "b"]}, None, "Got a list in row 9"),
+        ({"text": "a"}, {"text": math.nan}, ["text"], "Got the number nan in row 9"),
+        ({"text": "a", "title": "b"}, {"text": 5, "title": "b"}, None, "column 'text' of rows.jsonl"),
+        ({"text": 1}, {"text": 5}, None, "there is no column of texts, only text"),
+    ],
+)  # fmt: skip
+def test_a_row_of_another_kind_is_named(problems_of, first, bad, columns, message):
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [first] * 9 + [bad] + [first] * 10))
+    chosen = "" if columns is None else f"\n    columns: {columns}"
+    recipe = BASE.replace("path: texts.parquet\n    columns: [text]", f"path: rows.jsonl{chosen}", 1)
+    (told,) = [found.message for found in problems_of(recipe) if found.path.startswith("texts[0]")]
+    assert message in told
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("\ud800", r"must hold text that UTF-8 can hold, without unpaired surrogates, in column 'text', as the other rows do. Got '\ud800' instead"),
+        (5, "must hold text in column 'text', as the other rows do. Got the number 5 instead"),
+    ],
+)  # fmt: skip
+def test_the_beginning_of_a_text_format_is_read(problems_of, bad, message):
+    """Beyond the rows too that the columns are judged by; not beyond the source's limit."""
+    Path("rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ["a"] * 1200 + [bad]))
+    recipe = BASE.replace("path: texts.parquet\n    columns: [text]", "path: rows.jsonl", 1)
+    (told,) = [found for found in problems_of(recipe) if found.path.startswith("texts[0]")]
+    assert (told.path, told.message.rstrip(".")) == ("texts[0].path", f"Row 1200 of rows.jsonl {message}")
+    limited = problems_of(recipe.replace("path: rows.jsonl", "path: rows.jsonl\n    limit: 1200"))
+    assert not [problem for problem in limited if problem.path.startswith("texts[0]")]
 
 
 @pytest.mark.parametrize("name", ["gap.jsonl", "gap.parquet"])
