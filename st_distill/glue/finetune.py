@@ -40,7 +40,9 @@ from st_distill.modules.alibi_config import explain_other_model
 from st_distill.nearest import any_of, suggest
 from st_distill.options import check_distinct, check_whole_number
 from st_distill.recipe.arguments import RESERVED, complaints, hints_of, range_complaint
+from st_distill.recipe.conversion import convert
 from st_distill.recipe.models import why_not
+from st_distill.words import Found, show_path
 
 __all__ = ["Settings", "glue"]
 
@@ -127,6 +129,11 @@ class Settings:
                 raise ValueError(sentence(f"The 'arguments' must be fields of TrainingArguments. {got}"))
             if name in _RESERVED:
                 raise ValueError(f"The 'arguments' must not have '{name}': {_RESERVED[name]}.")
+            found: list[Found] = []
+            convert(value, known[name], (name,), found)
+            for path, message in found:
+                told = f"The argument '{show_path(path)}' must be one that TrainingArguments takes: {message}"
+                raise ValueError(sentence(told))
             if (complaint := range_complaint(name, value)) is not None:
                 raise ValueError(sentence(f"The argument '{name}' {complaint}"))
         for blamed, message in complaints({**_ARGUMENTS, **self.arguments}, TrainingArguments):

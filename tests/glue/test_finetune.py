@@ -325,10 +325,20 @@ def test_a_folder_of_the_user_s_called_training_stays(encoder, glue_folder, tmp_
         ({"arguments": {"weight_dekay": 1}}, "Got 'weight_dekay'; did you mean 'weight_decay'"),
         ({"arguments": {"seed": 1}}, "must not have 'seed': set seed instead"),
         ({"arguments": {"weight_decay": -1}}, "'weight_decay' must be at least 0, got -1"),
+        (
+            {"arguments": {"bf16": "maybe"}},
+            "'bf16' must be one that TrainingArguments takes: expected true or false, got the text 'maybe'.$",
+        ),
         ({"arguments": {"logging_first_stp": True}}, r"did you mean 'logging_first_step'\?$"),
         ({"arguments": {"log_level": "wraning"}}, r"'log_level' cannot be 'wraning'; did you mean 'warning'\?$"),
-        ({"arguments": {"optim": "nope"}}, "'arguments' must go together"),
-        ({"arguments": {"lr_scheduler_kwargs": {"nope": 1}}}, "complaint about lr_scheduler_kwargs: .* 'nope'.$"),
+        (
+            {"arguments": {"optim": "nope"}},
+            "'optim' must be one that TrainingArguments takes: unknown value 'nope'; it may",
+        ),
+        (
+            {"arguments": {"lr_scheduler_kwargs": {"nope": 1}}},
+            "'arguments' must go together. Got a complaint about lr_scheduler_kwargs: .* 'nope'.$",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):
