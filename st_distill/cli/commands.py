@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -127,7 +126,7 @@ def mine_command(options: argparse.Namespace) -> int:
 def info_command(options: argparse.Namespace) -> int:
     from st_distill.exporting import info
 
-    print(json.dumps(info(options.model), indent=2))
+    give_json("-", info(options.model))
     return 0
 
 
