@@ -653,8 +653,8 @@ def test_a_recipe_sends_a_terminal_no_codes(tmp_path, capsys):
 
 def test_what_is_done_is_told_without_codes(make_student, tmp_path, capsys):
     make_student().save(str(tmp_path / "model"))
-    assert main(["export", str(tmp_path / "model"), str(tmp_path / "out\x1b[31m")]) == 0
-    assert capsys.readouterr().out.endswith("/out\\x1b[31m.\n")
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "new\nline" / "out\x1b[31m")]) == 0
+    assert capsys.readouterr().out.endswith("/new\\nline/out\\x1b[31m.\n")
 
 
 @pytest.fixture

@@ -112,9 +112,9 @@ def tell_failed(failed: Sequence[Mapping[str, str]]) -> int:
     return 2 if failed else 0
 
 
-def say(text: str) -> None:
-    """Print what a command has to say: names in it may come from a stranger, and reach no terminal as they are."""
-    put(printable(text, lines=True))
+def say(text: str, *, lines: bool = False) -> None:
+    """Print what a command has to say, as `printable`: names in it may come from a stranger."""
+    put(printable(text, lines=lines))
 
 
 def put(text: str) -> None:
