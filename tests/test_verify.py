@@ -760,6 +760,19 @@ def test_nothing_is_removed_behind_a_link(place, finished, tmp_path, capsys):
     assert all(path.exists() for path in kept)
 
 
+def test_a_repair_from_another_folder_says_where_the_paths_start(finished, tmp_path, monkeypatch):
+    copy = shutil.copytree(finished / "out-run", tmp_path / "out-run")
+    recipe = (copy / "recipe.yaml").read_text().replace(str(finished / "texts.txt"), "texts.txt")
+    (copy / "recipe.yaml").write_text(recipe)
+    flip(copy / "teachers/teachers/teacher/00000.npy")
+    monkeypatch.chdir(tmp_path)
+    told = r"own recipe, .*out-run/recipe.yaml, must .* no file or folder 'texts.txt'.* Its relative paths start in the folder"
+    with pytest.raises(ValueError, match=told):
+        verify(copy, repair=True, show_progress=False)
+    monkeypatch.chdir(finished)
+    assert verify(copy, repair=True, show_progress=False).findings[-1].repaired
+
+
 def test_several_runs_may_read_one_store(finished, tmp_path):
     work = shutil.copytree(finished / "out-run", tmp_path / "out-run")
     shutil.move(work / "teachers", tmp_path / "shared")
