@@ -163,9 +163,12 @@ def test_what_cannot_be_embedded_again_stays(store):
     teacher = Teacher(asked, prompts={"query": "q: "})
     missing = verify(store, repair=True, texts=PAIRS[-2:], teachers=teacher, show_progress=False)
     assert "4 of its texts are not given" in missing.findings[0].message
+    remedy = "repair it with the recipe that has them (--recipe FILE), or restore the file from a copy"
+    assert missing.findings[0].remedy == remedy
     assert not asked.texts
     other = verify(store, repair=True, texts=PAIRS, teachers=Teacher(Asked("other")), show_progress=False)
     assert "teacher 'first' is not given" in other.findings[0].message
+    assert other.findings[0].remedy == remedy
     assert not missing.is_whole
     assert not other.is_whole
     assert file.read_bytes() == content
