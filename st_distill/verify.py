@@ -231,6 +231,14 @@ def _given(store: Path, work: Path, recipe: Recipe | None) -> tuple[Iterable[Any
                 "Python texts and teachers."
             )
         recipe = load_recipe(work / "recipe.yaml")
+        try:
+            return what_to_embed(recipe)
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"The run's own recipe, {work / 'recipe.yaml'}, must give the texts again. It does not: {error} Its "
+                "relative paths start in the folder in which the run was started: repair it there, or give another recipe "
+                "(--recipe FILE)."
+            ) from error
     return what_to_embed(recipe)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -668,8 +669,39 @@ def test_a_recipe_sends_a_terminal_no_codes(tmp_path, capsys):
 
 def test_what_is_done_is_told_without_codes(make_student, tmp_path, capsys):
     make_student().save(str(tmp_path / "model"))
-    assert main(["export", str(tmp_path / "model"), str(tmp_path / "out\x1b[31m")]) == 0
-    assert capsys.readouterr().out.endswith("/out\\x1b[31m.\n")
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "new\nline" / "out\x1b[31m")]) == 0
+    assert capsys.readouterr().out.endswith("/new\\nline/out\\x1b[31m.\n")
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """Within it standard output is a pipe that nobody reads."""
+
+    @contextlib.contextmanager
+    def make():
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as output, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", output)
+            yield output
+            sys.stdout.close()
+
+    return make
+
+
+def test_an_output_that_nobody_reads_ends_quietly(make_student, tmp_path, unread, capsys):
+    make_student().save(str(tmp_path / "model"))
+    words = [sys.executable, "-m", "st_distill", "info", str(tmp_path / "model")]
+    with unread() as output:
+        done = subprocess.run(words, stdout=output, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 141
+    assert b"pipe" not in done.stderr
+    for code in (141, 1):
+        for options in ([], ["--json", "-"]):
+            with unread():
+                assert main(["verify", str(tmp_path / "model"), *options]) == code
+        (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    assert "pipe" not in capsys.readouterr().err
 
 
 def test_the_log_sends_a_terminal_no_codes():

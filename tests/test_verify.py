@@ -163,9 +163,12 @@ def test_what_cannot_be_embedded_again_stays(store):
     teacher = Teacher(asked, prompts={"query": "q: "})
     missing = verify(store, repair=True, texts=PAIRS[-2:], teachers=teacher, show_progress=False)
     assert "4 of its texts are not given" in missing.findings[0].message
+    remedy = "repair it with the recipe that has them (--recipe FILE), or restore the file from a copy"
+    assert missing.findings[0].remedy == remedy
     assert not asked.texts
     other = verify(store, repair=True, texts=PAIRS, teachers=Teacher(Asked("other")), show_progress=False)
     assert "teacher 'first' is not given" in other.findings[0].message
+    assert other.findings[0].remedy == remedy
     assert not missing.is_whole
     assert not other.is_whole
     assert file.read_bytes() == content
@@ -758,6 +761,19 @@ def test_nothing_is_removed_behind_a_link(place, finished, tmp_path, capsys):
         assert main(command) == 2
         assert f"{place} is a link" in capsys.readouterr().err
     assert all(path.exists() for path in kept)
+
+
+def test_a_repair_from_another_folder_says_where_the_paths_start(finished, tmp_path, monkeypatch):
+    copy = shutil.copytree(finished / "out-run", tmp_path / "out-run")
+    recipe = (copy / "recipe.yaml").read_text().replace(str(finished / "texts.txt"), "texts.txt")
+    (copy / "recipe.yaml").write_text(recipe)
+    flip(copy / "teachers/teachers/teacher/00000.npy")
+    monkeypatch.chdir(tmp_path)
+    told = r"own recipe, .*out-run/recipe.yaml, must .* no file or folder 'texts.txt'.* Its relative paths start in the folder"
+    with pytest.raises(ValueError, match=told):
+        verify(copy, repair=True, show_progress=False)
+    monkeypatch.chdir(finished)
+    assert verify(copy, repair=True, show_progress=False).findings[-1].repaired
 
 
 def test_several_runs_may_read_one_store(finished, tmp_path):

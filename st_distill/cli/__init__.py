@@ -34,7 +34,7 @@ from st_distill.stopping import Stopped, raising
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0; 1 where `verify` finds damage; 2 for a mistake, told in a sentence on
-    stderr; 130 and 143, as shells have it, where Ctrl-C or SIGTERM has stopped it.
+    stderr; 130 and 143, as shells have it, where Ctrl-C or SIGTERM has stopped it, and 141 where nobody reads what it prints.
     """
     _open_closed_streams()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check_names(options)
         with raising():
-            return options.command(options)
+            output = sys.stdout
+            code: int = options.command(options)
+            return code or (0 if sys.stdout is output else 128 + signal.SIGPIPE)  # replaced where nobody reads it
     except KeyboardInterrupt as error:
         if options.debug:
             raise

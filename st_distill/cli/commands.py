@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from st_distill.cli.shared import checked_recipe, give_json, require_place, say, speaks, tell_failed
-from st_distill.errors import Problem, RecipeError, printable
+from st_distill.errors import Problem, RecipeError
 
 
 def check_command(options: argparse.Namespace) -> int:
@@ -26,12 +25,12 @@ def _say(options: argparse.Namespace, problems: Sequence[Problem]) -> int:
     from st_distill.errors import format_problems
 
     if problems:
-        say(format_problems(problems, options.recipe))
+        say(format_problems(problems, options.recipe), lines=True)
     errors = sum(problem.level == "error" for problem in problems)
     if errors:
-        say(f"{errors} mistake{'s' if errors > 1 else ''} in {printable(options.recipe)}.")
+        say(f"{errors} mistake{'s' if errors > 1 else ''} in {options.recipe}.")
         return 2
-    say(f"{printable(options.recipe)} is ready to run.")
+    say(f"{options.recipe} is ready to run.")
     return 0
 
 
@@ -60,9 +59,9 @@ def run_command(options: argparse.Namespace) -> int:
     leave()
     if speaks():
         if result.results:
-            say(report(result.results))
+            say(report(result.results), lines=True)
         if result.findings:
-            say(f"\n{findings_report(result.findings)}\n")
+            say(f"\n{findings_report(result.findings)}\n", lines=True)
         say(f"The model is in {result.output}.")
     return tell_failed(failures(result.results))
 
@@ -73,7 +72,7 @@ def verify_command(options: argparse.Namespace) -> int:
     require_place("json", options.json)
     found = verify(options.path, repair=options.repair, recipe=options.recipe, overrides=options.overrides)
     if options.json is None:
-        say(found.as_text())
+        say(found.as_text(), lines=True)
     else:
         give_json(options.json, found.as_json())
     return 0 if found.is_whole else 1
@@ -127,7 +126,7 @@ def mine_command(options: argparse.Namespace) -> int:
 def info_command(options: argparse.Namespace) -> int:
     from st_distill.exporting import info
 
-    print(json.dumps(info(options.model), indent=2))
+    give_json("-", info(options.model))
     return 0
 
 
@@ -148,7 +147,9 @@ def pretrain_command(options: argparse.Namespace) -> int:
         results, said = result.results, f"The model is in {result.output}."
     if speaks():
         if options.json != "-":
-            say(f"{report_accuracy(results)}\n{said}" if results else said)
+            if results:
+                say(report_accuracy(results), lines=True)
+            say(said)
         give_json(options.json, results)
     return 0
 
@@ -169,6 +170,6 @@ def glue_command(options: argparse.Namespace) -> int:
         trust_remote_code=options.trust_remote_code,
     )
     if options.json != "-":
-        say(report_glue(results))
+        say(report_glue(results), lines=True)
     give_json(options.json, results)
     return 0

@@ -71,7 +71,7 @@ def _eval_recipe(options: argparse.Namespace, path: str) -> int:
     recipe = checked_recipe(path, options.overrides)
     results = evaluate_model(load_model(options.model, max_seq_length=options.max_seq_length), recipe)
     if options.json != "-":
-        say(report(results))
+        say(report(results), lines=True)
     give_json(options.json, results)
     return tell_failed(failures(results))
 
@@ -129,7 +129,7 @@ def _eval_tasks(options: argparse.Namespace) -> int:
     limit = model.max_seq_length
     results = {"model": options.model, "max_seq_length": limit if isinstance(limit, int) else None, **measured}
     if options.json != "-":
-        say(task_report(results))
+        say(task_report(results), lines=True)
     give_json(options.json, results)
     if options.csv:
         give_text(options.csv, csv_of_results(results))

@@ -90,7 +90,7 @@ def give_json(file: str | None, content: Mapping[str, Any]) -> None:
     from st_distill.files import json_text
 
     if file == "-":
-        print(json.dumps(content, indent=2))
+        put(json.dumps(content, indent=2))
     elif file:
         give_text(file, json_text(content))
 
@@ -112,9 +112,21 @@ def tell_failed(failed: Sequence[Mapping[str, str]]) -> int:
     return 2 if failed else 0
 
 
-def say(text: str) -> None:
-    """Print what a command has to say: names in it may come from a stranger, and reach no terminal as they are."""
-    print(printable(text, lines=True))
+def say(text: str, *, lines: bool = False) -> None:
+    """Print what a command has to say, as `printable`: names in it may come from a stranger."""
+    put(printable(text, lines=lines))
+
+
+def put(text: str) -> None:
+    """Print on standard output. Where nobody reads it any more (``| head``), the command goes on without it, to its files and
+    its exit code.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it stays until the end
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for what is left in the buffer
+        sys.stdout = nowhere
 
 
 def speaks() -> bool:

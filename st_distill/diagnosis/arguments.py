@@ -33,5 +33,5 @@ def check_name(name: str, value: Any) -> None:
 
 
 def shown(text: str) -> str:
-    text = " ".join(text.split())
+    text = " ".join(text.split()) or repr(text)[1:-1]  # spaces alone are shown as they are
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

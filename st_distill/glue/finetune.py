@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,7 +40,10 @@ from st_distill.modules.alibi_config import explain_other_model
 from st_distill.nearest import any_of, suggest
 from st_distill.options import check_distinct, check_whole_number
 from st_distill.recipe.arguments import RESERVED, complaints, hints_of, range_complaint
+from st_distill.recipe.conversion import convert
 from st_distill.recipe.models import why_not
+from st_distill.teacher.identity import model_files
+from st_distill.words import Found, show_path
 
 __all__ = ["Settings", "glue"]
 
@@ -52,6 +55,7 @@ AFTER_MNLI = ("stsb", "mrpc", "rte")
 _OTHERS = {
     "model": "another model",
     "weights": "other weights of the model",
+    "files": "other files of the model",
     "data": "other data",
     "settings": "other settings",
     "after_mnli": "another encoder to begin with",
@@ -127,6 +131,11 @@ class Settings:
                 raise ValueError(sentence(f"The 'arguments' must be fields of TrainingArguments. {got}"))
             if name in _RESERVED:
                 raise ValueError(f"The 'arguments' must not have '{name}': {_RESERVED[name]}.")
+            found: list[Found] = []
+            convert(value, known[name], (name,), found)
+            for path, message in found:
+                told = f"The argument '{show_path(path)}' must be one that TrainingArguments takes: {message}"
+                raise ValueError(sentence(told))
             if (complaint := range_complaint(name, value)) is not None:
                 raise ValueError(sentence(f"The argument '{name}' {complaint}"))
         for blamed, message in complaints({**_ARGUMENTS, **self.arguments}, TrainingArguments):
@@ -160,8 +169,8 @@ def glue(
     """Fine-tune a model on the tasks of GLUE and measure each on its validation part.
 
     STS-B, MRPC and RTE begin with the encoder fine-tuned on MNLI where that is among the tasks, as in Jina Embeddings 2;
-    the others with the model itself. Each finished task is kept in ``output``, so that the same call continues; what other
-    weights, data or settings have left there is refused.
+    the others with the model itself. Each finished task is kept in ``output``, so that the same call continues; what
+    another model, other data or settings have left there is refused.
 
     Args:
         model: name or folder of an encoder that transformers has with a sequence classification head.
@@ -223,6 +232,7 @@ class _Model:
             raise ValueError(f"The tokenizer of '{name}' must have a padding token. It has none: set one and save it.")
         self.load(name, 2)  # weights that do not fit are found now, and not after hours
         self.weights = _weights(name)
+        self.files = _files_beside(name, self.weights)
 
     def load(self, name: str, labels: int) -> PreTrainedModel:
         """The encoder of a folder with a new head, in float32: in half precision small steps are rounded away."""
@@ -266,7 +276,12 @@ class _Run:
         self._mnli_file = folder / "mnli.json"
         self._learns_mnli = any(data.task.name == "mnli" for data in tasks)
         self._data = {data.task.name: data.identity() for data in tasks}
-        self._made_by = {"model": model.name, "weights": model.weights, "settings": _plain(settings)}
+        self._made_by = {
+            "model": model.name,
+            "weights": model.weights,
+            "files": model.files,
+            "settings": _plain(settings),
+        }
 
     def kept(self, data: TaskData) -> dict[str, Any] | None:
         """The figures of a task that are in the folder already, by names in the results; None where there are none.
@@ -424,10 +439,19 @@ def _weights(name: str) -> dict[str, Any]:
     return {file.name: describe(file)._asdict() for file in files}
 
 
+def _files_beside(name: str, weights: Container[str]) -> dict[str, Any]:
+    """The same of the configuration, the tokenizer and what else a model's folder has; empty for one of the hub."""
+    folder = Path(name)
+    found = [file for file in model_files(folder) if file.parent == folder] if folder.is_dir() else []
+    return {file.name: describe(file)._asdict() for file in found if file.name not in weights}
+
+
 def _others(kept: Mapping[str, Any], as_now: Mapping[str, Any]) -> str:
     """What a kept result is of that it is not of now, for a sentence; empty where it is of the same."""
     told = []
     for name, now in as_now.items():
+        if name == "files" and name not in kept:
+            continue  # written by an earlier version
         if (before := kept.get(name)) != now:
             details: list[str] = []
             if isinstance(before, dict) and isinstance(now, dict):

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_o
 
 from st_distill.credentials import speaks_of_token
 from st_distill.errors import Problem, RecipeError
-from st_distill.nearest import any_of, nearest, suggest
+from st_distill.nearest import any_of, nearest, offer, suggest
 from st_distill.words import FieldPath, Found, describe, listed, show_path
 
 __all__ = ["Part", "as_mapping", "build", "convert", "default_of", "expected", "hints"]
@@ -26,16 +26,15 @@ class Part:
 
     #: The field that a part is when only a name is given: ``student: some/model``.
     short_for: ClassVar[str | None] = None
+    #: What other libraries call a field, by which it may be looked for.
+    also_called: ClassVar[Mapping[str, str]] = {}
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
         # A dataclass's own error says neither which field was meant nor which there are.
         names = [option.name for option in fields(cls)]  # type: ignore[arg-type]
         if unknown := [name for name in given if name not in names]:
             raise RecipeError(
-                [
-                    Problem(path=f"{cls.__name__}.{name}", message=f"unknown field{suggest(name, names, always=True)}")
-                    for name in unknown
-                ]
+                [Problem(path=f"{cls.__name__}.{name}", message=_unknown_field(cls, name, names)) for name in unknown]
             )
         return super().__new__(cls)
 
@@ -222,7 +221,7 @@ def _convert_part(cls: type[_P], value: Any, path: FieldPath, found: list[Found]
         return _reject(path, found, f"expected a mapping with {listed(names)}, got {describe(value)}")
     unknown = [str(key) for key in value if key not in names]
     for key in unknown:
-        found.append(((*path, key), f"unknown field{suggest(key, names, always=True)}"))
+        found.append(((*path, key), _unknown_field(cls, key, names)))
     # A required field that is only misspelt has been reported already.
     misspelt = {nearest(key, names) for key in unknown}
     values = {}
@@ -234,6 +233,11 @@ def _convert_part(cls: type[_P], value: Any, path: FieldPath, found: list[Found]
         elif default_of(option) is MISSING and option.name not in misspelt:
             found.append((path, f"'{option.name}' is missing: {option.metadata['help']}"))
     return _assemble(cls, values)
+
+
+def _unknown_field(cls: type[Part], name: str, names: list[str]) -> str:
+    meant = cls.also_called.get(name)
+    return f"unknown field{suggest(name, names, always=True) if meant is None else offer(meant)}"
 
 
 def _convert_field(cls: type, option: Field[Any], value: Any, path: FieldPath, found: list[Found]) -> Any:

@@ -274,6 +274,8 @@ class Objective(Part):
 class Stage(Part):
     """One run of the trainer: what is trained, on which losses, for how long."""
 
+    also_called = {**{argument: name for name, argument in SHORTHAND_ARGUMENTS.items()}, "batch_size": "batch"}
+
     name: str | None = field(default=None, metadata=about("names its folder; by default what is trained", file_name))
     train: str | dict[str, int] | list[str] = field(
         metadata=about(

@@ -6,6 +6,7 @@ import importlib
 import logging
 import math
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from st_distill.recipe.measuring import measure, texts_and_vectors
 from st_distill.recipe.schema import Recipe, Texts
 from st_distill.recipe.teachers import teacher_view
 from st_distill.recipe.vision import pictures_and_captions
+from st_distill.records import setting_work
 from st_distill.report.facts import headline, origin, recipe_text, size_rows, stage_rows, storage_rows, task_rows
 from st_distill.report.pictures import (
     COLOURS,
@@ -292,9 +294,11 @@ def _collect(run: Run, *, speed: bool) -> _Found:
         return found
     if not (Path(recipe.output) / "modules.json").is_file():
         if all(stage.done for stage in run.stages) and not Path(recipe.output).is_absolute():
+            command = shlex.join(["st-distill", "run", str(run.folder / "recipe.yaml"), *setting_work(run.folder)])
             raise FileNotFoundError(
                 f"The model of the run must be in {recipe.output}, seen from the current folder. It is not: start the report "
-                "in the folder in which the run was started."
+                "in the folder in which the run was started, or, where run and model have been moved, say so first with: "
+                f"{command} --set output=FOLDER --resume"
             )
         reason = (
             f"there is no model in {recipe.output}, seen from the current folder: the run is not finished, or it was started "

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 SHARD_ROWS = 16384
 SHARD_SECONDS = 600.0
+#: What gives a teacher another name, for a sentence.
+_NAMING = "its 'name' in the recipe (in Python Teacher(..., name=...))"
 _OUR_FILES = re.compile(r"\d{5,}(-\d+)?(\.[a-z]+)?\.npy")
 
 
@@ -255,7 +257,7 @@ class Builder:
             ]:
                 raise ValueError(
                     f"The name of teacher '{teacher.name}' must differ from '{alike[0]}' in the store {self.folder} by more "
-                    "than upper and lower case. Choose another: Teacher(..., name=...)."
+                    f"than upper and lower case. Choose another by {_NAMING}."
                 )
             entry = Entry(teacher.label, teacher.revision, teacher.settings, None, self.dtype)
             if not self._leads:
@@ -300,7 +302,7 @@ class Builder:
     def _other_teacher(self, teacher: Teacher, what: str, stored: Any, given: Any) -> ValueError:
         return ValueError(
             f"Teacher '{teacher.name}' must have {what} {stored!r}, with which its vectors were stored in {self.folder}. "
-            f"Got {given!r} instead; give it another name by Teacher(..., name=...), or use a new folder."
+            f"Got {given!r} instead; give it another name by {_NAMING}, or use a new folder."
         )
 
     def _variant(self, teacher: Teacher, role: str) -> Variant:

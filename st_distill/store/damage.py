@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -226,18 +226,18 @@ def _embed(
 
 
 def _explained(folder: Path, damage: Damage, teachers: Sequence[Teacher], missing: dict[str, int]) -> Damage:
-    """A damage of vectors, with why it was not mended."""
+    """A damage of vectors, with why it was not mended and what mends it: another run may share the store."""
     given = {teacher.name for teacher in teachers}
     for name, _, shard in _shards(read_description(folder)):
         if shard.is_among([damage.file]):
+            why = None
             if name not in given:
-                return replace(
-                    damage, what=f"{damage.what}, and teacher '{name}' is not given to embed its texts again"
-                )
-            if count := missing.get(shard.vectors.file):
-                return replace(
-                    damage, what=f"{damage.what}, and {count} of its texts are not given to embed them again"
-                )
+                why = f"teacher '{name}' is not given to embed its texts again"
+            elif count := missing.get(shard.vectors.file):
+                why = f"{count} of its texts are not given to embed them again"
+            if why is not None:
+                remedy = "repair it with the recipe that has them (--recipe FILE), or restore the file from a copy"
+                return Damage(damage.file, f"{damage.what}, and {why}", remedy)
     return damage
 
 

@@ -71,6 +71,21 @@ def folder_revision(folder: Path) -> str:
     """
     if commit := _commit_in(folder.resolve()):
         return commit
+    paths = model_files(folder)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        checksums = list(pool.map(files.sha256, paths))
+    digest = hashlib.sha256()
+    for path, checksum in zip(paths, checksums):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{checksum}\n".encode("utf-8", "surrogatepass"))
+    return f"content:{digest.hexdigest()[:40]}"
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files in a model's folder that its vectors may depend on.
+
+    Raises:
+        ValueError: for what is neither file nor folder.
+    """
     paths = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not _NOT_THE_MODEL.fullmatch(name)]
@@ -80,12 +95,7 @@ def folder_revision(folder: Path) -> str:
         raise ValueError(
             f"The folder {folder} of a model must hold files and folders alone. {odd} is neither: remove it."
         )
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        checksums = list(pool.map(files.sha256, paths))
-    digest = hashlib.sha256()
-    for path, checksum in zip(paths, checksums):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{checksum}\n".encode("utf-8", "surrogatepass"))
-    return f"content:{digest.hexdigest()[:40]}"
+    return paths
 
 
 def model_checksum(model: SentenceTransformer) -> str:

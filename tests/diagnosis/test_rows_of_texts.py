@@ -14,6 +14,12 @@ def test_duplicates(texts):
     assert len(diagnose_duplicates([*texts, texts[0]], share=0)) == 1
 
 
+@pytest.mark.parametrize(("text", "seen"), [(" ", "such as ' '"), ("\t\n", r"such as '\t\n'"), ("", "such as ''")])
+def test_a_text_of_spaces_is_shown_as_it_is(text, seen):
+    (found,) = diagnose_duplicates([text, text])
+    assert found.seen.endswith(seen)
+
+
 def test_rows_of_pairs_are_equal_where_both_texts_are():
     assert diagnose_duplicates([("a", "b"), ("a", "c"), ("ab", "")], share=0) == []
     (found,) = diagnose_duplicates([("a", "b"), ("a", "b")])

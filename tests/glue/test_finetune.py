@@ -161,6 +161,25 @@ def test_what_other_data_or_weights_gave_is_refused(copied, glue_folder, tmp_pat
     refused(glue_folder, r"other weights of the model \(model.safetensors\)")
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_what_another_configuration_or_tokenizer_gave_is_refused(name, copied, glue_folder, no_training):
+    model = copied("model")
+    out = model / "glue"  # which is no part of it either
+    first = glue(model, glue_folder, out, tasks=["rte"], settings=SHORT)
+    no_training()
+    (model / "README.md").write_text("a card is no part of the model")
+    assert glue(model, glue_folder, out, tasks=["rte"], settings=SHORT) == first
+    (model / name).write_text((model / name).read_text() + "\n")
+    with pytest.raises(
+        ValueError, match=rf"rte.json must .* It is of other files of the model \({name}\): remove it, or"
+    ):
+        glue(model, glue_folder, out, tasks=["rte"], settings=SHORT)
+    kept = json.loads((out / "rte.json").read_text())
+    del kept["files"]  # as an earlier version wrote it
+    (out / "rte.json").write_text(json.dumps(kept))
+    assert glue(model, glue_folder, out, tasks=["rte"], settings=SHORT) == first
+
+
 def test_another_commit_of_a_model_of_the_hub_is_another_model(copied, glue_folder, tmp_path, monkeypatch, no_training):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     main_branch = tmp_path / "models--x--model" / "refs" / "main"
@@ -325,10 +344,20 @@ def test_a_folder_of_the_user_s_called_training_stays(encoder, glue_folder, tmp_
         ({"arguments": {"weight_dekay": 1}}, "Got 'weight_dekay'; did you mean 'weight_decay'"),
         ({"arguments": {"seed": 1}}, "must not have 'seed': set seed instead"),
         ({"arguments": {"weight_decay": -1}}, "'weight_decay' must be at least 0, got -1"),
+        (
+            {"arguments": {"bf16": "maybe"}},
+            "'bf16' must be one that TrainingArguments takes: expected true or false, got the text 'maybe'.$",
+        ),
         ({"arguments": {"logging_first_stp": True}}, r"did you mean 'logging_first_step'\?$"),
         ({"arguments": {"log_level": "wraning"}}, r"'log_level' cannot be 'wraning'; did you mean 'warning'\?$"),
-        ({"arguments": {"optim": "nope"}}, "'arguments' must go together"),
-        ({"arguments": {"lr_scheduler_kwargs": {"nope": 1}}}, "complaint about lr_scheduler_kwargs: .* 'nope'.$"),
+        (
+            {"arguments": {"optim": "nope"}},
+            "'optim' must be one that TrainingArguments takes: unknown value 'nope'; it may",
+        ),
+        (
+            {"arguments": {"lr_scheduler_kwargs": {"nope": 1}}},
+            "'arguments' must go together. Got a complaint about lr_scheduler_kwargs: .* 'nope'.$",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):

@@ -99,6 +99,7 @@ def test_a_good_recipe_has_no_problems(problems_of):
 MISTAKES = {
     "initials": ("    batch: 8", "    lr: 8", 21, "stages[0].lr: unknown field; did you mean 'learning_rate'?"),
     "unknown field": ("    batch: 8", "    btach: 8", 21, "stages[0].btach: unknown field; did you mean 'batch'?"),
+    "another library's name": ("    batch: 8", "    batch_size: 8", 21, "stages[0].batch_size: unknown field; did you mean 'batch'?"),
     "unknown top field": ("output:", "outptu:", 1, "outptu: unknown field; did you mean 'output'?"),
     "missing field": ("output: out/model\n", "", 1, "'output' is missing: folder of the finished model"),
     "quoted number": ("steps: 10", 'steps: "10"', 20, "stages[0].steps: expected a whole number, got the text '10'; write"),

@@ -295,10 +295,9 @@ def test_a_report_from_another_folder_replaces_nothing(finished_run, tmp_path, m
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["report", str(copy)]) == 2
-    assert (
-        "The model of the run must be in small, seen from the current folder. It is not: start"
-        in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "The model of the run must be in small, seen from the current folder. It is not: start" in said
+    assert f"with: st-distill run {copy}/recipe.yaml --set work={copy} --set output=FOLDER --resume" in said
     assert [path.name for path in (copy / "report").iterdir()] == ["index.html"]
     assert (copy / "report" / "index.html").read_text() == before
 

@@ -253,7 +253,10 @@ def test_a_role_that_a_teacher_did_not_know_is_kept_without_a_new_file(tmp_path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"revision": "2"}, "must have the revision '1', .* Got '2' instead; give it another name"),
+        (
+            {"revision": "2"},
+            "must have the revision '1', .* Got '2' instead; give it another name by its 'name' in the recipe",
+        ),
         ({"truncate_dim": 2}, r"must have the settings \{\}, .* Got \{'truncate_dim': 2\}"),
         ({"prompts": "q: "}, "must have the prompt for texts without a role '', .* Got 'q: '"),
     ],
