@@ -20,7 +20,7 @@ COMPATIBILITY_TESTS ?= tests/compatibility tests/test_functional.py tests/test_l
 # For each module the tests of it, and how many of its mutants are tried, where not all are.
 STORE_TESTS := store,test_verify.py,test_options.py
 MUTATED := functional.py:test_functional.py: hinges.py:test_functional.py:60 losses.py:test_losses.py: batch.py:test_losses.py: \
-	$(foreach part,build damage format labels processes store shards texts,store/$(part).py:$(STORE_TESTS):40)
+	$(foreach part,build changed damage format labels processes store shards texts,store/$(part).py:$(STORE_TESTS):40)
 
 # Tests run in several processes with one thread of torch each, which are faster than threads.
 PARALLEL := --numprocesses=logical --maxprocesses=8

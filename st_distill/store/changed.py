@@ -40,7 +40,7 @@ def changed_text(
     is_new = np.full(len(contents.hashes), True)
     for texts, vectors in blocks:
         numbers = contents.table.find(hash_texts(texts))
-        rows = np.flatnonzero((numbers >= 0) & (numbers < len(is_new)))
+        rows = np.flatnonzero(numbers >= 0)
         rows = rows[np.sort(np.unique(numbers[rows], return_index=True)[1])]
         rows = rows[is_new[numbers[rows]]]
         is_new[numbers[rows]] = False

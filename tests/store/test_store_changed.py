@@ -75,6 +75,33 @@ def test_texts_that_were_not_taken_may_change(bought, vectors):
     assert bought(vectors).gather(np.array([2500])).numpy() == pytest.approx(1 / np.sqrt(8), rel=1e-3)
 
 
+def test_a_step_of_what_is_stored_is_a_rounding_and_two_are_not(tmp_path):
+    def build(last: int) -> None:
+        rows = np.array([[127, 5], [127, last]], dtype=np.float32)
+        teacher = Teacher.from_vectors(rows, texts=["a", "b"], name="bought")
+        TeacherStore.create(tmp_path / "s", ["a", "b"], teacher, dtype="int8", show_progress=False)
+
+    build(10)
+    build(11)
+    with pytest.raises(ValueError, match="has another for 'b'"):
+        build(12)
+
+
+def test_the_first_text_of_the_store_is_not_that_of_the_file(bought, vectors):
+    bought(vectors, TEXTS[::-1])
+    vectors[-1] *= -1
+    with pytest.raises(ValueError, match="bought.npy has another for 'text 2999'"):
+        bought(vectors, TEXTS[::-1])
+
+
+@pytest.mark.parametrize("between", [0, 2000])
+def test_of_equal_texts_the_first_counts_however_far_apart(between, tmp_path, vectors):
+    texts = ["a", *TEXTS[:between], "a"]
+    teacher = Teacher.from_vectors(vectors[: len(texts)], texts=texts, name="bought")
+    for _ in range(2):
+        TeacherStore.create(tmp_path / "s", texts, teacher, show_progress=False)
+
+
 def test_of_equal_texts_the_first_counts(tmp_path):
     vectors = np.eye(3, dtype=np.float32)
     for last in (2, 1):
