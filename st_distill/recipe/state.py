@@ -60,6 +60,8 @@ _FREE_PREFIXES = (
 )
 #: Further ones that only matter where the best checkpoint is kept.
 _BEST_PREFIXES = ("eval_", "metric_for_best", "greater_is_better")
+#: Fields that runs begun by an earlier version have not noted, and go on without.
+_NOTED_SINCE = {"data.student", "data.encoder", "data.tokenizer"}
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -145,7 +147,9 @@ class RunState(RunRecord):
         keep = len(self.stages) if from_stage is None else from_stage - 1
         for index, (old, new) in enumerate(zip(self.stages[:keep], wanted)):
             changed = sorted(
-                key for key in {*old["fields"], *new["fields"]} if old["fields"].get(key) != new["fields"].get(key)
+                key
+                for key in {*old["fields"], *new["fields"]} - (_NOTED_SINCE - old["fields"].keys())
+                if old["fields"].get(key) != new["fields"].get(key)
             )
             if changed:
                 shown = ", ".join(_change(key, old["fields"].get(key), new["fields"].get(key)) for key in changed[:5])

@@ -19,6 +19,7 @@ from st_distill.exporting import export, load_student
 from st_distill.files import write_text
 from st_distill.recipe import Evaluation, Recipe, dump_recipe, runner, student
 from st_distill.recipe.run_rules import RunRules
+from st_distill.recipe.state import RunState
 
 
 @pytest.fixture
@@ -116,6 +117,19 @@ def test_a_student_that_was_changed_in_its_folder(recipe, tmp_path, tiny_bert):
     fresh = weights("fresh")
     assert all(torch.equal(after[name], fresh[name]) for name in fresh)
     assert not all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_run_of_before_the_students_content_was_noted_goes_on(tmp_path):
+    state = RunState(tmp_path)
+
+    def plan(**fields: str) -> None:
+        state.plan([{"name": "all", "fields": {"seed": 1, **fields}}], from_stage=None)
+
+    plan()
+    state.stage_folder(0).mkdir(parents=True)  # which has begun
+    plan(**{"data.student": "content:a"})
+    with pytest.raises(ValueError, match=r"data.texts\[0\] \(was null"):
+        plan(**{"data.texts[0]": "a"})
 
 
 def test_a_kernel_that_only_the_training_needs(recipe, monkeypatch, tmp_path, caplog):
